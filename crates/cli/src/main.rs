@@ -1,0 +1,2 @@
+//! The `shoestring` binary.
+fn main() {}

@@ -1,0 +1,375 @@
+//! What a model is, as its `config.json` states it.
+//!
+//! Field names are Hugging Face's keys, so that a reader who knows one knows the other. Two families:
+//! DeepSeek-V3 (MLA attention, mixture of experts, multi-token prediction) and the dense one that Llama,
+//! Qwen2 and Qwen3 share. A key that would change the arithmetic in a way that the forward pass does not
+//! implement is refused when the file is read, never ignored.
+
+mod read;
+mod rope;
+mod tensors;
+mod validate;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use thiserror::Error;
+
+pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, RopeTablesSpec, YarnScaling};
+pub use tensors::{TensorKind, TensorSpec, tensor_specs};
+
+/// The largest `config.json` that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// A model's architecture and sizes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "family", rename_all = "lowercase")]
+pub enum ModelConfig {
+    /// DeepSeek-V3: MLA, experts, MTP.
+    Deepseek(DeepseekConfig),
+    /// Llama, Qwen2, Qwen3: grouped-query attention and a dense SwiGLU.
+    Dense(DenseConfig),
+}
+
+/// Which of the dense models a [`DenseConfig`] describes: they differ in biases and in the norms on q and k.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DenseFamily {
+    /// `LlamaForCausalLM` (SmolLM2 too): no biases.
+    Llama,
+    /// `Qwen2ForCausalLM`: biases on q, k and v, none on o.
+    Qwen2,
+    /// `Qwen3ForCausalLM`: no biases, RMSNorm over `head_dim` on each head of q and k before RoPE.
+    Qwen3,
+}
+
+/// Sizes of a Llama, Qwen2 or Qwen3 model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DenseConfig {
+    /// Which model family's block this is.
+    pub model_type: DenseFamily,
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the SwiGLU between `gate_proj`/`up_proj` and `down_proj`.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Epsilon of every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Whether the head is the embedding; then no `lm_head.weight` is stored.
+    pub tie_word_embeddings: bool,
+    /// The context length that the model was made for.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f64,
+    /// Rotary position embedding.
+    pub rope: RopeConfig,
+    /// Token that begins a text.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text; may be empty.
+    pub eos_token_id: Vec<u32>,
+    /// Token that fills a batch.
+    pub pad_token_id: Option<u32>,
+}
+
+impl DenseConfig {
+    /// Whether q, k and v have biases (Qwen2). `o_proj` never has one.
+    pub fn attention_bias(&self) -> bool {
+        self.model_type == DenseFamily::Qwen2
+    }
+
+    /// Whether each head of q and k goes through an RMSNorm before RoPE (Qwen3).
+    pub fn qk_norm(&self) -> bool {
+        self.model_type == DenseFamily::Qwen3
+    }
+}
+
+/// Sizes of a DeepSeek-V3 model (report §2.1).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeepseekConfig {
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the SwiGLU of the first `first_k_dense_replace` layers.
+    pub intermediate_size: usize,
+    /// Width of one expert.
+    pub moe_intermediate_size: usize,
+    /// Number of blocks of the main model (MTP layers apart).
+    pub num_hidden_layers: usize,
+    /// Attention heads; MLA has as many key heads.
+    pub num_attention_heads: usize,
+    /// Width of the query latent; `None` for a single `q_proj`.
+    pub q_lora_rank: Option<usize>,
+    /// Width of the key/value latent `c`.
+    pub kv_lora_rank: usize,
+    /// Per-head width of the part of q and k that has no position.
+    pub qk_nope_head_dim: usize,
+    /// Width of the rotated part of q (per head) and of k (shared by all heads); even.
+    pub qk_rope_head_dim: usize,
+    /// Per-head width of the values.
+    pub v_head_dim: usize,
+    /// Routed experts of a layer.
+    pub n_routed_experts: usize,
+    /// Shared experts; stored as one SwiGLU of width `n_shared_experts · moe_intermediate_size`.
+    pub n_shared_experts: usize,
+    /// Routed experts that a token passes.
+    pub num_experts_per_tok: usize,
+    /// Groups that the routed experts are divided into.
+    pub n_group: usize,
+    /// Groups that a token may choose experts from.
+    pub topk_group: usize,
+    /// Whether the chosen experts' weights are normalised to one.
+    pub norm_topk_prob: bool,
+    /// Factor on the (normalised) expert weights.
+    pub routed_scaling_factor: f64,
+    /// The first so many layers have a dense SwiGLU; may be 0 or all.
+    pub first_k_dense_replace: usize,
+    /// Multi-token-prediction layers stored after the main ones.
+    pub num_nextn_predict_layers: usize,
+    /// Whether RoPE rotates neighbouring pairs (as published) or the two halves.
+    pub rope_interleave: bool,
+    /// Epsilon of the RMSNorms on the residual stream. Those inside MLA always use
+    /// [`DeepseekConfig::LATENT_NORM_EPS`].
+    pub rms_norm_eps: f64,
+    /// Whether the head is the embedding; then no `lm_head.weight` is stored.
+    pub tie_word_embeddings: bool,
+    /// The context length that the model was made for.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f64,
+    /// Rotary position embedding of the rope slice.
+    pub rope: RopeConfig,
+    /// Token that begins a text.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text; may be empty.
+    pub eos_token_id: Vec<u32>,
+    /// Token that fills a batch.
+    pub pad_token_id: Option<u32>,
+}
+
+impl DeepseekConfig {
+    /// Epsilon of `q_a_layernorm` and `kv_a_layernorm`: `transformers` leaves those two norms at their
+    /// default, whatever `rms_norm_eps` says.
+    pub const LATENT_NORM_EPS: f64 = 1e-6;
+
+    /// Per-head width of q and k: `qk_nope_head_dim + qk_rope_head_dim`.
+    pub fn qk_head_dim(&self) -> usize {
+        self.qk_nope_head_dim + self.qk_rope_head_dim
+    }
+
+    /// Width of the shared experts' SwiGLU.
+    pub fn shared_intermediate_size(&self) -> usize {
+        self.n_shared_experts * self.moe_intermediate_size
+    }
+
+    /// Whether a layer holds experts. MTP layers count on from the main ones.
+    pub fn is_moe_layer(&self, layer: usize) -> bool {
+        layer >= self.first_k_dense_replace
+    }
+}
+
+/// Why a model configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is larger than any real configuration.
+    #[error("{path} has {found} bytes, but a config.json has at most {MAX_CONFIG_BYTES}")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+    },
+    /// The text is not JSON.
+    #[error("the model configuration is not valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The JSON is not an object.
+    #[error("the model configuration is a JSON {found}, but must be an object")]
+    NotAnObject {
+        /// The kind of JSON value found.
+        found: &'static str,
+    },
+    /// A key that has no safe default is absent.
+    #[error("config key `{key}` is missing; {expected}")]
+    Missing {
+        /// The key.
+        key: String,
+        /// What it should hold.
+        expected: String,
+    },
+    /// A key holds something that is malformed, out of range or not implemented.
+    #[error("config key `{key}` is {found}, but {supported}")]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// The value found, shortened.
+        found: String,
+        /// What is supported.
+        supported: String,
+    },
+    /// A file on disk was refused for one of the other reasons.
+    #[error("{path}: {source}")]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: Box<ConfigError>,
+    },
+}
+
+impl ConfigError {
+    fn unsupported(key: &str, found: impl ToString, supported: impl Into<String>) -> Self {
+        let mut found = found.to_string();
+        if found.chars().count() > 80 {
+            found = found.chars().take(77).chain("...".chars()).collect();
+        }
+        ConfigError::Unsupported {
+            key: key.to_owned(),
+            found,
+            supported: supported.into(),
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Reads a configuration from the text of a `config.json`, old style or `transformers` 5.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        Self::from_value(&serde_json::from_str(text)?)
+    }
+
+    /// Reads a configuration from parsed JSON and [validates](Self::validate) it.
+    pub fn from_value(value: &serde_json::Value) -> Result<Self, ConfigError> {
+        let config = read::config(value)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads a configuration from a model folder or from the path of a `config.json`.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let mut path = path.as_ref().to_path_buf();
+        if path.is_dir() {
+            path.push("config.json");
+        }
+        let read = |source| ConfigError::Read {
+            path: path.clone(),
+            source,
+        };
+        let found = std::fs::metadata(&path).map_err(read)?.len();
+        if found > MAX_CONFIG_BYTES {
+            return Err(ConfigError::TooLarge { path, found });
+        }
+        let text = std::fs::read_to_string(&path).map_err(read)?;
+        Self::from_json(&text).map_err(|source| ConfigError::InFile {
+            path,
+            source: Box::new(source),
+        })
+    }
+
+    /// The `config.json` of this model, in the keys that `transformers` 4.5x and 5 both read.
+    pub fn to_json(&self) -> serde_json::Value {
+        write::config(self)
+    }
+
+    /// Checks that every size is positive and within bounds, that what must divide divides, and that the
+    /// model's tensors could exist. Configurations that were read are already validated; those made by
+    /// hand (recipes) go through here before anything is allocated.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        validate::config(self)
+    }
+
+    /// RoPE frequencies and the scales that follow from them; see [`RopeTablesSpec`].
+    pub fn rope_tables_spec(&self) -> RopeTablesSpec {
+        match self {
+            ModelConfig::Deepseek(c) => rope::deepseek_tables(c),
+            ModelConfig::Dense(c) => rope::dense_tables(c),
+        }
+    }
+
+    /// Hugging Face's `model_type`.
+    pub fn model_type(&self) -> &'static str {
+        match self {
+            ModelConfig::Deepseek(_) => "deepseek_v3",
+            ModelConfig::Dense(c) => match c.model_type {
+                DenseFamily::Llama => "llama",
+                DenseFamily::Qwen2 => "qwen2",
+                DenseFamily::Qwen3 => "qwen3",
+            },
+        }
+    }
+}
+
+/// Fields that both families have, under the same names.
+macro_rules! shared_fields {
+    ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {
+        impl ModelConfig {
+            $($(#[$doc])*
+            pub fn $name(&self) -> $type {
+                match self {
+                    ModelConfig::Deepseek(c) => c.$name,
+                    ModelConfig::Dense(c) => c.$name,
+                }
+            })*
+        }
+    };
+}
+
+shared_fields! {
+    /// Rows of the embedding and of the head.
+    vocab_size: usize,
+    /// Width of the residual stream.
+    hidden_size: usize,
+    /// Number of blocks of the main model.
+    num_hidden_layers: usize,
+    /// Query heads.
+    num_attention_heads: usize,
+    /// Epsilon of the RMSNorms on the residual stream.
+    rms_norm_eps: f64,
+    /// Whether the head is the embedding.
+    tie_word_embeddings: bool,
+    /// The context length that the model was made for.
+    max_position_embeddings: usize,
+    /// Standard deviation of the initial weights.
+    initializer_range: f64,
+    /// Token that begins a text.
+    bos_token_id: Option<u32>,
+    /// Token that fills a batch.
+    pad_token_id: Option<u32>,
+}
+
+impl ModelConfig {
+    /// Tokens that end a text; may be empty.
+    pub fn eos_token_id(&self) -> &[u32] {
+        match self {
+            ModelConfig::Deepseek(c) => &c.eos_token_id,
+            ModelConfig::Dense(c) => &c.eos_token_id,
+        }
+    }
+
+    /// Rotary position embedding.
+    pub fn rope(&self) -> &RopeConfig {
+        match self {
+            ModelConfig::Deepseek(c) => &c.rope,
+            ModelConfig::Dense(c) => &c.rope,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

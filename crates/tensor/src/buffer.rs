@@ -1,0 +1,77 @@
+//! Aligned buffers of f32 that return to a pool when dropped, so that a step reuses the memory of the last one.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; 16]);
+
+thread_local! {
+    static FREE: RefCell<BTreeMap<usize, Vec<Vec<Line>>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// A slice of f32, 64-byte aligned. Its contents are whatever the last owner left unless made by [`Buf::zeros`].
+pub struct Buf {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+/// Rounds up to one of eight sizes per power of two: at most an eighth is wasted.
+fn size_class(lines: usize) -> usize {
+    let lines = lines.max(8);
+    let step = (lines.next_power_of_two() / 16).max(1);
+    lines.next_multiple_of(step)
+}
+
+impl Buf {
+    /// A buffer of `len` values, contents unspecified (but initialised memory).
+    pub fn new(len: usize) -> Buf {
+        let class = size_class(len.div_ceil(16));
+        let reused = FREE.with(|f| f.borrow_mut().get_mut(&class).and_then(Vec::pop));
+        Buf { lines: reused.unwrap_or_else(|| vec![Line([0.0; 16]); class]), len }
+    }
+
+    /// A buffer of `len` zeros.
+    pub fn zeros(len: usize) -> Buf {
+        let mut b = Buf::new(len);
+        b.fill(0.0);
+        b
+    }
+
+    /// A copy of `x`.
+    pub fn copy_of(x: &[f32]) -> Buf {
+        let mut b = Buf::new(x.len());
+        b.copy_from_slice(x);
+        b
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        // Where the thread is ending its pool is gone, and the memory is freed instead.
+        let _ = FREE.try_with(|f| f.borrow_mut().entry(lines.len()).or_default().push(lines));
+    }
+}
+
+impl Deref for Buf {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        // SAFETY: a Line is 16 initialised floats without padding, and len <= 16 * lines.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and the borrow is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Gives the memory of all unused buffers of this thread back to the system.
+pub fn release_unused() {
+    FREE.with(|f| f.borrow_mut().clear());
+}

@@ -1,0 +1,464 @@
+//! The matrix product: every output is one chain of fused multiply-adds over k = 0, 1, …, K-1 in order.
+//!
+//! Nothing else touches an output's value, so blocking, packing, the number of rows and the number of threads
+//! are free to choose: one row gives the same bits as a thousand, and every instruction set gives the same.
+//!
+//! Letters: the product is `C[m, n] (+)= Σ_k A[m, k] · B[k, n]`. `B` is read in panels of [`PANEL`] columns.
+
+use super::simd::{LANES, Simd, kernel};
+use crate::buffer::Buf;
+use crate::threads::{SharedMut, parallel, threads};
+use std::cell::RefCell;
+
+/// Columns of one panel of `B`.
+pub const PANEL: usize = 32;
+/// Steps of k between visits of an output tile; outputs are stored and reloaded exactly, so any value will do.
+const KC: usize = 256;
+/// Rows of one task: a multiple of every micro-kernel's height.
+const MC: usize = 96;
+
+/// The left factor: a strided matrix, or rows (or columns) of one picked by index.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    /// The values.
+    pub data: &'a [f32],
+    /// Distance between rows.
+    pub row_stride: usize,
+    /// Distance between columns.
+    pub col_stride: usize,
+    /// If given, row `m` is row `rows[m]` of the matrix.
+    pub rows: Option<&'a [u32]>,
+    /// If given, column `k` is column `cols[k]` of the matrix.
+    pub cols: Option<&'a [u32]>,
+}
+
+impl<'a> Left<'a> {
+    /// A row-major matrix with `stride` values per row.
+    pub fn rows(data: &'a [f32], stride: usize) -> Left<'a> {
+        Left { data, row_stride: stride, col_stride: 1, rows: None, cols: None }
+    }
+    /// The transpose of a row-major matrix with `stride` values per row.
+    pub fn transposed(data: &'a [f32], stride: usize) -> Left<'a> {
+        Left { data, row_stride: 1, col_stride: stride, rows: None, cols: None }
+    }
+    /// Whether to read this factor where it lies: packing pays only over many columns, or where the rows are so
+    /// spaced that they would evict one another from the first-level cache.
+    fn in_place(&self, width: usize) -> bool {
+        let plain = self.col_stride == 1 && self.rows.is_none() && self.cols.is_none();
+        plain && width <= 256 && !self.row_stride.is_multiple_of(1024)
+    }
+}
+
+/// The right factor, element (k, n) at `(n / PANEL) * panel_stride + k * k_stride + n % PANEL`.
+#[derive(Clone, Copy)]
+pub struct Right<'a> {
+    /// The values.
+    pub data: &'a [f32],
+    /// Distance between steps of k.
+    pub k_stride: usize,
+    /// Distance between panels.
+    pub panel_stride: usize,
+}
+
+impl<'a> Right<'a> {
+    /// A row-major `[k, n]` matrix with `stride` values per row, read in place.
+    pub fn rows(data: &'a [f32], stride: usize) -> Right<'a> {
+        Right { data, k_stride: stride, panel_stride: PANEL }
+    }
+    /// Panels made by [`pack_transposed`] from an `[n, k]` matrix.
+    pub fn packed(data: &'a [f32], k: usize) -> Right<'a> {
+        Right { data, k_stride: PANEL, panel_stride: k * PANEL }
+    }
+}
+
+/// One product; `c` is where its first output lies in the shared output slice.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// Left factor, `[m, k]`.
+    pub a: Left<'a>,
+    /// Right factor, `[k, n]`.
+    pub b: Right<'a>,
+    /// Rows of the output.
+    pub m: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// Columns of the output.
+    pub n: usize,
+    /// Offset of the output's first element.
+    pub c: usize,
+}
+
+/// `out[c + i * ldc + j] (+)= Σ_k A[i, k] B[k, j]` for every product; the outputs must not overlap.
+///
+/// With `accumulate` the chain of each output starts from the value that is there, else from zero.
+/// Panics if a factor or the output is too short.
+pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool) {
+    for p in products {
+        check(p, out.len(), ldc);
+    }
+    let work: usize = products.iter().map(|p| p.m * p.n * p.k).sum();
+    let target = if work < 1 << 16 { 1 } else { 4 * threads() };
+    let mut tasks: Vec<(usize, usize, usize, usize)> = Vec::new();
+    for (i, p) in products.iter().enumerate() {
+        if p.m == 0 || p.n == 0 {
+            continue;
+        }
+        let blocks = p.m.div_ceil(MC);
+        let share = (target * p.m * p.n * p.k.max(1)).div_ceil(work.max(1)).max(1);
+        let panels = p.n.div_ceil(PANEL);
+        let splits = share.div_ceil(blocks).clamp(1, panels);
+        let width = panels.div_ceil(splits) * PANEL;
+        for m0 in (0..p.m).step_by(MC) {
+            tasks.extend((0..p.n).step_by(width).map(|n0| (i, m0, n0, width.min(p.n - n0))));
+        }
+    }
+    let shared = SharedMut::new(out);
+    let len = out.len();
+    parallel(tasks.len(), |t| {
+        let (i, m0, n0, width) = tasks[t];
+        let p = &products[i];
+        // SAFETY: tasks write disjoint tiles of the output (rows m0.., columns n0..), inside it by `check`; the
+        // slice given to each is only a way to carry the base pointer.
+        let c = unsafe { shared.slice(0, len) };
+        SCRATCH.with(|s| block(p, m0, n0, width, c, ldc, accumulate, &mut s.borrow_mut()));
+    });
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Buf> = RefCell::new(Buf::new((MC + LANES) * KC));
+}
+
+fn check(p: &Product, out: usize, ldc: usize) {
+    if p.m == 0 || p.n == 0 {
+        return;
+    }
+    assert!(p.c + (p.m - 1) * ldc + p.n <= out, "gemm: output of {out} too short for {}x{}", p.m, p.n);
+    if p.k == 0 {
+        return;
+    }
+    let row = p.a.rows.map_or(p.m - 1, |r| r[..p.m].iter().copied().max().unwrap_or(0) as usize);
+    let col = p.a.cols.map_or(p.k - 1, |c| c[..p.k].iter().copied().max().unwrap_or(0) as usize);
+    assert!(row * p.a.row_stride + col * p.a.col_stride < p.a.data.len(), "gemm: left factor too short");
+    let last = (p.n - 1) / PANEL;
+    // A packed last panel is whole; one read in place is read only as far as it goes.
+    let end = last * p.b.panel_stride + (p.k - 1) * p.b.k_stride + (p.n - 1) % PANEL;
+    assert!(end < p.b.data.len(), "gemm: right factor too short");
+}
+
+kernel! {
+    /// Rows `m0..` (at most MC) and columns `n0..n0 + width` of one product.
+    fn block<S>(p: &Product, m0: usize, n0: usize, width: usize, out: &mut [f32], ldc: usize, accumulate: bool,
+                scratch: &mut Buf) {
+        let rows = MC.min(p.m - m0);
+        let mut k0 = 0;
+        loop {
+            let kc = KC.min(p.k - k0);
+            let load = accumulate || k0 > 0;
+            let in_place = p.a.in_place(width);
+            if !in_place {
+                pack_left::<S>(&p.a, m0, rows, k0, kc, scratch);
+            }
+            let mut n = n0;
+            while n < n0 + width {
+                let wide = if rows <= 3 { 4 * PANEL } else { PANEL };
+                let cols = wide.min(n0 + width - n);
+                let b = p.b.data.as_ptr().add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
+                for r0 in (0..rows).step_by(S::MR) {
+                    let strip = S::MR.min(rows - r0);
+                    let (a, a_rs, a_ks) = if in_place {
+                        (p.a.data.as_ptr().add((m0 + r0) * p.a.row_stride + k0), p.a.row_stride, 1)
+                    } else {
+                        (scratch.as_ptr().add(r0 * kc), 1, strip)
+                    };
+                    let c = out.as_mut_ptr().add(p.c + (m0 + r0) * ldc + n);
+                    Tile { kc, a, a_rs, a_ks, b, right: p.b, c, ldc, cols, load }.run::<S>(strip);
+                }
+                n += cols;
+            }
+            k0 += kc;
+            if k0 >= p.k {
+                break;
+            }
+        }
+    }
+}
+
+/// Packs rows of the left factor into strips of `S::MR` rows, k by k; the last strip is as narrow as its rows.
+#[inline(always)]
+unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: usize, to: &mut [f32]) {
+    let mut at = 0;
+    for r0 in (0..rows).step_by(S::MR) {
+        let strip = S::MR.min(rows - r0);
+        if a.row_stride == 1 && a.rows.is_none() {
+            for k in 0..kc {
+                let col = a.cols.map_or(k0 + k, |c| c[k0 + k] as usize);
+                let from = &a.data[col * a.col_stride + m0 + r0..][..strip];
+                to[at + k * strip..][..strip].copy_from_slice(from);
+            }
+        } else {
+            for i in 0..strip {
+                let row = a.rows.map_or(m0 + r0 + i, |r| r[m0 + r0 + i] as usize);
+                let base = row * a.row_stride;
+                if a.col_stride == 1 && a.cols.is_none() {
+                    let from = &a.data[base + k0..][..kc];
+                    let dst = &mut to[at + i..at + i + (kc - 1) * strip + 1];
+                    for (k, &v) in from.iter().enumerate() {
+                        // SAFETY: k < kc, and dst has (kc - 1) * strip + 1 values.
+                        unsafe { *dst.get_unchecked_mut(k * strip) = v };
+                    }
+                } else {
+                    for k in 0..kc {
+                        let col = a.cols.map_or(k0 + k, |c| c[k0 + k] as usize);
+                        to[at + i + k * strip] = a.data[base + col * a.col_stride];
+                    }
+                }
+            }
+        }
+        at += strip * kc;
+    }
+}
+
+/// What a micro-kernel works on: `rows x cols` outputs, `kc` steps.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    pub kc: usize,
+    pub a: *const f32,
+    /// Distance in `a` between rows and between steps of k.
+    pub a_rs: usize,
+    pub a_ks: usize,
+    pub b: *const f32,
+    pub right: Right<'a>,
+    pub c: *mut f32,
+    pub ldc: usize,
+    pub cols: usize,
+    /// Whether the sums start from what is in `c`.
+    pub load: bool,
+}
+
+impl Tile<'_> {
+    /// Computes the tile with `rows <= 12` rows (more than `S::MR` only costs registers).
+    ///
+    /// # Safety
+    /// All pointers are valid for the extents given, and the machine has `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn run<S: Simd>(&self, rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut n = 0;
+            while n < self.cols {
+                let left = self.cols - n;
+                if rows == 1 && left >= 4 * PANEL && S::NV == 2 {
+                    self.micro::<S, 1, 8>(n);
+                    n += 4 * PANEL;
+                } else if rows <= 3 && left >= 2 * PANEL && S::NV == 2 {
+                    match rows {
+                        1 => self.micro::<S, 1, 4>(n),
+                        2 => self.micro::<S, 2, 4>(n),
+                        _ => self.micro::<S, 3, 4>(n),
+                    }
+                    n += 2 * PANEL;
+                } else if left >= PANEL && S::NV == 2 {
+                    self.rows::<S, 2>(rows, n);
+                    n += PANEL;
+                } else if left >= LANES {
+                    self.rows::<S, 1>(rows, n);
+                    n += LANES;
+                } else {
+                    self.partial::<S>(rows, n, left);
+                    n += left;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const W: usize>(&self, rows: usize, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows {
+                1 => self.micro::<S, 1, W>(n),
+                2 => self.micro::<S, 2, W>(n),
+                3 => self.micro::<S, 3, W>(n),
+                4 => self.micro::<S, 4, W>(n),
+                5 => self.micro::<S, 5, W>(n),
+                6 => self.micro::<S, 6, W>(n),
+                7 => self.micro::<S, 7, W>(n),
+                8 => self.micro::<S, 8, W>(n),
+                9 => self.micro::<S, 9, W>(n),
+                10 => self.micro::<S, 10, W>(n),
+                11 => self.micro::<S, 11, W>(n),
+                _ => self.micro::<S, 12, W>(n),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn vector(&self, n: usize) -> usize {
+        (n / PANEL) * self.right.panel_stride + n % PANEL
+    }
+
+    /// `R` rows by `W` vectors, columns `n..`.
+    #[inline(always)]
+    unsafe fn micro<S: Simd, const R: usize, const W: usize>(&self, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut acc = [[S::splat(0.0); W]; R];
+            if self.load {
+                for i in 0..R {
+                    for w in 0..W {
+                        acc[i][w] = S::load(self.c.add(i * self.ldc + n + w * LANES));
+                    }
+                }
+            }
+            let mut at = [std::ptr::null::<f32>(); W];
+            for w in 0..W {
+                at[w] = self.b.add(self.vector(n + w * LANES));
+            }
+            let mut a = self.a;
+            for _ in 0..self.kc {
+                let mut b = [S::splat(0.0); W];
+                for w in 0..W {
+                    b[w] = S::load(at[w]);
+                    at[w] = at[w].add(self.right.k_stride);
+                }
+                for i in 0..R {
+                    let x = S::splat(*a.add(i * self.a_rs));
+                    for w in 0..W {
+                        acc[i][w] = S::fma(x, b[w], acc[i][w]);
+                    }
+                }
+                a = a.add(self.a_ks);
+            }
+            for i in 0..R {
+                for w in 0..W {
+                    S::store(self.c.add(i * self.ldc + n + w * LANES), acc[i][w]);
+                }
+            }
+        }
+    }
+
+    /// The last, narrow columns: `cols < LANES`.
+    #[inline(always)]
+    unsafe fn partial<S: Simd>(&self, rows: usize, n: usize, cols: usize) {
+        // SAFETY: the caller's promise; partial loads and stores touch `cols` values only.
+        unsafe {
+            for i in 0..rows {
+                let c = self.c.add(i * self.ldc + n);
+                let mut acc = if self.load { S::load_partial(c, cols) } else { S::splat(0.0) };
+                let b = self.b.add(self.vector(n));
+                for k in 0..self.kc {
+                    let v = S::load_partial(b.add(k * self.right.k_stride), cols);
+                    acc = S::fma(S::splat(*self.a.add(i * self.a_rs + k * self.a_ks)), v, acc);
+                }
+                S::store_partial(c, cols, acc);
+            }
+        }
+    }
+}
+
+/// The length of the panels of an `[n, k]` matrix.
+pub fn packed_len(n: usize, k: usize) -> usize {
+    n.div_ceil(PANEL) * PANEL * k
+}
+
+/// Packs `w[n, k]`, row-major with `stride` values per row, into panels for products with its transpose:
+/// panel p holds rows `32p..32p + 32` of `w`, step by step of k. Missing rows are zero.
+pub fn pack_transposed(w: &[f32], n: usize, k: usize, stride: usize, out: &mut [f32]) {
+    assert!(out.len() >= packed_len(n, k), "pack: output too short");
+    if n == 0 || k == 0 {
+        return;
+    }
+    assert!((n - 1) * stride + k <= w.len(), "pack: matrix too short");
+    crate::threads::parallel_chunks(&mut out[..packed_len(n, k)], k * PANEL, |at, panel| {
+        let n0 = at / k;
+        let rows = PANEL.min(n - n0);
+        pack_panel(&w[n0 * stride..], rows, k, stride, panel);
+    });
+}
+
+/// One panel of [`pack_transposed`]; blocks of k keep both sides in the first-level cache.
+pub(crate) fn pack_panel(w: &[f32], rows: usize, k: usize, stride: usize, panel: &mut [f32]) {
+    for k0 in (0..k).step_by(16) {
+        let kc = 16.min(k - k0);
+        for r in 0..PANEL {
+            if r < rows {
+                let from = &w[r * stride + k0..][..kc];
+                for (i, &v) in from.iter().enumerate() {
+                    panel[(k0 + i) * PANEL + r] = v;
+                }
+            } else {
+                for i in 0..kc {
+                    panel[(k0 + i) * PANEL + r] = 0.0;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+    use crate::threads::set_threads;
+
+    fn reference(a: &[f32], b: &[f32], m: usize, k: usize, n: usize) -> Vec<f32> {
+        let mut c = vec![0.0f32; m * n];
+        for i in 0..m {
+            for j in 0..n {
+                c[i * n + j] = (0..k).fold(0.0, |s, x| a[i * k + x].mul_add(b[j * k + x], s));
+            }
+        }
+        c
+    }
+
+    #[test]
+    fn equals_one_ordered_chain_to_the_bit() {
+        let mut rng = Rng::new(1);
+        let shapes = [(1, 1, 1), (1, 300, 130), (2, 17, 64), (3, 5, 97), (13, 600, 33), (130, 31, 70), (64, 256, 512)];
+        for (m, k, n) in shapes {
+            let a: Vec<f32> = (0..m * k).map(|_| rng.normal()).collect();
+            let b: Vec<f32> = (0..n * k).map(|_| rng.normal()).collect();
+            let want = reference(&a, &b, m, k, n);
+            let mut panels = vec![0.0; packed_len(n, k)];
+            pack_transposed(&b, n, k, k, &mut panels);
+            let bt: Vec<f32> = (0..k * n).map(|i| b[(i % n) * k + i / n]).collect();
+            let at: Vec<f32> = (0..k * m).map(|i| a[(i % m) * k + i / m]).collect();
+            for t in [1, 2, 5] {
+                set_threads(t);
+                for left in [Left::rows(&a, k), Left::transposed(&at, m)] {
+                    for right in [Right::packed(&panels, k), Right::rows(&bt, n)] {
+                        let mut c = vec![f32::NAN; m * n];
+                        gemm(&[Product { a: left, b: right, m, k, n, c: 0 }], &mut c, n, false);
+                        assert_eq!(c, want, "{m}x{k}x{n} on {t} threads");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_row_gives_the_bits_of_many_and_accumulation_continues_the_chain() {
+        let (m, k, n) = (37, 411, 93);
+        let mut rng = Rng::new(2);
+        let a: Vec<f32> = (0..m * k).map(|_| rng.normal()).collect();
+        let b: Vec<f32> = (0..n * k).map(|_| rng.normal()).collect();
+        let want = reference(&a, &b, m, k, n);
+        let mut panels = vec![0.0; packed_len(n, k)];
+        pack_transposed(&b, n, k, k, &mut panels);
+        for i in 0..m {
+            let mut c = vec![0.0; n];
+            let rows = [i as u32];
+            let left = Left { rows: Some(&rows), ..Left::rows(&a, k) };
+            gemm(&[Product { a: left, b: Right::packed(&panels, k), m: 1, k, n, c: 0 }], &mut c, n, false);
+            assert_eq!(c, want[i * n..][..n]);
+        }
+        let bt: Vec<f32> = (0..k * n).map(|i| b[(i % n) * k + i / n]).collect();
+        let mut c = vec![0.0; m * n];
+        for (k0, kc) in [(0, 100), (100, 311)] {
+            let left = Left { data: &a[k0..], ..Left::rows(&a, k) };
+            let right = Right::rows(&bt[k0 * n..], n);
+            gemm(&[Product { a: left, b: right, m, k: kc, n, c: 0 }], &mut c, n, true);
+        }
+        assert_eq!(c, want);
+    }
+}

@@ -1,0 +1,5 @@
+//! Kernels: the virtual vector, elementary functions, and the matrix product.
+
+pub mod gemm;
+pub mod math;
+pub mod simd;

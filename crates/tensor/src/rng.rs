@@ -1,0 +1,43 @@
+//! Random numbers that are a pure function of a seed and a position, so that a resumed run draws the same.
+
+/// A counter-based generator (SplitMix64 over a 64-bit counter).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rng {
+    state: u64,
+}
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Rng {
+    /// The stream of a seed.
+    pub fn new(seed: u64) -> Rng {
+        Rng { state: mix(seed ^ 0x9e37_79b9_7f4a_7c15) }
+    }
+    /// The stream of a seed and a path of numbers, such as (step, sample).
+    pub fn at(seed: u64, path: &[u64]) -> Rng {
+        Rng { state: path.iter().fold(mix(seed ^ 0x9e37_79b9_7f4a_7c15), |s, &p| mix(s ^ mix(p.wrapping_add(1)))) }
+    }
+    /// 64 uniform bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.state)
+    }
+    /// Uniform in [0, 1) with 24 bits.
+    pub fn uniform(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 * (1.0 / (1 << 24) as f32)
+    }
+    /// Uniform in `0..n` (n > 0), by multiplication.
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
+    }
+    /// Standard normal: the sum of twelve uniforms would be cheap, Box-Muller with our own functions is exact.
+    pub fn normal(&mut self) -> f32 {
+        let u = (self.next_u64() >> 40) as f32 * (1.0 / (1 << 24) as f32) + 0.5 / (1 << 24) as f32;
+        let angle = self.uniform() * std::f32::consts::TAU;
+        (-2.0 * crate::cpu::math::ln(u)).sqrt() * crate::cpu::math::sin_cos(angle).1
+    }
+}
