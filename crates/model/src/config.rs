@@ -5,11 +5,12 @@
 //! Qwen2 and Qwen3 share. A key that would change the arithmetic in a way that the forward pass does not
 //! implement is refused when the file is read, never ignored.
 
+pub(crate) mod keys;
 mod read;
 mod rope;
 mod tensors;
 mod validate;
-mod write;
+pub(crate) mod write;
 
 use std::path::{Path, PathBuf};
 
@@ -19,8 +20,8 @@ use thiserror::Error;
 pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, RopeTablesSpec, YarnScaling};
 pub use tensors::{TensorKind, TensorSpec, tensor_specs};
 
-/// The largest `config.json` that is read, in bytes.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// The largest JSON configuration that is read, in bytes.
+pub(crate) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// A model's architecture and sizes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -172,9 +173,9 @@ impl DeepseekConfig {
         self.n_shared_experts * self.moe_intermediate_size
     }
 
-    /// Whether a layer holds experts. MTP layers count on from the main ones.
+    /// Whether a layer holds experts. MTP layers, which count on from the main ones, always do.
     pub fn is_moe_layer(&self, layer: usize) -> bool {
-        layer >= self.first_k_dense_replace
+        layer >= self.first_k_dense_replace.min(self.num_hidden_layers)
     }
 }
 
@@ -190,7 +191,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is larger than any real configuration.
-    #[error("{path} has {found} bytes, but a config.json has at most {MAX_CONFIG_BYTES}")]
+    #[error("{path} has {found} bytes, but a configuration has at most {MAX_CONFIG_BYTES}")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -235,16 +236,12 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    fn unsupported(key: &str, found: impl ToString, supported: impl Into<String>) -> Self {
+    pub(crate) fn unsupported(key: &str, found: impl ToString, supported: impl Into<String>) -> Self {
         let mut found = found.to_string();
         if found.chars().count() > 80 {
             found = found.chars().take(77).chain("...".chars()).collect();
         }
-        ConfigError::Unsupported {
-            key: key.to_owned(),
-            found,
-            supported: supported.into(),
-        }
+        ConfigError::Unsupported { key: key.to_owned(), found, supported: supported.into() }
     }
 }
 
@@ -267,19 +264,13 @@ impl ModelConfig {
         if path.is_dir() {
             path.push("config.json");
         }
-        let read = |source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        };
+        let read = |source| ConfigError::Read { path: path.clone(), source };
         let found = std::fs::metadata(&path).map_err(read)?.len();
         if found > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLarge { path, found });
         }
         let text = std::fs::read_to_string(&path).map_err(read)?;
-        Self::from_json(&text).map_err(|source| ConfigError::InFile {
-            path,
-            source: Box::new(source),
-        })
+        Self::from_json(&text).map_err(|source| ConfigError::InFile { path, source: Box::new(source) })
     }
 
     /// The `config.json` of this model, in the keys that `transformers` 4.5x and 5 both read.
@@ -373,3 +364,22 @@ impl ModelConfig {
 
 #[cfg(test)]
 mod tests;
+
+/// The published configuration of DeepSeek-V3, without its quantization.
+#[cfg(test)]
+pub(crate) const DEEPSEEK_V3_JSON: &str = r#"{
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
+    "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 1,
+    "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
+    "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512,
+    "max_position_embeddings": 163840, "moe_intermediate_size": 2048, "moe_layer_freq": 1,
+    "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": true,
+    "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+    "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
+    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+    "tie_word_embeddings": false, "topk_group": 4, "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": true,
+    "v_head_dim": 128, "vocab_size": 129280}"#;

@@ -1,6 +1,20 @@
 //! The engine: buffers, threads, kernels, the gradient tape and its fused ops.
+//!
+//! Not a general tensor library: an activation is a matrix with one row per token, and an op exists because a
+//! model or a loss needs it. What holds for all of it is the bitwise contract (see `ARCHITECTURE.md`): a token's
+//! result depends on its context and the weights alone, and gradients do not depend on the number of threads.
 #![allow(unsafe_code)] // the one crate that has it, under safe functions
+
 pub mod buffer;
 pub mod cpu;
+pub mod mapped;
+pub mod ops;
+pub mod params;
 pub mod rng;
+pub mod tape;
 pub mod threads;
+
+pub use buffer::Buf;
+pub use params::{Params, Weight};
+pub use rng::Rng;
+pub use tape::{Tape, Tensor};

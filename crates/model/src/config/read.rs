@@ -1,7 +1,8 @@
 //! From `config.json` to [`ModelConfig`]: old keys and those of `transformers` 5, everything else refused.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::keys::Keys;
 use super::{
     ConfigError, DeepseekConfig, DenseConfig, DenseFamily, Llama3Scaling, ModelConfig, RopeConfig,
     RopeScaling, YarnScaling,
@@ -11,146 +12,8 @@ const ARCHITECTURES: &str = "supported are DeepseekV3ForCausalLM (deepseek_v3), 
     (llama), Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
 const ROPE_TYPES: &str = "supported are default, linear, yarn and llama3";
 
-/// An object of the configuration, with the path that leads to it for messages.
-struct Keys<'a> {
-    prefix: &'static str,
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    /// The value of a key; JSON's null counts as absent.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    fn path(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
-    }
-
-    fn wrong(&self, key: &str, found: &Value, supported: &str) -> ConfigError {
-        ConfigError::unsupported(&self.path(key), found, supported)
-    }
-
-    fn missing(&self, key: &str, expected: &str) -> ConfigError {
-        ConfigError::Missing {
-            key: self.path(key),
-            expected: expected.to_owned(),
-        }
-    }
-
-    fn size_opt(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        // Some files write 8192.0 for a length.
-        let integral = value
-            .as_f64()
-            .filter(|f| f.fract() == 0.0 && (0.0..=9e15).contains(f))
-            .map(|f| f as u64);
-        value
-            .as_u64()
-            .or(integral)
-            .and_then(|n| usize::try_from(n).ok())
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, value, "must be a non-negative integer"))
-    }
-
-    fn size(&self, key: &str) -> Result<usize, ConfigError> {
-        self.size_opt(key)?
-            .ok_or_else(|| self.missing(key, "it must hold a positive integer"))
-    }
-
-    fn size_or(&self, key: &str, default: usize) -> Result<usize, ConfigError> {
-        Ok(self.size_opt(key)?.unwrap_or(default))
-    }
-
-    fn number_opt(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => match value.as_f64().filter(|f| f.is_finite()) {
-                Some(number) => Ok(Some(number)),
-                None => Err(self.wrong(key, value, "must be a finite number")),
-            },
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<f64, ConfigError> {
-        self.number_opt(key)?
-            .ok_or_else(|| self.missing(key, "it must hold a number"))
-    }
-
-    fn number_or(&self, key: &str, default: f64) -> Result<f64, ConfigError> {
-        Ok(self.number_opt(key)?.unwrap_or(default))
-    }
-
-    fn flag_or(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.wrong(key, value, "must be true or false")),
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => match value.as_str() {
-                Some(text) => Ok(Some(text)),
-                None => Err(self.wrong(key, value, "must be a string")),
-            },
-        }
-    }
-
-    fn object(&self, key: &'static str, prefix: &'static str) -> Result<Option<Keys<'a>>, ConfigError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Keys { prefix, map })),
-            Some(value) => Err(self.wrong(key, value, "must be an object")),
-        }
-    }
-
-    /// Refuses the key unless it is absent, null or one of the values that mean "as usual".
-    fn only(&self, key: &str, usual: &[Value], supported: &str) -> Result<(), ConfigError> {
-        match self.get(key) {
-            Some(value) if !usual.contains(value) => Err(self.wrong(key, value, supported)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Token ids under a key: a number, a list or nothing. A negative id means "none".
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
-        let wrong = |value| self.wrong(key, value, "must be a token id or a list of token ids");
-        let one = |value: &Value| match value.as_i64() {
-            Some(id) if id < 0 => Ok(None),
-            Some(id) => u32::try_from(id).map(Some).map_err(|_| wrong(value)),
-            None => Err(wrong(value)),
-        };
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(list @ Value::Array(ids)) if ids.len() > 256 => Err(wrong(list)),
-            Some(Value::Array(ids)) => ids.iter().filter_map(|id| one(id).transpose()).collect(),
-            Some(value) => Ok(one(value)?.into_iter().collect()),
-        }
-    }
-
-    fn token_id(&self, key: &str) -> Result<Option<u32>, ConfigError> {
-        // A list here (some files give bos as one) means its first entry.
-        Ok(self.token_ids(key)?.first().copied())
-    }
-}
-
 pub(super) fn config(value: &Value) -> Result<ModelConfig, ConfigError> {
-    let Value::Object(map) = value else {
-        let found = match value {
-            Value::Array(_) => "array",
-            Value::String(_) => "string",
-            Value::Null => "null",
-            _ => "number or boolean",
-        };
-        return Err(ConfigError::NotAnObject { found });
-    };
-    let keys = Keys { prefix: "", map };
+    let keys = Keys::of(value)?;
     let model_type = architecture(&keys)?;
 
     let no_quantization = "only unquantized weights (f32, bf16, f16) are supported";
@@ -248,10 +111,7 @@ fn full_attention_only(keys: &Keys, family: DenseFamily, layers: usize) -> Resul
     let window = keys.get("sliding_window");
     let switched_on = match family {
         DenseFamily::Llama => true,
-        _ => {
-            keys.flag_or("use_sliding_window", false)?
-                && keys.size_or("max_window_layers", 28)? < layers
-        }
+        _ => keys.flag_or("use_sliding_window", false)? && keys.size_or("max_window_layers", 28)? < layers,
     };
     match window {
         Some(value) if switched_on => {
@@ -271,7 +131,8 @@ fn deepseek(keys: &Keys) -> Result<DeepseekConfig, ConfigError> {
 
     let num_attention_heads = keys.size("num_attention_heads")?;
     let kv_heads = [Value::from(num_attention_heads)];
-    let mla = format!("MLA has a key per head: only num_attention_heads ({num_attention_heads}) is supported");
+    let mla =
+        format!("MLA has a key per head: only num_attention_heads ({num_attention_heads}) is supported");
     keys.only("num_key_value_heads", &kv_heads, &mla)?;
     if !keys.map.contains_key("q_lora_rank") {
         return Err(keys.missing("q_lora_rank", "it must hold a rank, or null for a plain q_proj"));
@@ -314,9 +175,7 @@ fn deepseek(keys: &Keys) -> Result<DeepseekConfig, ConfigError> {
 /// `rope_scaling` wins, and inside the object `rope_theta` wins, as in `transformers` 5.
 fn rope(keys: &Keys, max_position_embeddings: usize) -> Result<RopeConfig, ConfigError> {
     let outer_theta = keys.number_or("rope_theta", 10_000.0)?;
-    let scaling = keys
-        .object("rope_scaling", "rope_scaling.")?
-        .filter(|scaling| !scaling.map.is_empty());
+    let scaling = keys.object("rope_scaling", "rope_scaling.")?.filter(|scaling| !scaling.map.is_empty());
     let parameters = match scaling {
         Some(scaling) => Some(scaling),
         None => keys.object("rope_parameters", "rope_parameters.")?,
@@ -343,9 +202,7 @@ fn rope(keys: &Keys, max_position_embeddings: usize) -> Result<RopeConfig, Confi
     };
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: rope.number("factor")?,
-        },
+        "linear" => RopeScaling::Linear { factor: rope.number("factor")? },
         "yarn" => RopeScaling::Yarn(YarnScaling {
             factor: match rope.number_opt("factor")? {
                 Some(factor) => factor,
@@ -366,11 +223,7 @@ fn rope(keys: &Keys, max_position_embeddings: usize) -> Result<RopeConfig, Confi
             original_max_position_embeddings: original,
         }),
         other => {
-            return Err(ConfigError::unsupported(
-                &rope.path("rope_type"),
-                other,
-                ROPE_TYPES,
-            ));
+            return Err(ConfigError::unsupported(&rope.path("rope_type"), other, ROPE_TYPES));
         }
     };
     Ok(RopeConfig { theta, scaling })

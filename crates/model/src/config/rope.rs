@@ -21,10 +21,7 @@ pub struct RopeConfig {
 impl RopeConfig {
     /// RoPE without scaling.
     pub fn plain(theta: f64) -> Self {
-        RopeConfig {
-            theta,
-            scaling: RopeScaling::None,
-        }
+        RopeConfig { theta, scaling: RopeScaling::None }
     }
 }
 
@@ -97,11 +94,7 @@ pub struct RopeTablesSpec {
 
 /// YaRN's `0.1 · mscale · ln(factor) + 1`.
 fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
-    if factor <= 1.0 {
-        1.0
-    } else {
-        0.1 * mscale * factor.ln() + 1.0
-    }
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 pub(super) fn dense_tables(config: &DenseConfig) -> RopeTablesSpec {
@@ -170,12 +163,7 @@ fn llama3_frequency(freq: f32, scaling: &Llama3Scaling) -> f32 {
     (1.0 - smooth) * freq / factor + smooth * freq
 }
 
-fn yarn_frequencies(
-    powers: &[f32],
-    yarn: &YarnScaling,
-    theta: f64,
-    dim: usize,
-) -> (Vec<f32>, f32) {
+fn yarn_frequencies(powers: &[f32], yarn: &YarnScaling, theta: f64, dim: usize) -> (Vec<f32>, f32) {
     let attention_factor = yarn.attention_factor.unwrap_or_else(|| {
         let set = |scale: Option<f64>| scale.filter(|&m| m != 0.0);
         match (set(yarn.mscale), set(yarn.mscale_all_dim)) {
@@ -188,9 +176,8 @@ fn yarn_frequencies(
 
     // The dimension whose pair turns `rotations` times over the original length.
     let original = yarn.original_max_position_embeddings as f64;
-    let correction = |rotations: f64| {
-        dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
-    };
+    let correction =
+        |rotations: f64| dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let (mut low, mut high) = (correction(yarn.beta_fast), correction(yarn.beta_slow));
     if yarn.truncate {
         (low, high) = (low.floor(), high.ceil());

@@ -67,11 +67,8 @@ impl TensorSpec {
 /// A configuration that [`ModelConfig::validate`] accepts never panics; others may.
 pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     let (v, h) = (config.vocab_size(), config.hidden_size());
-    let mut list = List {
-        specs: Vec::with_capacity(count(config) as usize),
-        prefix: "model.".to_owned(),
-        layer: None,
-    };
+    let mut list =
+        List { specs: Vec::with_capacity(count(config) as usize), prefix: "model.".to_owned(), layer: None };
     list.push("embed_tokens.weight", &[v, h], TensorKind::Embedding);
     for layer in 0..config.num_hidden_layers() {
         list.enter(layer);
@@ -110,7 +107,7 @@ pub(super) fn count(config: &ModelConfig) -> u64 {
         }
         ModelConfig::Deepseek(c) => {
             let layers = c.num_hidden_layers.saturating_add(c.num_nextn_predict_layers) as u64;
-            let dense = layers.min(c.first_k_dense_replace as u64);
+            let dense = c.num_hidden_layers.min(c.first_k_dense_replace) as u64;
             let attention = 6 + if c.q_lora_rank.is_some() { 3 } else { 1 };
             let moe = 5u64.saturating_add((c.n_routed_experts as u64).saturating_mul(3));
             layers

@@ -1,8 +1,7 @@
 //! Bounds on a configuration, so that a hostile file gives an error instead of a panic or an allocation.
 
 use super::{
-    ConfigError, DeepseekConfig, DenseConfig, DenseFamily, ModelConfig, RopeConfig, RopeScaling,
-    tensors,
+    ConfigError, DeepseekConfig, DenseConfig, DenseFamily, ModelConfig, RopeConfig, RopeScaling, tensors,
 };
 
 /// No single size of a real model is near this.
@@ -152,12 +151,7 @@ fn deepseek(c: &DeepseekConfig) -> Checked {
     ensure(c.topk_group <= c.n_group, "topk_group", c.topk_group, most_groups)?;
     let candidates = c.n_routed_experts / c.n_group * c.topk_group;
     let most_experts = format!("must be at most the {candidates} experts of the topk_group groups");
-    ensure(
-        c.num_experts_per_tok <= candidates,
-        "num_experts_per_tok",
-        c.num_experts_per_tok,
-        most_experts,
-    )?;
+    ensure(c.num_experts_per_tok <= candidates, "num_experts_per_tok", c.num_experts_per_tok, most_experts)?;
     let shared = c.n_shared_experts.checked_mul(c.moe_intermediate_size);
     ensure(
         shared.is_some_and(|width| width <= MAX_SIZE),
@@ -171,9 +165,7 @@ fn rope(rope: &RopeConfig) -> Checked {
     number("rope_theta", rope.theta, 1.001..=1e15)?;
     let key = |name| format!("rope_scaling.{name}");
     let factor = |factor| number(&key("factor"), factor, 1.0..=1e6);
-    let original = |length| {
-        size(&key("original_max_position_embeddings"), length, MAX_POSITIONS)
-    };
+    let original = |length| size(&key("original_max_position_embeddings"), length, MAX_POSITIONS);
     match &rope.scaling {
         RopeScaling::None => Ok(()),
         RopeScaling::Linear { factor: f } => factor(*f),

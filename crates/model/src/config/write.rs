@@ -45,15 +45,11 @@ fn dense(c: &DenseConfig) -> Value {
         "head_dim": c.head_dim,
     });
     let (architecture, own) = match c.model_type {
-        DenseFamily::Llama => (
-            "LlamaForCausalLM",
-            json!({ "attention_bias": false, "mlp_bias": false }),
-        ),
+        DenseFamily::Llama => ("LlamaForCausalLM", json!({ "attention_bias": false, "mlp_bias": false })),
         DenseFamily::Qwen2 => ("Qwen2ForCausalLM", json!({ "use_sliding_window": false })),
-        DenseFamily::Qwen3 => (
-            "Qwen3ForCausalLM",
-            json!({ "attention_bias": false, "use_sliding_window": false }),
-        ),
+        DenseFamily::Qwen3 => {
+            ("Qwen3ForCausalLM", json!({ "attention_bias": false, "use_sliding_window": false }))
+        }
     };
     value["architectures"] = json!([architecture]);
     if let (Value::Object(map), Value::Object(own)) = (&mut value, own) {

@@ -1,0 +1,179 @@
+//! A Hugging Face model folder: `config.json`, weights, `generation_config.json`.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{FileError, TensorReport, WeightsReader, atomic};
+use crate::config::keys::Keys;
+use crate::config::{ConfigError, MAX_CONFIG_BYTES, ModelConfig, tensor_specs, write::token_ids};
+
+const GENERATION_FILE: &str = "generation_config.json";
+
+/// A model folder whose configuration and weights fit each other.
+#[derive(Debug)]
+pub struct ModelFolder {
+    /// What the model is. `num_nextn_predict_layers` is 0 where the folder holds no MTP tensors, whatever
+    /// the file says: `transformers` states the layers in `config.json` but does not save their weights.
+    pub config: ModelConfig,
+    /// How it wants to be sampled from.
+    pub generation: GenerationConfig,
+    /// Its weights, checked to be those of `config`.
+    pub weights: WeightsReader,
+    /// Tensors that were left out, for a notice; the rest of the report is empty.
+    pub report: TensorReport,
+}
+
+impl ModelFolder {
+    /// Opens a folder and checks that its tensors are exactly those of its configuration.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, FileError> {
+        let dir = dir.as_ref();
+        let mut config = ModelConfig::load(dir)?;
+        let weights = WeightsReader::open(dir)?;
+        if let ModelConfig::Deepseek(c) = &mut config {
+            let first_mtp = format!("model.layers.{}.", c.num_hidden_layers);
+            if !weights.names().any(|name| name.starts_with(&first_mtp)) {
+                c.num_nextn_predict_layers = 0;
+            }
+        }
+        let report = weights.compare(&tensor_specs(&config));
+        report.check(dir)?;
+        let generation = read_generation_config(dir, &config)?;
+        Ok(ModelFolder { config, generation, weights, report })
+    }
+}
+
+/// How a model wants to be sampled from; `None` where its folder does not say.
+///
+/// Where `transformers` finds nothing either, it takes the most likely token (`do_sample` false), and when
+/// it samples: temperature 1, `top_p` 1 and, unlike most engines, `top_k` 50.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// Token that begins a text.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text; may be empty.
+    pub eos_token_id: Vec<u32>,
+    /// Token that fills a batch.
+    pub pad_token_id: Option<u32>,
+    /// Whether to sample at all.
+    pub do_sample: Option<bool>,
+    /// Divides the logits; 0 means the most likely token.
+    pub temperature: Option<f32>,
+    /// Nucleus mass in (0, 1].
+    pub top_p: Option<f32>,
+    /// Candidates kept; 0 keeps all.
+    pub top_k: Option<usize>,
+    /// Smallest probability kept, relative to the largest, in [0, 1].
+    pub min_p: Option<f32>,
+    /// Divides positive (multiplies negative) logits of tokens already seen; 1 is none.
+    pub repetition_penalty: Option<f32>,
+    /// Tokens to generate at most.
+    pub max_new_tokens: Option<usize>,
+}
+
+impl GenerationConfig {
+    /// What a model says about its special tokens, and nothing about sampling.
+    pub fn of_model(config: &ModelConfig) -> Self {
+        GenerationConfig {
+            bos_token_id: config.bos_token_id(),
+            eos_token_id: config.eos_token_id().to_vec(),
+            pad_token_id: config.pad_token_id(),
+            ..Default::default()
+        }
+    }
+
+    fn from_value(value: &Value) -> Result<Self, ConfigError> {
+        let keys = Keys::of(value)?;
+        let within = |key: &'static str, range: std::ops::RangeInclusive<f64>| {
+            let Some(found) = keys.number_opt(key)? else {
+                return Ok(None);
+            };
+            if range.contains(&found) {
+                return Ok(Some(found as f32));
+            }
+            let (low, high) = range.into_inner();
+            Err(ConfigError::unsupported(key, found, format!("must be between {low} and {high}")))
+        };
+        Ok(GenerationConfig {
+            bos_token_id: keys.token_id("bos_token_id")?,
+            eos_token_id: keys.token_ids("eos_token_id")?,
+            pad_token_id: keys.token_id("pad_token_id")?,
+            do_sample: keys.get("do_sample").map(|_| keys.flag_or("do_sample", false)).transpose()?,
+            temperature: within("temperature", 0.0..=100.0)?,
+            top_p: within("top_p", 1e-6..=1.0)?,
+            top_k: keys.size_opt("top_k")?,
+            min_p: within("min_p", 0.0..=1.0)?,
+            repetition_penalty: within("repetition_penalty", 1e-3..=100.0)?,
+            max_new_tokens: keys.size_opt("max_new_tokens")?,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        let mut value = json!({
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": token_ids(&self.eos_token_id),
+            "pad_token_id": self.pad_token_id,
+            "do_sample": self.do_sample,
+            "temperature": self.temperature.map(shortest),
+            "top_p": self.top_p.map(shortest),
+            "top_k": self.top_k,
+            "min_p": self.min_p.map(shortest),
+            "repetition_penalty": self.repetition_penalty.map(shortest),
+            "max_new_tokens": self.max_new_tokens,
+        });
+        if let Value::Object(map) = &mut value {
+            map.retain(|_, value| !value.is_null());
+        }
+        value
+    }
+}
+
+/// The double that prints like the float: 0.6 and not 0.6000000238418579.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
+/// Reads `generation_config.json`. Special tokens that it does not name are those of `config.json`, and so
+/// is everything where the file does not exist.
+pub fn read_generation_config(dir: &Path, config: &ModelConfig) -> Result<GenerationConfig, FileError> {
+    let of_model = GenerationConfig::of_model(config);
+    let path = dir.join(GENERATION_FILE);
+    let length = match std::fs::metadata(&path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(of_model),
+        Err(error) => return Err(FileError::io("read", &path)(error)),
+    };
+    let refused = |source| {
+        let source = Box::new(source);
+        FileError::Config(ConfigError::InFile { path: path.clone(), source })
+    };
+    if length > MAX_CONFIG_BYTES {
+        let too_large = ConfigError::TooLarge { path, found: length };
+        return Err(FileError::Config(too_large));
+    }
+    let text = std::fs::read(&path).map_err(FileError::io("read", &path))?;
+    let value = serde_json::from_slice(&text).map_err(|error| refused(error.into()))?;
+    let mut generation = GenerationConfig::from_value(&value).map_err(refused)?;
+    generation.bos_token_id = generation.bos_token_id.or(of_model.bos_token_id);
+    generation.pad_token_id = generation.pad_token_id.or(of_model.pad_token_id);
+    if generation.eos_token_id.is_empty() {
+        generation.eos_token_id = of_model.eos_token_id;
+    }
+    Ok(generation)
+}
+
+/// Writes `generation_config.json`, leaving out what is `None`.
+pub fn write_generation_config(dir: &Path, generation: &GenerationConfig) -> Result<(), FileError> {
+    let text = format!("{:#}\n", generation.to_json());
+    atomic::replace(&dir.join(GENERATION_FILE), text.as_bytes())
+}
+
+/// Writes `config.json`, with the type that the weights are stored in.
+pub fn write_config(dir: &Path, config: &ModelConfig, weights: super::WeightType) -> Result<(), FileError> {
+    let mut value = config.to_json();
+    value["torch_dtype"] = match weights {
+        super::WeightType::F32 => json!("float32"),
+        super::WeightType::Bf16 => json!("bfloat16"),
+    };
+    atomic::replace(&dir.join("config.json"), format!("{value:#}\n").as_bytes())
+}

@@ -1,0 +1,20 @@
+//! Model folders: weights in safetensors, `config.json`, `generation_config.json`.
+//!
+//! Everything read here may come from a stranger. Sizes and offsets are checked against the file before
+//! anything is allocated, nothing is executed, and what is refused is refused with the file, the tensor and
+//! what was expected. Everything written here is written under a temporary name, synced and renamed.
+
+mod atomic;
+mod error;
+mod header;
+pub mod hf;
+pub mod safetensors;
+mod write;
+
+pub use error::FileError;
+pub use hf::{GenerationConfig, ModelFolder, read_generation_config, write_config, write_generation_config};
+pub use safetensors::{SafeFile, TensorReport, WeightsReader};
+pub use write::{WeightType, WrittenWeights, write_weights};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! Problems and worked solutions as training text.
+
+use crate::rng::{Rng, hash_text};
+use crate::steps::{Op, stated, worked};
+use crate::{Mix, Problem, Split, Style, task};
+
+/// Share of [`document`]s that are drills.
+pub const DRILL_SHARE: f64 = 0.15;
+
+/// Openings of the three parts of a pretraining document: question, work, result.
+const HEADINGS: [[&str; 3]; 5] = [
+    ["Question : ", "Work : ", "Result : "],
+    ["Problem : ", "Solution : ", "Answer : "],
+    ["Exercise : ", "Steps : ", "Result : "],
+    ["", "We work it out . ", "The answer is "],
+    ["", "", "So the result is "],
+];
+
+/// Training text number `index` of a pretraining corpus: a problem of the mix's train half with its worked
+/// solution, or a drill. `hurried_share` is the share of solutions without the work.
+pub fn document(mix: &Mix, seed: u64, index: u64, hurried_share: f64) -> String {
+    let mut rng = Rng::new(&[seed, index, hash_text("document")]);
+    if rng.chance(DRILL_SHARE) {
+        return drill(seed, index);
+    }
+    let problem = mix.problem(Split::Train, seed, index);
+    let style = if rng.chance(hurried_share) { Style::Hurried } else { Style::Careful };
+    pretrain_document(&problem, style, &mut rng)
+}
+
+/// A problem, its solution and its answer as prose, in one of a few wordings; without the tags of a completion.
+///
+/// A problem of no built-in task has no worked solution: the document is question and answer.
+pub fn pretrain_document(problem: &Problem, style: Style, rng: &mut Rng) -> String {
+    let [question, work, result] = rng.pick(&HEADINGS);
+    let prompt = &problem.prompt;
+    let answer = &problem.answer;
+    match task(&problem.task) {
+        Ok(task) => {
+            let solution = task.solution(problem, style, rng.next_u64());
+            format!("{question}{prompt}\n{work}{solution}\n{result}{answer} .\n")
+        }
+        Err(_) => format!("{question}{prompt}\n{result}{answer} .\n"),
+    }
+}
+
+/// The completion that a careful or hurried solver writes: `<think>…</think><answer>…</answer>`, as a target for
+/// supervised fine-tuning. A problem of no built-in task gets empty reasoning.
+pub fn completion(problem: &Problem, style: Style, seed: u64) -> String {
+    let reasoning = task(&problem.task).map(|t| t.solution(problem, style, seed)).unwrap_or_default();
+    format!("<think>{reasoning}</think><answer>{}</answer>", problem.answer)
+}
+
+/// A short document of facts of one kind, each in the very form in which worked solutions use it.
+pub fn drill(seed: u64, index: u64) -> String {
+    let mut rng = Rng::new(&[seed, index, hash_text("drill")]);
+    let kind = rng.below(10);
+    let lines: Vec<String> = (0..if kind >= 7 { 3 } else { 8 }).map(|_| fact(kind, &mut rng)).collect();
+    lines.join("\n") + "\n"
+}
+
+fn fact(kind: usize, rng: &mut Rng) -> String {
+    let (a, b) = (rng.range(0, 9), rng.range(0, 9));
+    match kind {
+        0 if rng.chance(0.5) => format!("{a} + {b} + 1 = {} .", a + b + 1),
+        0 => format!("{a} + {b} = {} .", a + b),
+        1 => {
+            // Column differences: ten is borrowed when the digit is too small.
+            let borrow = i64::from(rng.chance(0.4));
+            let top = if a < b + borrow { a + 10 } else { a };
+            let minus_one = if borrow == 1 { " - 1" } else { "" };
+            format!("{top} - {b}{minus_one} = {} .", top - b - borrow)
+        }
+        2 if rng.chance(0.5) => {
+            let carry = rng.range(1, 8);
+            format!("{a} * {b} + {carry} = {} .", a * b + carry)
+        }
+        2 => format!("{a} * {b} = {} .", a * b),
+        3 => {
+            let divisor = rng.range(2, 9);
+            let part = rng.range(0, divisor * 10 - 1);
+            format!("{part} = {divisor} * {} + {} .", part / divisor, part % divisor)
+        }
+        4 => {
+            let (x, y) = (rng.range(10, 120), rng.range(10, 99));
+            if x < y { format!("{x} - {y} = -( {y} - {x} ) .") } else { format!("{y} is not larger than {x} .") }
+        }
+        5 => {
+            // What a Countdown try needs.
+            let (target, last) = (rng.range(1, 200), rng.range(1, 30));
+            let back = if target > last { stated(target, Op::Sub, last) } else { stated(last, Op::Sub, target) };
+            format!("{back} or {} .", stated(target, Op::Add, last))
+        }
+        6 => {
+            let last = rng.range(2, 30);
+            let factor = rng.range(1, 200 / last);
+            format!("{} / {last} = {factor} .", last * factor)
+        }
+        7 => {
+            // What two Countdown numbers make.
+            let (x, y) = (rng.range(1, 30), rng.range(1, 30));
+            let (x, y) = (x.max(y), x.min(y));
+            let product = if x * y > 250 { format!("{x} * {y} big") } else { stated(x, Op::Mul, y) };
+            let quotient =
+                if y > 1 && x % y == 0 { format!(" , {}", stated(x, Op::Div, y)) } else { String::new() };
+            format!("from {x} and {y} : {} , {} , {product}{quotient} .", stated(x, Op::Add, y), stated(x, Op::Sub, y))
+        }
+        8 => {
+            let (x, y) = (rng.range(-99, 199), rng.range(10, 99));
+            format!("{} .", worked(x, if rng.chance(0.5) { Op::Add } else { Op::Sub }, y))
+        }
+        _ => {
+            let (x, y) = (rng.range(10, 99), rng.range(2, 9));
+            if rng.chance(0.5) { format!("{} .", worked(x, Op::Mul, y)) } else { format!("{} .", worked(x * y, Op::Div, y)) }
+        }
+    }
+}
+
+/// An estimate of the tokens of `text` under a tokenizer that never merges digits and knows the words: one for each
+/// digit, word and run of signs.
+pub fn token_estimate(text: &str) -> usize {
+    let mut count = 0;
+    let mut previous = ' ';
+    for c in text.chars() {
+        let class = |c: char| match c {
+            c if c.is_whitespace() => 0,
+            c if c.is_alphabetic() => 1,
+            _ => 2,
+        };
+        let continues = class(c) == class(previous) && !c.is_ascii_digit() && !previous.is_ascii_digit();
+        count += usize::from(class(c) != 0 && !continues);
+        previous = c;
+    }
+    count
+}

@@ -1,0 +1,484 @@
+//! Causal attention over packed documents or over a paged cache, with an online softmax.
+//!
+//! Keys are walked in pages of [`PAGE`] from the start of the sequence, so a query's result depends on the number
+//! of its keys alone; training writes its keys into pages too and runs the same code as generation. Scores are
+//! `q · kᵀ` with keys stored component by component, `[dim][PAGE]`, so that lanes are keys and no sum crosses lanes.
+//!
+//! Online softmax after Milakov & Gimelshein 2018; tiling and recomputation in the backward pass after
+//! FlashAttention (Dao et al. 2022).
+
+use crate::buffer::Buf;
+use crate::cpu::gemm::{PANEL, Right, Tile};
+use crate::cpu::math::{exp, ln, scale as scale_by};
+use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::tape::{Tape, Tensor};
+use crate::threads::{SharedMut, parallel};
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// Keys of one page, and of one step of the running softmax.
+pub const PAGE: usize = 64;
+/// Query rows of one tile of the backward pass.
+const BACK_ROWS: usize = 48;
+/// The tallest micro-kernel.
+const MAX_ROWS: usize = 12;
+
+/// Sizes of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Components of a query or key.
+    pub qk_dim: usize,
+    /// Components of a value.
+    pub v_dim: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// Consecutive rows of a batch that are one sequence: `rows` new tokens after `past` cached ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Tokens in this pass.
+    pub rows: usize,
+    /// Tokens already in the cache.
+    pub past: usize,
+    /// The sequence's pages, enough for `past + rows` tokens; empty without a cache.
+    pub pages: Vec<u32>,
+}
+
+/// One layer's keys and values in pages: keys `[kv_heads][qk_dim][PAGE]`, values `[kv_heads][PAGE][v_dim]`.
+#[derive(Default)]
+pub struct KvLayer {
+    k: Vec<Buf>,
+    v: Vec<Buf>,
+}
+
+impl KvLayer {
+    /// Makes room for `pages` pages.
+    pub fn grow(&mut self, pages: usize, shape: &AttentionShape) {
+        while self.k.len() < pages {
+            self.k.push(Buf::zeros(shape.kv_heads * shape.qk_dim * PAGE));
+            self.v.push(Buf::zeros(shape.kv_heads * shape.v_dim * PAGE));
+        }
+    }
+    /// Copies a page's contents.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        for pages in [&mut self.k, &mut self.v] {
+            let copy = Buf::copy_of(&pages[from as usize]);
+            pages[to as usize] = copy;
+        }
+    }
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.k.iter().chain(&self.v).map(|b| 4 * b.len()).sum()
+    }
+}
+
+/// `q [tokens, heads * qk_dim]`, `k [tokens, kv_heads * qk_dim]`, `v [tokens, kv_heads * v_dim]` →
+/// `[tokens, heads * v_dim]`. Tokens attend to their own segment's earlier tokens and themselves.
+///
+/// With `cache` the new keys and values are stored there first. Panics if a recording tape is given a cache.
+pub fn attention(
+    tape: &Tape,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    shape: AttentionShape,
+    segments: &[Segment],
+    cache: Option<&mut KvLayer>,
+) -> Tensor {
+    let n = q.rows();
+    assert_eq!(segments.iter().map(|s| s.rows).sum::<usize>(), n, "attention: segments do not cover the batch");
+    assert!(
+        q.cols() == shape.heads * shape.qk_dim && k.cols() == shape.kv_heads * shape.qk_dim && v.cols() == shape.kv_heads * shape.v_dim,
+        "attention: q {} k {} v {} for {shape:?}",
+        q.cols(),
+        k.cols(),
+        v.cols()
+    );
+    let recording = tape.is_recording();
+    assert!(!(recording && cache.is_some()), "attention: a cache has no gradient");
+    let mut own = KvLayer::default();
+    let paged;
+    let (layer, segments): (&mut KvLayer, &[Segment]) = match cache {
+        Some(layer) => (layer, segments),
+        None => {
+            paged = number_pages(segments);
+            own.k = Vec::new();
+            own.grow_unset(paged.iter().map(|s| s.pages.len()).sum(), &shape);
+            (&mut own, &paged)
+        }
+    };
+    store(layer, k.data(), v.data(), &shape, segments);
+    let mut out = Buf::new(n * shape.heads * shape.v_dim);
+    let mut lse = Buf::new(n * shape.heads);
+    forward(q.data(), layer, &shape, segments, &mut out, &mut lse);
+    let y = tape.output(out, n, shape.heads * shape.v_dim);
+    if let Some(gy) = y.grad.clone() {
+        let (q, k, v, y) = (q.clone(), k.clone(), v.clone(), y.detached());
+        let lens: Vec<usize> = segments.iter().map(|s| s.rows).collect();
+        tape.record(move |_| {
+            let Some(dy) = gy.take() else { return };
+            backward((&q, &k, &v), &y, &dy, &lse, &shape, &lens);
+        });
+    }
+    y
+}
+
+impl KvLayer {
+    /// Pages with unspecified contents, for keys that are all written before they are read.
+    fn grow_unset(&mut self, pages: usize, shape: &AttentionShape) {
+        self.k.extend((0..pages).map(|_| Buf::new(shape.kv_heads * shape.qk_dim * PAGE)));
+        self.v.extend((0..pages).map(|_| Buf::new(shape.kv_heads * shape.v_dim * PAGE)));
+    }
+}
+
+fn number_pages(segments: &[Segment]) -> Vec<Segment> {
+    let mut next = 0;
+    segments
+        .iter()
+        .map(|s| {
+            assert_eq!(s.past, 0, "attention: a past without a cache");
+            let n = s.rows.div_ceil(PAGE) as u32;
+            next += n;
+            Segment { rows: s.rows, past: 0, pages: (next - n..next).collect() }
+        })
+        .collect()
+}
+
+/// Writes the new keys and values of every segment into its pages.
+fn store(layer: &mut KvLayer, k: &[f32], v: &[f32], shape: &AttentionShape, segments: &[Segment]) {
+    let (dk, dv, kvh) = (shape.qk_dim, shape.v_dim, shape.kv_heads);
+    let mut work: Vec<(usize, usize, usize, usize)> = Vec::new(); // first row, page, first key in page, keys
+    let mut row = 0;
+    for s in segments {
+        assert!(s.pages.len() * PAGE >= s.past + s.rows, "attention: too few pages");
+        let (mut at, end) = (s.past, s.past + s.rows);
+        while at < end {
+            let keys = (PAGE - at % PAGE).min(end - at);
+            work.push((row, s.pages[at / PAGE] as usize, at % PAGE, keys));
+            row += keys;
+            at += keys;
+        }
+    }
+    let k_pages: Vec<SharedMut<f32>> = layer.k.iter_mut().map(|b| SharedMut::new(b)).collect();
+    let v_pages: Vec<SharedMut<f32>> = layer.v.iter_mut().map(|b| SharedMut::new(b)).collect();
+    parallel(work.len(), |i| {
+        let (row, page, first, keys) = work[i];
+        for h in 0..kvh {
+            for j in 0..keys {
+                // SAFETY: a page's key slot belongs to one token of one segment; pages of segments that write
+                // are not shared. The slice spans the head's components, of which only lane `first + j` is touched.
+                let kt = unsafe { k_pages[page].slice(h * dk * PAGE + first + j, (dk - 1) * PAGE + 1) };
+                let from = &k[((row + j) * kvh + h) * dk..][..dk];
+                for (d, &x) in from.iter().enumerate() {
+                    kt[d * PAGE] = x;
+                }
+            }
+            // SAFETY: as above.
+            let to = unsafe { v_pages[page].slice((h * PAGE + first) * dv, keys * dv) };
+            for (j, to) in to.chunks_exact_mut(dv).enumerate() {
+                to.copy_from_slice(&v[((row + j) * kvh + h) * dv..][..dv]);
+            }
+        }
+    });
+}
+
+/// Some query rows of one head (or, for a single token, all heads that share keys).
+struct Task {
+    segment: usize,
+    kv_head: usize,
+    /// Offset of the first query row in `q`, and of its result in `out` and `lse`.
+    q: usize,
+    out: usize,
+    lse: usize,
+    rows: usize,
+    /// Keys of the first row; row i has `keys + i * step`.
+    keys: usize,
+    step: usize,
+}
+
+fn forward(q: &[f32], layer: &KvLayer, shape: &AttentionShape, segments: &[Segment], out: &mut [f32], lse: &mut [f32]) {
+    let group = shape.heads / shape.kv_heads;
+    let mut tasks = Vec::new();
+    let mut row = 0;
+    for (segment, s) in segments.iter().enumerate() {
+        for kv_head in 0..shape.kv_heads {
+            let head = kv_head * group;
+            let at = |r: usize, h: usize| (r * shape.heads + h) * shape.qk_dim;
+            if s.rows == 1 {
+                let (q, out, lse) = (at(row, head), (row * shape.heads + head) * shape.v_dim, row * shape.heads + head);
+                tasks.push(Task { segment, kv_head, q, out, lse, rows: group, keys: s.past + 1, step: 0 });
+                continue;
+            }
+            for h in head..head + group {
+                // Tiles of several micro-kernels' height, so that a long prompt spreads over the threads.
+                for r in (0..s.rows).step_by(8 * MAX_ROWS) {
+                    let rows = (8 * MAX_ROWS).min(s.rows - r);
+                    let (out, lse) = (((row + r) * shape.heads + h) * shape.v_dim, (row + r) * shape.heads + h);
+                    tasks.push(Task { segment, kv_head, q: at(row + r, h), out, lse, rows, keys: s.past + r + 1, step: 1 });
+                }
+            }
+        }
+        row += s.rows;
+    }
+    let (out_len, lse_len) = (out.len(), lse.len());
+    let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
+    parallel(tasks.len(), |i| {
+        let t = &tasks[i];
+        // SAFETY: tasks write disjoint (row, head) results; the slices only carry the base pointers.
+        let (out, lse) = unsafe { (out.slice(0, out_len), lse.slice(0, lse_len)) };
+        ACC.with(|acc| {
+            let mut acc = acc.borrow_mut();
+            if acc.len() < MAX_ROWS * shape.v_dim {
+                *acc = Buf::new(MAX_ROWS * shape.v_dim);
+            }
+            attend(t, q, layer, shape, &segments[t.segment].pages, out, lse, &mut acc);
+        });
+    });
+}
+
+thread_local! {
+    static ACC: RefCell<Buf> = RefCell::new(Buf::new(0));
+    static BACK: RefCell<Buf> = RefCell::new(Buf::new(0));
+}
+
+kernel! {
+    fn attend<S>(task: &Task, q: &[f32], layer: &KvLayer, shape: &AttentionShape, pages: &[u32], out: &mut [f32],
+                 lse: &mut [f32], acc: &mut [f32]) {
+        let (dk, dv) = (shape.qk_dim, shape.v_dim);
+        // Rows of a tile are tokens of one head, or heads of one token.
+        let (q_stride, out_stride, lse_stride) = if task.step == 1 {
+            (shape.heads * dk, shape.heads * dv, shape.heads)
+        } else {
+            (dk, dv, 1)
+        };
+        let mut scores = [0.0f32; MAX_ROWS * PAGE];
+        let mut r0 = 0;
+        while r0 < task.rows {
+            let rows = S::MR.min(task.rows - r0);
+            let (mut m, mut l) = ([f32::NEG_INFINITY; MAX_ROWS], [0.0f32; MAX_ROWS]);
+            acc[..rows * dv].fill(0.0);
+            let first_keys = task.keys + r0 * task.step;
+            let all_keys = first_keys + (rows - 1) * task.step;
+            let mut base = 0;
+            while base < all_keys {
+                let keys = PAGE.min(all_keys - base);
+                let page = pages[base / PAGE] as usize;
+                let kt = &layer.k[page][task.kv_head * dk * PAGE..][..dk * PAGE];
+                let vs = &layer.v[page][task.kv_head * PAGE * dv..][..PAGE * dv];
+                let width = keys.next_multiple_of(PANEL);
+                Tile {
+                    kc: dk,
+                    a: q.as_ptr().add(task.q + r0 * q_stride),
+                    a_rs: q_stride,
+                    a_ks: 1,
+                    b: kt.as_ptr(),
+                    right: Right { data: kt, k_stride: PAGE, panel_stride: PANEL },
+                    c: scores.as_mut_ptr(),
+                    ldc: PAGE,
+                    cols: width,
+                    load: false,
+                }
+                .run::<S>(rows);
+                for i in 0..rows {
+                    let count = (first_keys + i * task.step).saturating_sub(base).min(PAGE);
+                    let row = &mut scores[i * PAGE..][..width];
+                    if count == 0 {
+                        row.fill(0.0);
+                        continue;
+                    }
+                    row[count..].fill(f32::NEG_INFINITY);
+                    let mut top = S::splat(f32::NEG_INFINITY);
+                    for c in row.chunks_exact_mut(LANES) {
+                        let s = S::mul(S::load(c.as_ptr()), S::splat(shape.scale));
+                        S::store(c.as_mut_ptr(), s);
+                        top = S::max(top, s);
+                    }
+                    let top = S::max_lane(top);
+                    let new = if top > m[i] { top } else { m[i] };
+                    let shift = S::splat(new);
+                    let mut sum = S::splat(0.0);
+                    for c in row.chunks_exact_mut(LANES) {
+                        let p = exp::<S>(S::sub(S::load(c.as_ptr()), shift));
+                        S::store(c.as_mut_ptr(), p);
+                        sum = S::add(sum, p);
+                    }
+                    if base > 0 {
+                        let mut one = [0.0f32; LANES];
+                        S::store(one.as_mut_ptr(), exp::<S>(S::splat(m[i] - new)));
+                        scale_by(&mut acc[i * dv..][..dv], one[0]);
+                        l[i] *= one[0];
+                    }
+                    l[i] += S::sum(sum);
+                    m[i] = new;
+                }
+                Tile {
+                    kc: keys,
+                    a: scores.as_ptr(),
+                    a_rs: PAGE,
+                    a_ks: 1,
+                    b: vs.as_ptr(),
+                    right: Right { data: vs, k_stride: dv, panel_stride: PANEL },
+                    c: acc.as_mut_ptr(),
+                    ldc: dv,
+                    cols: dv,
+                    load: true,
+                }
+                .run::<S>(rows);
+                base += PAGE;
+            }
+            for i in 0..rows {
+                let inv = 1.0 / l[i];
+                let to = &mut out[task.out + (r0 + i) * out_stride..][..dv];
+                for (o, a) in to.iter_mut().zip(&acc[i * dv..][..dv]) {
+                    *o = a * inv;
+                }
+                lse[task.lse + (r0 + i) * lse_stride] = m[i] + ln(l[i]);
+            }
+            r0 += rows;
+        }
+    }
+}
+
+fn backward((q, k, v): (&Tensor, &Tensor, &Tensor), y: &Tensor, dy: &[f32], lse: &[f32], shape: &AttentionShape, lens: &[usize]) {
+    let mut dq = Buf::new(q.data().len());
+    let mut dk = Buf::zeros(k.data().len());
+    let mut dv = Buf::zeros(v.data().len());
+    let starts: Vec<usize> = lens.iter().scan(0, |at, &n| Some(std::mem::replace(at, *at + n))).collect();
+    {
+        let lengths = (dq.len(), dk.len(), dv.len());
+        let (dq, dk, dv) = (SharedMut::new(&mut dq), SharedMut::new(&mut dk), SharedMut::new(&mut dv));
+        parallel(lens.len() * shape.kv_heads, |i| {
+            let (segment, kv_head) = (i / shape.kv_heads, i % shape.kv_heads);
+            // SAFETY: pieces write disjoint (segment, head) parts; the slices only carry the base pointers.
+            let grads = unsafe { (dq.slice(0, lengths.0), dk.slice(0, lengths.1), dv.slice(0, lengths.2)) };
+            let at = BackTask { start: starts[segment], len: lens[segment], kv_head };
+            BACK.with(|s| back_segment(&at, (q.data(), k.data(), v.data()), y.data(), dy, lse, shape, grads, &mut s.borrow_mut()));
+        });
+    }
+    for (t, d) in [(q, dq), (k, dk), (v, dv)] {
+        if let Some(g) = &t.grad {
+            g.add(Arc::new(d));
+        }
+    }
+}
+
+struct BackTask {
+    start: usize,
+    len: usize,
+    kv_head: usize,
+}
+
+kernel! {
+    fn back_segment<S>(at: &BackTask, qkv: (&[f32], &[f32], &[f32]), y: &[f32], dy: &[f32], lse: &[f32],
+                       shape: &AttentionShape, grads: (&mut [f32], &mut [f32], &mut [f32]), scratch: &mut Buf) {
+        let (q, k, v) = qkv;
+        let (gq, gk, gv) = grads;
+        let AttentionShape { heads, kv_heads, qk_dim: dk, v_dim: dv, scale } = *shape;
+        let (group, len) = (heads / kv_heads, at.len);
+        let pages = len.div_ceil(PAGE);
+        let need = pages * PAGE * (dk + dv);
+        if scratch.len() < need {
+            *scratch = Buf::new(need);
+        }
+        // Keys and values of this head by component, [page][dim][PAGE].
+        let (kt, vt) = scratch[..need].split_at_mut(pages * PAGE * dk);
+        let (k_stride, v_stride) = (kv_heads * dk, kv_heads * dv);
+        let (k_at, v_at) = ((at.start * kv_heads + at.kv_head) * dk, (at.start * kv_heads + at.kv_head) * dv);
+        by_component(&k[k_at..], k_stride, len, dk, kt);
+        by_component(&v[v_at..], v_stride, len, dv, vt);
+        let (q_stride, y_stride) = (heads * dk, heads * dv);
+        let mut p = [0.0f32; BACK_ROWS * PAGE];
+        let mut ds = [0.0f32; BACK_ROWS * PAGE];
+        for h in at.kv_head * group..(at.kv_head + 1) * group {
+            let (q_at, y_at) = ((at.start * heads + h) * dk, (at.start * heads + h) * dv);
+            let mut r0 = 0;
+            while r0 < len {
+                let rows = BACK_ROWS.min(len - r0);
+                let mut delta = [0.0f32; BACK_ROWS];
+                for i in 0..rows {
+                    let o = y_at + (r0 + i) * y_stride;
+                    delta[i] = dot_lanes::<S>(&y[o..o + dv], &dy[o..o + dv]);
+                }
+                let mut base = 0;
+                while base < r0 + rows {
+                    let keys = PAGE.min(len - base);
+                    let (ktp, vtp) = (&kt[base * dk..][..PAGE * dk], &vt[base * dv..][..PAGE * dv]);
+                    let (qp, dyp) = (q.as_ptr().add(q_at + r0 * q_stride), dy.as_ptr().add(y_at + r0 * y_stride));
+                    let by_key = |data| Right { data, k_stride: PAGE, panel_stride: PANEL };
+                    strips::<S>(rows, Tile { kc: dk, a: qp, a_rs: q_stride, a_ks: 1, b: ktp.as_ptr(), right: by_key(ktp), c: p.as_mut_ptr(), ldc: PAGE, cols: PAGE, load: false });
+                    strips::<S>(rows, Tile { kc: dv, a: dyp, a_rs: y_stride, a_ks: 1, b: vtp.as_ptr(), right: by_key(vtp), c: ds.as_mut_ptr(), ldc: PAGE, cols: PAGE, load: false });
+                    for i in 0..rows {
+                        let count = (r0 + i + 1).saturating_sub(base).min(keys);
+                        let (p, ds) = (&mut p[i * PAGE..][..PAGE], &mut ds[i * PAGE..][..PAGE]);
+                        let shift = S::splat(-lse[(at.start + r0 + i) * heads + h]);
+                        for j in (0..count).step_by(LANES) {
+                            let e = exp::<S>(S::fma(S::load(p.as_ptr().add(j)), S::splat(scale), shift));
+                            let d = S::mul(S::mul(e, S::sub(S::load(ds.as_ptr().add(j)), S::splat(delta[i]))), S::splat(scale));
+                            S::store(p.as_mut_ptr().add(j), e);
+                            S::store(ds.as_mut_ptr().add(j), d);
+                        }
+                        p[count..].fill(0.0);
+                        ds[count..].fill(0.0);
+                    }
+                    let rows_of = |data: &'static [f32], stride| Right { data, k_stride: stride, panel_stride: PANEL };
+                    let dvp = gv.as_mut_ptr().add(v_at + base * v_stride);
+                    strips::<S>(keys, Tile { kc: rows, a: p.as_ptr(), a_rs: 1, a_ks: PAGE, b: dyp, right: rows_of(&[], y_stride), c: dvp, ldc: v_stride, cols: dv, load: true });
+                    let dkp = gk.as_mut_ptr().add(k_at + base * k_stride);
+                    strips::<S>(keys, Tile { kc: rows, a: ds.as_ptr(), a_rs: 1, a_ks: PAGE, b: qp, right: rows_of(&[], q_stride), c: dkp, ldc: k_stride, cols: dk, load: true });
+                    let dqp = gq.as_mut_ptr().add(q_at + r0 * q_stride);
+                    let kp = k.as_ptr().add(k_at + base * k_stride);
+                    strips::<S>(rows, Tile { kc: keys, a: ds.as_ptr(), a_rs: PAGE, a_ks: 1, b: kp, right: rows_of(&[], k_stride), c: dqp, ldc: q_stride, cols: dk, load: base > 0 });
+                    base += PAGE;
+                }
+                r0 += rows;
+            }
+        }
+    }
+}
+
+/// Runs a tile of any height in strips.
+#[inline(always)]
+unsafe fn strips<S: Simd>(rows: usize, t: Tile) {
+    let mut r = 0;
+    while r < rows {
+        let n = S::MR.min(rows - r);
+        // SAFETY: the whole tile is valid (caller), so each strip of it is.
+        unsafe { Tile { a: t.a.add(r * t.a_rs), c: t.c.add(r * t.ldc), ..t }.run::<S>(n) };
+        r += n;
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_lanes<S: Simd>(x: &[f32], y: &[f32]) -> f32 {
+    let mut i = 0;
+    // SAFETY: both slices have x.len() values.
+    unsafe {
+        let mut acc = S::splat(0.0);
+        while i < x.len() {
+            let n = LANES.min(x.len() - i);
+            let (a, b) = (S::load_partial(x.as_ptr().add(i), n), S::load_partial(y.as_ptr().add(i), n));
+            acc = S::fma(a, b, acc);
+            i += LANES;
+        }
+        S::sum(acc)
+    }
+}
+
+/// `len` rows of `dim` values (distance `stride`) → `[page][dim][PAGE]`, zeros behind the end.
+fn by_component(x: &[f32], stride: usize, len: usize, dim: usize, out: &mut [f32]) {
+    for (page, out) in out.chunks_exact_mut(dim * PAGE).enumerate() {
+        for j in 0..PAGE {
+            let t = page * PAGE + j;
+            if t < len {
+                for (d, &v) in x[t * stride..][..dim].iter().enumerate() {
+                    out[d * PAGE + j] = v;
+                }
+            } else {
+                (0..dim).for_each(|d| out[d * PAGE + j] = 0.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The fused ops, each with its forward and backward pass side by side.
+
+mod add;
+mod attention;
+mod cross_entropy;
+mod embedding;
+mod experts;
+mod heads;
+mod linear;
+mod rms_norm;
+mod router;
+mod swiglu;
+
+pub use add::add;
+pub use attention::{AttentionShape, KvLayer, PAGE, Segment, attention};
+pub use cross_entropy::{TokenStats, cross_entropy, distill_kl, log_probs, logits, normalizer, seed_log_probs};
+pub use embedding::embedding;
+pub use experts::{Expert, experts};
+pub use heads::{MlaDims, Pairs, RopeTable, concat_cols, mla_heads, rope, split_cols, split_qkv};
+pub use linear::linear;
+pub use rms_norm::{add_rms_norm, grouped_rms_norm, rms_norm};
+pub use router::{MAX_EXPERTS, RouterShape, Routes, route};
+pub use swiglu::swiglu;

@@ -1,0 +1,194 @@
+//! RMSNorm, alone and fused with the residual addition before it.
+
+use crate::buffer::Buf;
+use crate::cpu::math;
+use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::params::Weight;
+use crate::tape::{Grad, Tape, Tensor};
+use crate::threads::{SharedMut, parallel};
+use std::sync::Arc;
+
+/// Rows of one piece of work; fixed, because the weight's gradient sums piece by piece.
+const ROWS: usize = 64;
+
+/// `y = x / sqrt(mean(x²) + eps) * w` per row; `x [tokens, hidden]`, `w [hidden]`.
+pub fn rms_norm(tape: &Tape, x: &Tensor, w: Weight, eps: f32) -> Tensor {
+    grouped_rms_norm(tape, x, w, eps)
+}
+
+/// The same where each row holds several groups of `w.len()` features that are normalised apart (Qwen3's heads).
+pub fn grouped_rms_norm(tape: &Tape, x: &Tensor, w: Weight, eps: f32) -> Tensor {
+    let h = w.len();
+    assert!(x.cols().is_multiple_of(h), "rms_norm: {} features in groups of {h}", x.cols());
+    let n = x.rows() * x.cols() / h;
+    let weight = tape.params().get(w);
+    let mut y = Buf::new(n * h);
+    let mut rstd = Buf::new(n);
+    {
+        let (out, rs) = (SharedMut::new(&mut y), SharedMut::new(&mut rstd));
+        parallel(n.div_ceil(ROWS), |i| {
+            let (r0, rows) = piece(i, n);
+            // SAFETY: pieces own disjoint rows.
+            let (out, rs) = unsafe { (out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
+            forward_rows(&x.data()[r0 * h..][..rows * h], weight, eps, out, rs);
+        });
+    }
+    let y = tape.output(y, x.rows(), x.cols());
+    if let Some(dy) = y.grad.clone() {
+        let x = x.clone();
+        tape.record(move |params| {
+            let Some(dy) = dy.take() else { return };
+            let mut dx = Buf::new(n * h);
+            backward(x.data(), &dy, &rstd, params.get(w), None, &mut dx, &mut params.grad_mut(w));
+            if let Some(g) = &x.grad {
+                g.add(Arc::new(dx));
+            }
+        });
+    }
+    y
+}
+
+/// `s = a + b`, `y = rms_norm(s)`; returns `(s, y)`. `a`, `b` are `[tokens, hidden]`.
+pub fn add_rms_norm(tape: &Tape, a: &Tensor, b: &Tensor, w: Weight, eps: f32) -> (Tensor, Tensor) {
+    let h = w.len();
+    assert!(a.cols() == h && b.cols() == h && a.rows() == b.rows(), "add_rms_norm: shapes differ");
+    let n = a.rows();
+    let weight = tape.params().get(w);
+    let (mut s, mut y, mut rstd) = (Buf::new(n * h), Buf::new(n * h), Buf::new(n));
+    {
+        let (sum, out, rs) = (SharedMut::new(&mut s), SharedMut::new(&mut y), SharedMut::new(&mut rstd));
+        parallel(n.div_ceil(ROWS), |i| {
+            let (r0, rows) = piece(i, n);
+            let at = r0 * h..(r0 + rows) * h;
+            // SAFETY: pieces own disjoint rows.
+            let (sum, out, rs) = unsafe { (sum.slice(r0 * h, rows * h), out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
+            sum.copy_from_slice(&a.data()[at.clone()]);
+            math::add_assign(sum, &b.data()[at]);
+            forward_rows(sum, weight, eps, out, rs);
+        });
+    }
+    let s = tape.output(s, n, h);
+    let y = tape.output(y, n, h);
+    if let (Some(ds), Some(dy)) = (s.grad.clone(), y.grad.clone()) {
+        let (a, b, s) = (a.grad.clone(), b.grad.clone(), s.clone());
+        tape.record(move |params| {
+            let (ds, dy) = (ds.take(), dy.take());
+            let total = match dy {
+                Some(dy) => {
+                    let mut dx = Buf::new(n * h);
+                    backward(s.data(), &dy, &rstd, params.get(w), ds.as_ref().map(|d| &d[..]), &mut dx, &mut params.grad_mut(w));
+                    Some(Arc::new(dx))
+                }
+                None => ds,
+            };
+            let Some(total) = total else { return };
+            for g in [a, b].iter().flatten() {
+                Grad::add(g, total.clone());
+            }
+        });
+    }
+    (s, y)
+}
+
+fn piece(i: usize, n: usize) -> (usize, usize) {
+    (i * ROWS, ROWS.min(n - i * ROWS))
+}
+
+kernel! {
+    fn forward_rows<S>(x: &[f32], w: &[f32], eps: f32, out: &mut [f32], rstd: &mut [f32]) {
+        let h = w.len();
+        let whole = h / LANES * LANES;
+        let tail = h - whole;
+        for (r, rs) in rstd.iter_mut().enumerate() {
+            let x = x[r * h..][..h].as_ptr();
+            let out = out[r * h..][..h].as_mut_ptr();
+            let mut acc = S::splat(0.0);
+            let mut i = 0;
+            while i < whole {
+                let v = S::load(x.add(i));
+                acc = S::fma(v, v, acc);
+                i += LANES;
+            }
+            let v = S::load_partial(x.add(i), tail);
+            let mean = S::sum(S::fma(v, v, acc)) / h as f32;
+            *rs = 1.0 / (mean + eps).sqrt();
+            let scale = S::splat(*rs);
+            i = 0;
+            while i < whole {
+                S::store(out.add(i), S::mul(S::mul(S::load(x.add(i)), scale), S::load(w.as_ptr().add(i))));
+                i += LANES;
+            }
+            for j in whole..h {
+                *out.add(j) = *x.add(j) * *rs * w[j];
+            }
+        }
+    }
+}
+
+/// `dx` (overwritten; `extra` added) and `dw` (added to). Pieces of fixed size, summed in order.
+fn backward(x: &[f32], dy: &[f32], rstd: &[f32], w: &[f32], extra: Option<&[f32]>, dx: &mut [f32], dw: &mut [f32]) {
+    let (h, n) = (w.len(), rstd.len());
+    let pieces = n.div_ceil(ROWS);
+    let mut partial = Buf::zeros(pieces * h);
+    {
+        let (dx, part) = (SharedMut::new(dx), SharedMut::new(&mut partial));
+        parallel(pieces, |i| {
+            let (r0, rows) = piece(i, n);
+            let at = r0 * h..(r0 + rows) * h;
+            // SAFETY: pieces own disjoint rows and their own partial sum.
+            let (dx, part) = unsafe { (dx.slice(r0 * h, rows * h), part.slice(i * h, h)) };
+            let none: &[f32] = &[];
+            backward_rows(&x[at.clone()], &dy[at.clone()], &rstd[r0..r0 + rows], w, extra.map_or(none, |e| &e[at]), dx, part);
+        });
+    }
+    for p in partial.chunks_exact(h) {
+        math::add_assign(dw, p);
+    }
+}
+
+kernel! {
+    fn backward_rows<S>(x: &[f32], dy: &[f32], rstd: &[f32], w: &[f32], extra: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+        let h = w.len();
+        let (wp, dwp) = (w.as_ptr(), dw.as_mut_ptr());
+        for (r, &rs) in rstd.iter().enumerate() {
+            let (x, dy) = (x[r * h..][..h].as_ptr(), dy[r * h..][..h].as_ptr());
+            let dx = dx[r * h..][..h].as_mut_ptr();
+            let scale = S::splat(rs);
+            let mut acc = S::splat(0.0);
+            let mut i = 0;
+            while i < h {
+                let n = LANES.min(h - i);
+                let (xv, dv, wv) = (load::<S>(x.add(i), n), load::<S>(dy.add(i), n), load::<S>(wp.add(i), n));
+                let dn = S::mul(dv, S::mul(xv, scale));
+                store::<S>(dwp.add(i), n, S::add(load::<S>(dwp.add(i), n), dn));
+                acc = S::fma(dn, wv, acc);
+                i += LANES;
+            }
+            let mean = S::splat(-(S::sum(acc) / h as f32) * rs);
+            i = 0;
+            while i < h {
+                let n = LANES.min(h - i);
+                let (xv, dv, wv) = (load::<S>(x.add(i), n), load::<S>(dy.add(i), n), load::<S>(wp.add(i), n));
+                // rstd * (dy w - x̂ mean(dy w x̂))
+                let mut d = S::mul(scale, S::fma(xv, mean, S::mul(dv, wv)));
+                if !extra.is_empty() {
+                    d = S::add(d, load::<S>(extra[r * h..].as_ptr().add(i), n));
+                }
+                store::<S>(dx.add(i), n, d);
+                i += LANES;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
+    // SAFETY: n values are readable (caller).
+    unsafe { if n == LANES { S::load(p) } else { S::load_partial(p, n) } }
+}
+
+#[inline(always)]
+unsafe fn store<S: Simd>(p: *mut f32, n: usize, v: S::V) {
+    // SAFETY: n values are writable (caller).
+    unsafe { if n == LANES { S::store(p, v) } else { S::store_partial(p, n, v) } }
+}

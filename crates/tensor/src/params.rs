@@ -1,0 +1,150 @@
+//! Weights and their gradients in flat arenas, with packed panels kept until the weights change.
+
+use crate::buffer::Buf;
+use crate::cpu::gemm::{pack_transposed, packed_len};
+use std::cell::{Ref, RefCell, RefMut};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A matrix `[rows, cols]` (row-major; a vector has one row) at a place in the arena. It may span several
+/// parameters that lie next to each other, such as a gate and an up projection read as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Weight {
+    /// Offset of the first value.
+    pub offset: usize,
+    /// Rows: the outputs of a projection.
+    pub rows: usize,
+    /// Columns: its inputs.
+    pub cols: usize,
+}
+
+impl Weight {
+    /// The number of values.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+    /// Whether it has no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// This matrix and `next`, which lies directly behind it, as one. Panics if it does not.
+    pub fn stacked(self, next: Weight) -> Weight {
+        assert!(self.offset + self.len() == next.offset && self.cols == next.cols, "{self:?} and {next:?} do not stack");
+        Weight { rows: self.rows + next.rows, ..self }
+    }
+    /// A part of the rows.
+    pub fn row_range(self, start: usize, rows: usize) -> Weight {
+        assert!(start + rows <= self.rows, "rows {start}+{rows} of {self:?}");
+        Weight { offset: self.offset + start * self.cols, rows, cols: self.cols }
+    }
+}
+
+/// A named parameter.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// Its name on disk.
+    pub name: String,
+    /// Its shape on disk.
+    pub shape: Vec<usize>,
+    /// Its place in the arena.
+    pub weight: Weight,
+    /// Whether gradients train it (a router's balance bias is moved by a rule of its own).
+    pub trained: bool,
+}
+
+/// All parameters of a model.
+pub struct Params {
+    list: Vec<Param>,
+    data: Buf,
+    grads: RefCell<Buf>,
+    packed: RefCell<HashMap<Weight, Arc<Buf>>>,
+}
+
+impl Params {
+    /// Zeros for the given `(name, shape, trained)` in the given order, without gaps.
+    pub fn new(specs: impl IntoIterator<Item = (String, Vec<usize>, bool)>) -> Params {
+        let mut list = Vec::new();
+        let mut offset = 0;
+        for (name, shape, trained) in specs {
+            let (rows, cols) = match shape[..] {
+                [cols] => (1, cols),
+                [rows, cols] => (rows, cols),
+                _ => panic!("parameter {name}: shape {shape:?} is neither a vector nor a matrix"),
+            };
+            let weight = Weight { offset, rows, cols };
+            offset += weight.len();
+            list.push(Param { name, shape, weight, trained });
+        }
+        Params { list, data: Buf::zeros(offset), grads: RefCell::new(Buf::zeros(0)), packed: RefCell::default() }
+    }
+
+    /// The parameters in arena order.
+    pub fn list(&self) -> &[Param] {
+        &self.list
+    }
+    /// The number of values.
+    pub fn len(&self) -> usize {
+        self.data.len()
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+    /// The place of a parameter. Panics if there is none of that name.
+    pub fn weight(&self, name: &str) -> Weight {
+        self.find(name).unwrap_or_else(|| panic!("no parameter named {name}"))
+    }
+    /// The place of a parameter, if there is one of that name.
+    pub fn find(&self, name: &str) -> Option<Weight> {
+        self.list.iter().find(|p| p.name == name).map(|p| p.weight)
+    }
+    /// All values.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+    /// All values, to change them; drops the packed panels.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        self.packed.get_mut().clear();
+        &mut self.data
+    }
+    /// Values (to change) and gradients together, for the optimizer; drops the packed panels.
+    pub fn data_and_grads_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+        self.packed.get_mut().clear();
+        (&mut self.data, &mut *self.grads.get_mut())
+    }
+    /// The values of one weight.
+    pub fn get(&self, w: Weight) -> &[f32] {
+        &self.data[w.offset..w.offset + w.len()]
+    }
+    /// Gives the gradients memory (once) and sets them to zero.
+    pub fn zero_grads(&mut self) {
+        let grads = self.grads.get_mut();
+        if grads.len() != self.data.len() {
+            *grads = Buf::new(self.data.len());
+        }
+        crate::threads::parallel_chunks(grads, 1 << 16, |_, g| g.fill(0.0));
+    }
+    /// All gradients; empty before the first [`Params::zero_grads`].
+    pub fn grads(&self) -> Ref<'_, Buf> {
+        self.grads.borrow()
+    }
+    /// The gradient of one weight, to add to. Panics before the first [`Params::zero_grads`].
+    pub fn grad_mut(&self, w: Weight) -> RefMut<'_, [f32]> {
+        RefMut::map(self.grads.borrow_mut(), |g| &mut g[w.offset..w.offset + w.len()])
+    }
+    /// The gradient arena from `w` on, for ops that write several weights at once.
+    pub(crate) fn grads_mut(&self) -> RefMut<'_, Buf> {
+        self.grads.borrow_mut()
+    }
+    /// The panels of a projection's transpose, packed at first use after each change of the weights.
+    pub(crate) fn packed(&self, w: Weight) -> Arc<Buf> {
+        if let Some(p) = self.packed.borrow().get(&w) {
+            return p.clone();
+        }
+        let mut panels = Buf::new(packed_len(w.rows, w.cols));
+        pack_transposed(self.get(w), w.rows, w.cols, w.cols, &mut panels);
+        let panels = Arc::new(panels);
+        self.packed.borrow_mut().insert(w, panels.clone());
+        panels
+    }
+}
