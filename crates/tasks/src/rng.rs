@@ -104,7 +104,7 @@ mod tests {
         let mut rng = Rng::new(&[7]);
         let mut seen = [0usize; 6];
         for _ in 0..6000 {
-            seen[rng.range(-2, 3) as usize + 2 - 0] += 1;
+            seen[(rng.range(-2, 3) + 2) as usize] += 1;
         }
         assert!(seen.iter().all(|&n| (850..1150).contains(&n)), "{seen:?}");
     }

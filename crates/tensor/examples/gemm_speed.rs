@@ -1,5 +1,5 @@
 //! Times the matrix product on a few shapes.
-use shoestring_tensor::cpu::gemm::*;
+use tensor::cpu::gemm::*;
 fn main() {
     for (m, k, n) in [(512, 512, 512), (2048, 2048, 2048), (4096, 256, 1024), (4096, 256, 8192), (4096,1024,256),(64, 256, 512), (16, 512, 512), (1, 512, 2048),(12,1024,512)] {
         let a = vec![0.5f32; m * k];

@@ -8,12 +8,12 @@ mod atomic;
 mod error;
 mod header;
 pub mod hf;
-pub mod safetensors;
+pub mod weights;
 mod write;
 
 pub use error::FileError;
 pub use hf::{GenerationConfig, ModelFolder, read_generation_config, write_config, write_generation_config};
-pub use safetensors::{SafeFile, TensorReport, WeightsReader};
+pub use weights::{SafeFile, TensorReport, WeightsReader};
 pub use write::{WeightType, WrittenWeights, write_weights};
 
 #[cfg(test)]

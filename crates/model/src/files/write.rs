@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::FileError;
 use super::atomic::{self, PendingFile};
-use super::safetensors::{INDEX_FILE, SINGLE_FILE};
+use super::weights::{INDEX_FILE, SINGLE_FILE};
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -47,7 +47,7 @@ fn count_days(start: usize, days: i64, back: bool) -> String {
 enum Kind {
     Weekday { start: usize, days: i64, back: bool },
     Date { day: i64, month: usize, days: i64 },
-    Between { month: usize, from: i64, to: i64, start: usize },
+    Between { from: i64, to: i64, start: usize },
 }
 
 impl Kind {
@@ -61,7 +61,6 @@ impl Kind {
             },
             "date" => Kind::Date { day: n("day")?, month: n("month")?.rem_euclid(12) as usize, days: n("days")? },
             "between" => Kind::Between {
-                month: n("month")?.rem_euclid(12) as usize,
                 from: n("from")?,
                 to: n("to")?,
                 start: n("start")?.rem_euclid(7) as usize,
@@ -130,7 +129,7 @@ impl Task for Calendar {
         let write = if careful { worked } else { stated };
         match Kind::of(p) {
             Some(Kind::Weekday { start, days, back }) if careful => count_days(start, days, back),
-            Some(Kind::Weekday { days, .. }) => format!("{days} days .",),
+            Some(Kind::Weekday { days, .. }) => format!("{days} days ."),
             Some(Kind::Date { mut day, mut month, days }) => {
                 let mut text = format!("{} .", write(day, Op::Add, days));
                 day += days;
@@ -147,7 +146,7 @@ impl Task for Calendar {
                 }
                 text
             }
-            Some(Kind::Between { from, to, start, .. }) => {
+            Some(Kind::Between { from, to, start }) => {
                 let difference = write(to, Op::Sub, from);
                 if careful {
                     format!("{difference} . {}", count_days(start, to - from, false))

@@ -30,10 +30,11 @@ impl Task for Gcd {
     }
 
     fn problem(&self, split: Split, seed: u64, index: u64, level: &Level) -> Problem {
-        let max = i64::from(level.max_number.unwrap_or(99));
+        let max = i64::from(level.max_number.unwrap_or(150));
         draw(self, split, seed, index, |rng| {
-            // A drawn common factor, since two random numbers mostly share none.
-            let factor = rng.range(1, max / 4);
+            // A drawn common factor, since two random numbers mostly share none; small ones more often, as
+            // large ones leave few multiples.
+            let factor = rng.range(1, max / 4).min(rng.range(1, max / 4));
             let (a, b) = (factor * rng.range(1, max / factor), factor * rng.range(1, max / factor));
             if a == b || a.min(b) < 2 {
                 return None;

@@ -155,7 +155,7 @@ impl Task for Word {
             let mut text = telling.fill(story.template.text);
             if rng.chance(distractors) {
                 let unused = rng.range(2, 60).to_string();
-                let sentence = telling.fill(rng.pick(&DISTRACTORS)).replace("{z}", &unused).replace("{q}", other);
+                let sentence = telling.fill(rng.pick::<&str>(&DISTRACTORS)).replace("{z}", &unused).replace("{q}", other);
                 let starts: Vec<usize> = text.match_indices(". ").map(|(i, _)| i + 2).collect();
                 let at = *rng.pick(&starts);
                 text.insert_str(at, &(sentence + " "));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde::Deserialize;
+use tensor::mapped::{Mapped, map_file};
 
 use super::FileError;
 use super::header::{self, Entry};
@@ -18,18 +19,10 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The largest index that is read, in bytes.
 const MAX_INDEX_BYTES: u64 = 16 << 20;
 
-/// The bytes of a file.
-type FileBytes = Vec<u8>;
-
-/// Brings a file's bytes into reach. The one place to change for reading through a memory map.
-fn file_bytes(path: &Path) -> Result<FileBytes, FileError> {
-    std::fs::read(path).map_err(FileError::io("read", path))
-}
-
 /// One open safetensors file whose header has been checked.
 pub struct SafeFile {
     path: PathBuf,
-    bytes: FileBytes,
+    bytes: Mapped,
     entries: HashMap<String, Entry>,
 }
 
@@ -43,7 +36,7 @@ impl SafeFile {
     /// Opens a file and checks its header against its length.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, FileError> {
         let path = path.as_ref().to_path_buf();
-        let bytes = file_bytes(&path)?;
+        let bytes = map_file(&path).map_err(FileError::io("read", &path))?;
         let entries = header::parse(&path, &bytes)?;
         Ok(SafeFile { path, bytes, entries })
     }
@@ -298,7 +291,7 @@ fn read_index(path: &Path) -> Result<Index, FileError> {
     if length > MAX_INDEX_BYTES {
         return Err(bad(format!("it has {length} bytes; at most {MAX_INDEX_BYTES} are read")));
     }
-    let text = file_bytes(path)?;
+    let text = std::fs::read(path).map_err(FileError::io("read", path))?;
     let index: Index = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     let plain = |shard: &&String| {
         shard.ends_with(".safetensors") && !shard.contains(['/', '\\', '\0']) && !shard.starts_with('.')

@@ -1,0 +1,84 @@
+use super::*;
+use model::{ModelConfig, whole};
+use serde_json::json;
+
+fn tiny(kind: &str) -> Model {
+    let config = if kind == "moe" {
+        json!({"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 61, "hidden_size": 32,
+            "intermediate_size": 48, "moe_intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "q_lora_rank": null, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
+            "v_head_dim": 10, "n_routed_experts": 5, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1,
+            "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1,
+            "scoring_func": "sigmoid", "topk_method": "noaux_tc", "hidden_act": "silu", "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.3, "tie_word_embeddings": false})
+    } else {
+        json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 61, "hidden_size": 32,
+            "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "hidden_act": "silu", "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "initializer_range": 0.3, "tie_word_embeddings": true})
+    };
+    Model::random(ModelConfig::from_value(&config).expect("a valid config"), 3)
+}
+
+fn requests() -> Vec<Request> {
+    let mut rng = Rng::new(5);
+    [3usize, 70, 64, 1, 130].iter().enumerate().map(|(i, &n)| Request {
+        prompt: (0..n).map(|_| rng.below(61) as u32).collect(),
+        samples: 1 + i % 3,
+        max_new: 5 + 40 * (i % 2),
+        sampling: Sampling::default(),
+        stop_tokens: vec![7],
+        seed: 11 + i as u64,
+    }).collect()
+}
+
+/// The contract that reinforcement learning stands on: what the sampler reports is what the trainer computes,
+/// to the bit, for any batch, chunking and number of threads.
+#[test]
+fn log_probs_equal_the_trainers_bit_for_bit() {
+    for kind in ["moe", "dense"] {
+        let model = tiny(kind);
+        let requests = requests();
+        let mut first = None;
+        for (sequences, rows, n) in [(256, 512, 2), (2, 7, 1), (3, 100, 3), (1, 1, 2)] {
+            threads::set_threads(n);
+            let mut engine = Engine::new(&model, Limits { sequences, rows });
+            let results = engine.run(&requests, |_| true).expect("valid requests");
+            assert_eq!(engine.pages.used(), 0, "all pages are free at the end");
+            assert_eq!(first.get_or_insert_with(|| results.clone()), &results, "limits {sequences} {rows} changed a result");
+        }
+        let (mut tokens, mut targets, mut lens, mut want) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (r, samples) in requests.iter().zip(first.expect("four runs")) {
+            for s in samples {
+                let all: Vec<u32> = r.prompt.iter().chain(&s.token_ids).copied().collect();
+                tokens.extend(&all[..all.len() - 1]);
+                targets.extend(&all[1..]);
+                lens.push(all.len() - 1);
+                want.push((r.prompt.len(), s.logprobs));
+            }
+        }
+        let tape = Tape::recording(model.params());
+        let pass = model.forward(&tape, &tokens, &whole(&lens), PassOptions::default(), None);
+        let stats = ops::log_probs(model.params(), &pass.hidden, model.head(), &targets);
+        let mut at = 0;
+        for (len, (prompt, logprobs)) in lens.iter().zip(want) {
+            let got: Vec<u32> = stats.logprobs[at + prompt - 1..at + len].iter().map(|x| x.to_bits()).collect();
+            let want: Vec<u32> = logprobs.iter().map(|x| x.to_bits()).collect();
+            assert_eq!(got, want, "{kind}");
+            at += len;
+        }
+    }
+}
+
+#[test]
+fn bad_requests_are_refused_with_a_reason() {
+    let model = tiny("dense");
+    let mut engine = Engine::new(&model, Limits::default());
+    let good = requests().remove(0);
+    let empty = Request { prompt: vec![], ..good.clone() };
+    assert_eq!(engine.run(&[empty], |_| true), Err(EngineError::Empty { request: 0 }));
+    let outside = Request { prompt: vec![61], ..good.clone() };
+    assert_eq!(engine.run(&[outside], |_| true), Err(EngineError::OutsideVocabulary { request: 0, id: 61, vocab: 61 }));
+    let long = Request { max_new: 600, ..good };
+    assert!(matches!(engine.run(&[long], |_| true), Err(EngineError::TooLong { context: 512, .. })));
+}

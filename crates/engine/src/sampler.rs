@@ -1,0 +1,115 @@
+//! From logits to a token.
+
+use tensor::Rng;
+use tensor::cpu::math;
+use tensor::ops::normalizer;
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most likely token.
+    pub temperature: f32,
+    /// Only the `top_k` most likely tokens; 0 for all.
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach this probability; 1 for all.
+    pub top_p: f32,
+    /// Only tokens at least this fraction as likely as the most likely one; 0 for all.
+    pub min_p: f32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
+}
+
+impl Sampling {
+    /// Always the most likely token.
+    pub fn greedy() -> Sampling {
+        Sampling { temperature: 0.0, ..Sampling::default() }
+    }
+
+    /// Chooses from a row of logits; `rng` is used for one number at most. Ties go to the lower id.
+    ///
+    /// The log-probability is the model's own (temperature 1, nothing filtered), bit for bit the trainer's.
+    pub(crate) fn choose(&self, logits: &[f32], rng: &mut Rng) -> (u32, f32) {
+        let (lse, _) = normalizer(logits);
+        let token = if self.temperature <= 0.0 { argmax(logits) } else { self.draw(logits, rng) };
+        (token as u32, logits[token] - lse)
+    }
+
+    fn draw(&self, logits: &[f32], rng: &mut Rng) -> usize {
+        let mut p = logits.to_vec();
+        if self.temperature != 1.0 {
+            math::scale(&mut p, 1.0 / self.temperature);
+        }
+        let top = math::max(&p);
+        math::exp_sum(&mut p, top);
+        if self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0 {
+            self.filter(&mut p);
+        }
+        // Summed here in the order of the walk below, so that the walk always ends inside.
+        let total: f64 = p.iter().map(|&x| f64::from(x)).sum();
+        let target = f64::from(rng.uniform()) * total;
+        let mut sum = 0.0;
+        let mut last = 0;
+        for (i, &x) in p.iter().enumerate() {
+            if x > 0.0 {
+                last = i;
+                sum += f64::from(x);
+                if sum > target {
+                    break;
+                }
+            }
+        }
+        last
+    }
+
+    /// Sets what is filtered out to zero. The most likely token always stays.
+    fn filter(&self, p: &mut [f32]) {
+        let mut order: Vec<usize> = (0..p.len()).collect();
+        order.sort_by(|&a, &b| p[b].total_cmp(&p[a]).then(a.cmp(&b)));
+        let total: f64 = p.iter().map(|&x| f64::from(x)).sum();
+        let floor = self.min_p * p[order[0]];
+        let limit = if self.top_k == 0 { p.len() } else { self.top_k.min(p.len()) };
+        let mut sum = 0.0;
+        let mut kept = 0;
+        for &i in &order[..limit] {
+            if kept > 0 && (sum >= f64::from(self.top_p) * total || p[i] < floor) {
+                break;
+            }
+            sum += f64::from(p[i]);
+            kept += 1;
+        }
+        order[kept..].iter().for_each(|&i| p[i] = 0.0);
+    }
+}
+
+fn argmax(x: &[f32]) -> usize {
+    let top = math::max(x);
+    x.iter().position(|&v| v == top).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_follow_the_distribution_and_the_filters() {
+        let logits: Vec<f32> = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.ln()).collect();
+        let count = |s: Sampling| {
+            let mut seen = [0usize; 4];
+            (0..20_000).for_each(|i| seen[s.choose(&logits, &mut Rng::at(7, &[i])).0 as usize] += 1);
+            seen.map(|n| n as f32 / 20_000.0)
+        };
+        let all = count(Sampling::default());
+        for (got, want) in all.iter().zip([0.5, 0.3, 0.15, 0.05]) {
+            assert!((got - want).abs() < 0.015, "{all:?}");
+        }
+        assert_eq!(count(Sampling { top_k: 2, ..Sampling::default() })[2..], [0.0, 0.0]);
+        assert_eq!(count(Sampling { top_p: 0.7, ..Sampling::default() })[2..], [0.0, 0.0]);
+        assert_eq!(count(Sampling { min_p: 0.2, ..Sampling::default() })[3], 0.0);
+        assert_eq!(count(Sampling::greedy()), [1.0, 0.0, 0.0, 0.0]);
+        assert!(count(Sampling { temperature: 0.5, ..Sampling::default() })[0] > 0.65);
+    }
+}

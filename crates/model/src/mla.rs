@@ -1,0 +1,85 @@
+//! Multi-head latent attention (DeepSeek-V2 report, section 2.1; V3 report, section 2.1.1), with the expanded
+//! cache: keys and values per head, in the same order of arithmetic as in training.
+
+use tensor::ops::{self, AttentionShape, KvLayer, MlaDims, RopeTable, Segment};
+use tensor::{Params, Tape, Tensor, Weight};
+
+use crate::config::DeepseekConfig;
+
+/// The epsilon of the norms inside MLA, fixed in the reference code whatever `rms_norm_eps` says.
+const LATENT_EPS: f32 = 1e-6;
+
+/// One layer's attention.
+pub(crate) struct Mla {
+    q: Query,
+    /// To the latent c: `[kv_lora_rank, H]`.
+    kv_down: Weight,
+    /// To the rotary key that all heads share: `[qk_rope_head_dim, H]`.
+    k_rope: Weight,
+    kv_norm: Weight,
+    /// From the latent to all heads' keys and values: `[A (nope + v), kv_lora_rank]`.
+    kv_up: Weight,
+    out: Weight,
+    dims: MlaDims,
+}
+
+enum Query {
+    Direct(Weight),
+    LowRank { down: Weight, norm: Weight, up: Weight },
+}
+
+impl Mla {
+    pub(crate) fn new(params: &Params, c: &DeepseekConfig, prefix: &str) -> Mla {
+        let w = |name: &str| params.weight(&format!("{prefix}self_attn.{name}.weight"));
+        let q = match c.q_lora_rank {
+            None => Query::Direct(w("q_proj")),
+            Some(_) => Query::LowRank { down: w("q_a_proj"), norm: w("q_a_layernorm"), up: w("q_b_proj") },
+        };
+        let kv_a = w("kv_a_proj_with_mqa");
+        Mla {
+            q,
+            kv_down: kv_a.row_range(0, c.kv_lora_rank),
+            k_rope: kv_a.row_range(c.kv_lora_rank, c.qk_rope_head_dim),
+            kv_norm: w("kv_a_layernorm"),
+            kv_up: w("kv_b_proj"),
+            out: w("o_proj"),
+            dims: MlaDims {
+                heads: c.num_attention_heads,
+                nope: c.qk_nope_head_dim,
+                rope: c.qk_rope_head_dim,
+                v: c.v_head_dim,
+            },
+        }
+    }
+
+    pub(crate) fn shape(c: &DeepseekConfig, scale: f32) -> AttentionShape {
+        let heads = c.num_attention_heads;
+        AttentionShape { heads, kv_heads: heads, qk_dim: c.qk_head_dim(), v_dim: c.v_head_dim, scale }
+    }
+
+    /// `x [tokens, H]` (normalised) → `[tokens, H]`.
+    pub(crate) fn forward<'p>(
+        &self,
+        tape: &Tape<'p>,
+        x: &Tensor,
+        positions: &[u32],
+        rope: &'p RopeTable,
+        shape: AttentionShape,
+        segments: &[Segment],
+        cache: Option<&mut KvLayer>,
+    ) -> Tensor {
+        let q = match self.q {
+            Query::Direct(w) => ops::linear(tape, x, w, None),
+            Query::LowRank { down, norm, up } => {
+                let a = ops::linear(tape, x, down, None);
+                ops::linear(tape, &ops::rms_norm(tape, &a, norm, LATENT_EPS), up, None)
+            }
+        };
+        let c = ops::rms_norm(tape, &ops::linear(tape, x, self.kv_down, None), self.kv_norm, LATENT_EPS);
+        let k_rope = ops::linear(tape, x, self.k_rope, None);
+        let kv = ops::linear(tape, &c, self.kv_up, None);
+        let (q, k, v) = ops::mla_heads(tape, (&q, &kv, &k_rope), self.dims, positions, rope);
+        let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
+        ops::linear(tape, &y, self.out, None)
+    }
+}

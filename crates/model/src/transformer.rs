@@ -1,0 +1,331 @@
+//! The one forward pass: it trains with a recording tape and generates with a cache.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment};
+use tensor::{Params, Rng, Tape, Tensor, Weight};
+
+use crate::config::{ModelConfig, TensorKind, tensor_specs};
+use crate::files::{self, FileError, WeightType};
+use crate::gqa::Gqa;
+use crate::kv_cache::KvCache;
+use crate::mla::Mla;
+use crate::moe::{ExpertLoad, FeedForward};
+
+/// Positions for which a model holds rotary tables from the start; [`Model::reserve_positions`] extends them.
+const FIRST_POSITIONS: usize = 4096;
+
+/// A model: its configuration, its parameters, and where in the arena each layer finds its own.
+pub struct Model {
+    config: ModelConfig,
+    params: Params,
+    embed: Weight,
+    blocks: Vec<Block>,
+    norm: Weight,
+    head: Weight,
+    mtp: Option<Mtp>,
+    rope: RopeTable,
+    shape: AttentionShape,
+    eps: f32,
+}
+
+enum Attention {
+    Gqa(Gqa),
+    Mla(Mla),
+}
+
+struct Block {
+    input_norm: Weight,
+    attention: Attention,
+    post_norm: Weight,
+    feed_forward: FeedForward,
+}
+
+/// Multi-token prediction of depth one (V3 report, section 2.2); used in training only.
+struct Mtp {
+    enorm: Weight,
+    hnorm: Weight,
+    /// Over `[embedding; hidden]`: `[H, 2H]`.
+    eh_proj: Weight,
+    block: Block,
+    norm: Weight,
+}
+
+/// How a pass is to be run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PassOptions {
+    /// Keep only each layer's input and run the layer again on the way back.
+    pub recompute: bool,
+    /// Weight of the sequence-wise balance loss.
+    pub balance_alpha: f32,
+}
+
+/// What a pass gives.
+pub struct Pass {
+    /// The last hidden states after the final norm, `[tokens, H]`: what the head reads.
+    pub hidden: Tensor,
+    /// The load of the routed experts, layer by layer.
+    pub loads: Vec<ExpertLoad>,
+}
+
+/// A batch of whole sequences for a pass without a cache.
+pub fn whole(lens: &[usize]) -> Vec<Segment> {
+    lens.iter().map(|&rows| Segment { rows, past: 0, pages: Vec::new() }).collect()
+}
+
+impl Model {
+    /// A model with random weights: projections normal with `initializer_range`, norms one, biases zero.
+    ///
+    /// # Panics
+    /// The configuration must have been validated.
+    pub fn random(config: ModelConfig, seed: u64) -> Model {
+        let std = config.initializer_range() as f32;
+        let specs = tensor_specs(&config);
+        let mut model = Model::zeros(config);
+        let places: Vec<Weight> = model.params.list().iter().map(|p| p.weight).collect();
+        let data = model.params.data_mut();
+        for (i, (spec, w)) in specs.iter().zip(places).enumerate() {
+            let to = &mut data[w.offset..w.offset + w.len()];
+            match spec.kind {
+                TensorKind::Norm => to.fill(1.0),
+                TensorKind::Bias | TensorKind::RouterBias => {}
+                _ => {
+                    let mut rng = Rng::at(seed, &[i as u64]);
+                    to.iter_mut().for_each(|x| *x = std * rng.normal());
+                }
+            }
+        }
+        model
+    }
+
+    fn zeros(config: ModelConfig) -> Model {
+        let specs = tensor_specs(&config);
+        let params = Params::new(specs.into_iter().map(|s| (s.name, s.shape, s.kind != TensorKind::RouterBias)));
+        let spec = config.rope_tables_spec();
+        let shape = match &config {
+            ModelConfig::Dense(c) => Gqa::shape(c, spec.softmax_scale),
+            ModelConfig::Deepseek(c) => Mla::shape(c, spec.softmax_scale),
+        };
+        let embed = params.weight("model.embed_tokens.weight");
+        let head = params.find("lm_head.weight").unwrap_or(embed);
+        let blocks = (0..config.num_hidden_layers()).map(|l| Block::new(&params, &config, l)).collect();
+        let mtp = match &config {
+            ModelConfig::Deepseek(c) if c.num_nextn_predict_layers > 0 => Some(Mtp::new(&params, &config)),
+            _ => None,
+        };
+        let positions = config.max_position_embeddings().min(FIRST_POSITIONS);
+        Model {
+            norm: params.weight("model.norm.weight"),
+            eps: config.rms_norm_eps() as f32,
+            rope: rope_table(&config, positions),
+            config,
+            params,
+            embed,
+            blocks,
+            head,
+            mtp,
+            shape,
+        }
+    }
+
+    /// Reads a Hugging Face model folder.
+    pub fn load(dir: &Path) -> Result<Model, FileError> {
+        let folder = files::ModelFolder::open(dir)?;
+        let specs = tensor_specs(&folder.config);
+        folder.weights.compare(&specs).check(dir)?;
+        let mut model = Model::zeros(folder.config);
+        let places: Vec<Weight> = model.params.list().iter().map(|p| p.weight).collect();
+        let data = model.params.data_mut();
+        for (spec, w) in specs.iter().zip(places) {
+            folder.weights.read_f32(&spec.name, &spec.shape, &mut data[w.offset..w.offset + w.len()])?;
+        }
+        Ok(model)
+    }
+
+    /// Writes `config.json`, `generation_config.json` and the weights as float32 in shards of at most 4 GiB.
+    pub fn save(&self, dir: &Path) -> Result<(), FileError> {
+        files::write_config(dir, &self.config, WeightType::F32)?;
+        files::write_generation_config(dir, &files::GenerationConfig::of_model(&self.config))?;
+        let tensors = self.params.list().iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
+        files::write_weights(dir, tensors, WeightType::F32, 4 << 30)?;
+        Ok(())
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+    /// The parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+    /// The parameters, to train them.
+    pub fn params_mut(&mut self) -> &mut Params {
+        &mut self.params
+    }
+    /// The output head, `[vocab, H]`.
+    pub fn head(&self) -> Weight {
+        self.head
+    }
+    /// Whether the model has an MTP layer.
+    pub fn has_mtp(&self) -> bool {
+        self.mtp.is_some()
+    }
+    /// A cache without pages.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(self.blocks.len(), self.shape)
+    }
+    /// Positions that a pass may use at present.
+    pub fn positions(&self) -> usize {
+        self.rope.positions()
+    }
+    /// Makes a pass of sequences of up to `n` tokens possible.
+    pub fn reserve_positions(&mut self, n: usize) {
+        if n > self.rope.positions() {
+            self.rope = rope_table(&self.config, n.next_power_of_two());
+        }
+    }
+
+    /// From token ids to the last hidden states. `segments` lists the batch's sequences; with `cache` each
+    /// continues after its `past` tokens, whose keys and values lie in its pages.
+    ///
+    /// # Panics
+    /// On ids outside the vocabulary and positions beyond [`Model::positions`].
+    pub fn forward<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        tokens: &[u32],
+        segments: &[Segment],
+        options: PassOptions,
+        mut cache: Option<&mut KvCache>,
+    ) -> Pass {
+        let batch = Rc::new(BatchInfo::new(segments, options));
+        let loads = Rc::new(RefCell::new(Vec::new()));
+        let mut x = ops::embedding(tape, tokens, self.embed);
+        let mut delta: Option<Tensor> = None;
+        for (l, block) in self.blocks.iter().enumerate() {
+            if options.recompute && tape.is_recording() {
+                let (batch, loads) = (batch.clone(), loads.clone());
+                x = tape.recomputed(&x, move |tape, x| {
+                    let (h, d) = self.block(tape, block, x, None, &batch, None, &loads);
+                    ops::add(tape, &h, &d)
+                });
+            } else {
+                let layer = cache.as_mut().map(|c| &mut c.layers[l]);
+                let (h, d) = self.block(tape, block, &x, delta.as_ref(), &batch, layer, &loads);
+                (x, delta) = (h, Some(d));
+            }
+        }
+        let hidden = match &delta {
+            Some(d) => ops::add_rms_norm(tape, &x, d, self.norm, self.eps).1,
+            None => ops::rms_norm(tape, &x, self.norm, self.eps),
+        };
+        let loads = loads.borrow().clone();
+        Pass { hidden, loads }
+    }
+
+    /// The MTP layer: from the main model's hidden states and the tokens that follow each of them to hidden states
+    /// that predict one token further. Panics if the model has none.
+    pub fn forward_mtp<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        hidden: &Tensor,
+        next_tokens: &[u32],
+        segments: &[Segment],
+        options: PassOptions,
+    ) -> Pass {
+        let mtp = self.mtp.as_ref().expect("a model with an MTP layer");
+        let batch = BatchInfo::new(segments, options);
+        let loads = RefCell::new(Vec::new());
+        let e = ops::rms_norm(tape, &ops::embedding(tape, next_tokens, self.embed), mtp.enorm, self.eps);
+        let h = ops::rms_norm(tape, hidden, mtp.hnorm, self.eps);
+        let x = ops::linear(tape, &ops::concat_cols(tape, &e, &h), mtp.eh_proj, None);
+        let (x, delta) = self.block(tape, &mtp.block, &x, None, &batch, None, &loads);
+        let hidden = ops::add_rms_norm(tape, &x, &delta, mtp.norm, self.eps).1;
+        Pass { hidden, loads: loads.into_inner() }
+    }
+
+    /// One layer on the residual stream `x` (to which `delta` is still to be added); gives the same pair.
+    fn block<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        block: &Block,
+        x: &Tensor,
+        delta: Option<&Tensor>,
+        batch: &BatchInfo,
+        cache: Option<&mut KvLayer>,
+        loads: &RefCell<Vec<ExpertLoad>>,
+    ) -> (Tensor, Tensor) {
+        let (x, normed) = match delta {
+            Some(d) => ops::add_rms_norm(tape, x, d, block.input_norm, self.eps),
+            None => (x.clone(), ops::rms_norm(tape, x, block.input_norm, self.eps)),
+        };
+        let (positions, segments) = (&batch.positions[..], &batch.segments[..]);
+        let a = match &block.attention {
+            Attention::Gqa(a) => a.forward(tape, &normed, positions, &self.rope, self.shape, segments, cache),
+            Attention::Mla(a) => a.forward(tape, &normed, positions, &self.rope, self.shape, segments, cache),
+        };
+        let (x, normed) = ops::add_rms_norm(tape, &x, &a, block.post_norm, self.eps);
+        let (y, load) = block.feed_forward.forward(tape, &normed, &batch.lens, batch.alpha);
+        loads.borrow_mut().extend(load);
+        (x, y)
+    }
+}
+
+/// What every layer needs to know about the batch.
+struct BatchInfo {
+    segments: Vec<Segment>,
+    positions: Vec<u32>,
+    lens: Vec<usize>,
+    alpha: f32,
+}
+
+impl BatchInfo {
+    fn new(segments: &[Segment], options: PassOptions) -> BatchInfo {
+        let positions = segments.iter().flat_map(|s| (s.past..s.past + s.rows).map(|p| p as u32)).collect();
+        let lens = segments.iter().map(|s| s.rows).collect();
+        BatchInfo { segments: segments.to_vec(), positions, lens, alpha: options.balance_alpha }
+    }
+}
+
+impl Block {
+    fn new(params: &Params, config: &ModelConfig, layer: usize) -> Block {
+        let prefix = format!("model.layers.{layer}.");
+        let (attention, feed_forward) = match config {
+            ModelConfig::Dense(c) => (Attention::Gqa(Gqa::new(params, c, &prefix)), FeedForward::dense(params, &prefix)),
+            ModelConfig::Deepseek(c) => {
+                let moe = c.is_moe_layer(layer);
+                let ff = if moe { FeedForward::moe(params, c, &prefix) } else { FeedForward::dense(params, &prefix) };
+                (Attention::Mla(Mla::new(params, c, &prefix)), ff)
+            }
+        };
+        Block {
+            input_norm: params.weight(&format!("{prefix}input_layernorm.weight")),
+            attention,
+            post_norm: params.weight(&format!("{prefix}post_attention_layernorm.weight")),
+            feed_forward,
+        }
+    }
+}
+
+impl Mtp {
+    fn new(params: &Params, config: &ModelConfig) -> Mtp {
+        let layer = config.num_hidden_layers();
+        let w = |name: &str| params.weight(&format!("model.layers.{layer}.{name}.weight"));
+        Mtp {
+            enorm: w("enorm"),
+            hnorm: w("hnorm"),
+            eh_proj: w("eh_proj"),
+            block: Block::new(params, config, layer),
+            norm: w("shared_head.norm"),
+        }
+    }
+}
+
+fn rope_table(config: &ModelConfig, positions: usize) -> RopeTable {
+    let spec = config.rope_tables_spec();
+    let pairs = if spec.interleaved { Pairs::Interleaved } else { Pairs::Halves };
+    RopeTable::new(&spec.inv_freq, spec.attention_scaling, positions, pairs)
+}

@@ -1,0 +1,31 @@
+//! Numbers compared by value: integers, decimals and fractions.
+
+use super::{Rational, Verdict, Verifier, with_answer};
+use crate::Problem;
+
+/// Right when the answer is a number equal to the problem's, exactly or within a tolerance.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Numeric {
+    /// The largest accepted distance; `meta.tolerance` of a problem takes precedence. Zero compares exactly.
+    pub tolerance: f64,
+}
+
+impl Verifier for Numeric {
+    fn score(&self, problem: &Problem, completion: &str) -> Verdict {
+        with_answer(completion, |answer| {
+            let Some(wanted) = Rational::parse(&problem.answer) else {
+                return Verdict::wrong("the problem's own answer is not a number");
+            };
+            let Some(given) = Rational::parse(answer) else {
+                return Verdict::wrong("the answer is not a number");
+            };
+            let tolerance = problem.meta["tolerance"].as_f64().unwrap_or(self.tolerance);
+            let near = tolerance > 0.0 && (given.to_f64() - wanted.to_f64()).abs() <= tolerance;
+            if given == wanted || near {
+                Verdict::right()
+            } else {
+                Verdict::wrong(format!("expected {}", problem.answer.trim()))
+            }
+        })
+    }
+}
