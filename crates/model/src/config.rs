@@ -21,7 +21,7 @@ pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, RopeTablesSpec, YarnScali
 pub use tensors::{TensorKind, TensorSpec, tensor_specs};
 
 /// The largest JSON configuration that is read, in bytes.
-pub(crate) const MAX_CONFIG_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// A model's architecture and sizes.
 #[derive(Debug, Clone, PartialEq, Serialize)]

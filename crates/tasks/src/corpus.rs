@@ -82,8 +82,9 @@ fn fact(kind: usize, rng: &mut Rng) -> String {
             format!("{part} = {divisor} * {} + {} .", part / divisor, part % divisor)
         }
         4 => {
-            let (x, y) = (rng.range(10, 120), rng.range(10, 99));
-            if x < y { format!("{x} - {y} = -( {y} - {x} ) .") } else { format!("{y} is not larger than {x} .") }
+            // Which number is larger, and whether the first column borrows.
+            let step = worked(rng.range(10, 120), Op::Sub, rng.range(10, 99));
+            format!("{} .", step.split(" , ").next().expect("split yields a part"))
         }
         5 => {
             // What a Countdown try needs.

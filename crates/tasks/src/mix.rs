@@ -1,6 +1,6 @@
 //! A weighted mix of tasks.
 
-use crate::rng::Rng;
+use crate::rng::{Rng, hash_text};
 use crate::{Error, Level, Problem, Result, Split, task};
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +72,7 @@ impl Mix {
     /// The problem at `index`: the task drawn by weight, the problem drawn by the task.
     pub fn problem(&self, split: Split, seed: u64, index: u64) -> Problem {
         let total: f64 = self.entries.iter().map(|e| e.weight).sum();
-        let mut at = Rng::new(&[seed, index, 0x6d69_78]).unit() * total;
+        let mut at = Rng::new(&[seed, index, hash_text("mix")]).unit() * total;
         let chosen = self.entries.iter().find(|e| {
             at -= e.weight;
             at < 0.0

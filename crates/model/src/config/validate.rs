@@ -95,18 +95,18 @@ fn dense(c: &DenseConfig) -> Checked {
         ("head_dim", c.head_dim),
     ])?;
     ensure(
-        c.num_attention_heads % c.num_key_value_heads == 0,
+        c.num_attention_heads.is_multiple_of(c.num_key_value_heads),
         "num_key_value_heads",
         c.num_key_value_heads,
         format!("must divide num_attention_heads ({})", c.num_attention_heads),
     )?;
     ensure(
-        c.model_type != DenseFamily::Llama || c.hidden_size % c.num_attention_heads == 0,
+        c.model_type != DenseFamily::Llama || c.hidden_size.is_multiple_of(c.num_attention_heads),
         "num_attention_heads",
         c.num_attention_heads,
         format!("must divide hidden_size ({}) for llama", c.hidden_size),
     )?;
-    ensure(c.head_dim % 2 == 0, "head_dim", c.head_dim, "must be even: RoPE rotates pairs")
+    ensure(c.head_dim.is_multiple_of(2), "head_dim", c.head_dim, "must be even: RoPE rotates pairs")
 }
 
 fn deepseek(c: &DeepseekConfig) -> Checked {
@@ -128,7 +128,7 @@ fn deepseek(c: &DeepseekConfig) -> Checked {
     }
     number("routed_scaling_factor", c.routed_scaling_factor, 1e-6..=1e6)?;
     let even = "must be even: RoPE rotates pairs";
-    ensure(c.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", c.qk_rope_head_dim, even)?;
+    ensure(c.qk_rope_head_dim.is_multiple_of(2), "qk_rope_head_dim", c.qk_rope_head_dim, even)?;
     ensure(
         c.first_k_dense_replace <= MAX_SIZE,
         "first_k_dense_replace",
@@ -142,7 +142,7 @@ fn deepseek(c: &DeepseekConfig) -> Checked {
         "must be at most 64",
     )?;
     ensure(
-        c.n_routed_experts % c.n_group == 0 && c.n_routed_experts >= 2 * c.n_group,
+        c.n_routed_experts.is_multiple_of(c.n_group) && c.n_routed_experts >= 2 * c.n_group,
         "n_group",
         c.n_group,
         format!("must divide n_routed_experts ({}) into groups of two or more", c.n_routed_experts),

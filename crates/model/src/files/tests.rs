@@ -279,6 +279,50 @@ fn generation_configs_survive_and_fall_back_to_the_model() {
     }
 }
 
+/// transformers loads the folders that we write, with nothing missing or left over, and computes from them
+/// the logits of the goldens. `SHOESTRING_PYTHON` names a Python that has it.
+#[test]
+#[ignore = "needs Python with torch and transformers"]
+fn transformers_loads_what_we_write() {
+    let python = std::env::var("SHOESTRING_PYTHON").unwrap_or("python3".into());
+    for case in std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path()) {
+        if !case.is_dir() {
+            continue;
+        }
+        let folder = ModelFolder::open(&case).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let of = |spec: &crate::config::TensorSpec| read(&folder.weights, &spec.name, &spec.shape).unwrap();
+        let specs = tensor_specs(&folder.config);
+        let tensors: Tensors = specs.iter().map(|s| (s.name.clone(), s.shape.clone(), of(s))).collect();
+        write(dir.path(), &tensors, WeightType::F32, 40_000).unwrap();
+        write_config(dir.path(), &folder.config, WeightType::F32).unwrap();
+        write_generation_config(dir.path(), &folder.generation).unwrap();
+
+        let reference = SafeFile::open(case.join("golden.safetensors")).unwrap();
+        let ids = reference.read_i64("input_ids").unwrap();
+        let shape = reference.shape("logits").unwrap();
+        let mut logits = vec![0.0; shape.iter().product()];
+        reference.read_f32("logits", shape, &mut logits).unwrap();
+        let (length, vocab) = (shape[1], shape[2]);
+
+        let output = std::process::Command::new(&python)
+            .arg(golden("check_export.py"))
+            .arg(dir.path())
+            .args(ids[..length].iter().map(i64::to_string))
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {errors}", case.display());
+        let text = String::from_utf8(output.stdout).unwrap();
+        let found: Vec<f32> = text.split_whitespace().map(|x| x.parse().unwrap()).collect();
+        assert_eq!(found.len(), length * vocab);
+        let largest = logits.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        for (ours, theirs) in logits.iter().zip(&found) {
+            assert!((ours - theirs).abs() <= 2e-5 * largest, "{}: {ours} and {theirs}", case.display());
+        }
+    }
+}
+
 /// The bytes of a small valid file.
 fn valid_file() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Reading weights: one safetensors file, or shards with an index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -142,12 +142,13 @@ impl WeightsReader {
             (false, true) => Some(read_index(&index_path)?),
             (false, false) => return Err(no_weights(&dir)),
         };
-        let mut paths = match &index {
+        let paths: Vec<PathBuf> = match &index {
             None => vec![single],
-            Some(index) => index.weight_map.values().map(|shard| dir.join(shard)).collect(),
+            Some(index) => {
+                let shards: BTreeSet<&String> = index.weight_map.values().collect();
+                shards.into_iter().map(|shard| dir.join(shard)).collect()
+            }
         };
-        paths.sort();
-        paths.dedup();
 
         let mut reader =
             WeightsReader { dir, files: Vec::with_capacity(paths.len()), located: HashMap::new() };
@@ -217,7 +218,7 @@ impl WeightsReader {
                 Some(_) => {}
             }
         }
-        let known: std::collections::HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+        let known: HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
         let main_layers = main_layers(specs);
         for name in self.names().filter(|name| !known.contains(name)) {
             if may_be_left_out(name, main_layers) {

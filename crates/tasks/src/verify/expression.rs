@@ -81,7 +81,7 @@ impl Parser<'_> {
         let mut value = self.product(depth)?;
         while let Some(op) = self.take(b"+-") {
             let right = self.product(depth)?;
-            let result = if op == b'+' { value.add(right) } else { value.sub(right) };
+            let result = if op == b'+' { value.checked_add(right) } else { value.checked_sub(right) };
             value = result.ok_or("the numbers grow too large")?;
         }
         Ok(value)
@@ -91,7 +91,7 @@ impl Parser<'_> {
         let mut value = self.atom(depth)?;
         while let Some(op) = self.take(b"*/") {
             let right = self.atom(depth)?;
-            let result = if op == b'*' { value.mul(right) } else { value.div(right) };
+            let result = if op == b'*' { value.checked_mul(right) } else { value.checked_div(right) };
             value = result.ok_or("a division by zero or a number too large")?;
         }
         Ok(value)

@@ -29,25 +29,25 @@ impl Rational {
     }
 
     /// `self + other`.
-    pub fn add(self, other: Rational) -> Option<Rational> {
+    pub fn checked_add(self, other: Rational) -> Option<Rational> {
         let left = self.numerator.checked_mul(other.denominator)?;
         let right = other.numerator.checked_mul(self.denominator)?;
         Rational::new(left.checked_add(right)?, self.denominator.checked_mul(other.denominator)?)
     }
 
     /// `self - other`.
-    pub fn sub(self, other: Rational) -> Option<Rational> {
-        self.add(Rational { numerator: other.numerator.checked_neg()?, ..other })
+    pub fn checked_sub(self, other: Rational) -> Option<Rational> {
+        self.checked_add(Rational { numerator: other.numerator.checked_neg()?, ..other })
     }
 
     /// `self * other`.
-    pub fn mul(self, other: Rational) -> Option<Rational> {
+    pub fn checked_mul(self, other: Rational) -> Option<Rational> {
         let numerator = self.numerator.checked_mul(other.numerator)?;
         Rational::new(numerator, self.denominator.checked_mul(other.denominator)?)
     }
 
     /// `self / other`; `None` for a division by zero.
-    pub fn div(self, other: Rational) -> Option<Rational> {
+    pub fn checked_div(self, other: Rational) -> Option<Rational> {
         let numerator = self.numerator.checked_mul(other.denominator)?;
         Rational::new(numerator, self.denominator.checked_mul(other.numerator)?)
     }
@@ -64,7 +64,7 @@ impl Rational {
             return None;
         }
         if let Some((n, d)) = text.split_once('/') {
-            return Rational::parse_decimal(n.trim())?.div(Rational::parse_decimal(d.trim())?);
+            return Rational::parse_decimal(n.trim())?.checked_div(Rational::parse_decimal(d.trim())?);
         }
         Rational::parse_decimal(text)
     }

@@ -6,29 +6,21 @@
 //! forgetting the lines.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::value::{BorrowedStrDeserializer, StrDeserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
 use toml::de::{DeTable, DeValue};
 
-use super::RecipeError;
+use super::{Place, RecipeError};
 
 /// The key whose value names the variant of an enum that carries data.
 pub(super) const KIND: &str = "kind";
 
-/// Where a value was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// On this line of the file, counted from 1.
-    Line(usize),
-    /// In this `--set`, counted from 0.
-    Set(usize),
-}
-
 /// A value and its place.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    pub origin: Origin,
+    pub place: Place,
     pub value: Value,
 }
 
@@ -47,28 +39,28 @@ pub(super) enum Value {
 pub(super) struct Entry {
     pub key: String,
     /// Where the key stands, which for a table is its header.
-    pub origin: Origin,
+    pub place: Place,
     pub node: Node,
 }
 
 impl Node {
     /// Parses a document whose values stand on the lines of a file.
-    pub fn parse(text: &str) -> Result<Node, RecipeError> {
-        let lines = Lines::of(text);
+    pub fn parse(file: &str, text: &str) -> Result<Node, RecipeError> {
+        let lines = Lines::of(file, text);
         let table = DeTable::parse(text).map_err(|error| RecipeError::Syntax {
             place: lines.place(error.span().map_or(0, |span| span.start)),
             message: error.message().trim().replace('\n', "; "),
         })?;
         let convert = Convert { place: &|offset| lines.place(offset) };
-        Ok(Node { origin: Origin::Line(1), value: convert.table(table.get_ref())? })
+        Ok(Node { place: lines.place(0), value: convert.table(table.get_ref())? })
     }
 
     /// Parses the right-hand side of a `--set`: a TOML value, or, where it is none, a plain string.
-    pub fn parse_set(index: usize, text: &str) -> Result<Node, RecipeError> {
-        let convert = Convert { place: &|_| Origin::Set(index) };
+    pub fn parse_set(place: &Place, text: &str) -> Result<Node, RecipeError> {
+        let convert = Convert { place: &|_| place.clone() };
         match DeValue::parse(text) {
             Ok(value) => convert.node(value.span().start, value.get_ref()),
-            Err(_) => Ok(Node { origin: Origin::Set(index), value: Value::String(text.to_owned()) }),
+            Err(_) => Ok(Node { place: place.clone(), value: Value::String(text.to_owned()) }),
         }
     }
 
@@ -95,7 +87,7 @@ impl Node {
         match &self.value {
             Value::Table(_) => self.get(key)?.find(rest),
             Value::Array(items) => {
-                items.iter().enumerate().find(|(index, item)| label(*index, item) == *key)?.1.find(rest)
+                items.iter().enumerate().find(|(index, item)| is_called(key, *index, item))?.1.find(rest)
             }
             _ => None,
         }
@@ -108,27 +100,37 @@ pub(super) fn label(index: usize, item: &Node) -> String {
     named.map_or_else(|| (index + 1).to_string(), str::to_owned)
 }
 
+/// Whether a path's key means this element: its [`label`] or its number from 1.
+pub(super) fn is_called(key: &str, index: usize, item: &Node) -> bool {
+    key == label(index, item) || key.parse() == Ok(index + 1)
+}
+
 /// Byte offsets of line starts.
-struct Lines(Vec<usize>);
+struct Lines {
+    file: Arc<str>,
+    starts: Vec<usize>,
+}
 
 impl Lines {
-    fn of(text: &str) -> Self {
-        Lines(std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect())
+    fn of(file: &str, text: &str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Lines { file: file.into(), starts }
     }
 
-    fn place(&self, offset: usize) -> Origin {
-        Origin::Line(self.0.partition_point(|&start| start <= offset).max(1))
+    fn place(&self, offset: usize) -> Place {
+        let line = self.starts.partition_point(|&start| start <= offset);
+        Place::Line { file: self.file.clone(), line }
     }
 }
 
 struct Convert<'a> {
-    place: &'a dyn Fn(usize) -> Origin,
+    place: &'a dyn Fn(usize) -> Place,
 }
 
 impl Convert<'_> {
     fn node(&self, offset: usize, value: &DeValue<'_>) -> Result<Node, RecipeError> {
-        let origin = (self.place)(offset);
-        let bad = |message: String| RecipeError::Syntax { place: origin, message };
+        let place = (self.place)(offset);
+        let bad = |message: String| RecipeError::Syntax { place: place.clone(), message };
         let value = match value {
             DeValue::String(text) => Value::String(text.to_string()),
             DeValue::Integer(integer) => Value::Integer(
@@ -155,7 +157,7 @@ impl Convert<'_> {
             ),
             DeValue::Table(table) => self.table(table)?,
         };
-        Ok(Node { origin, value })
+        Ok(Node { place, value })
     }
 
     fn table(&self, table: &DeTable<'_>) -> Result<Value, RecipeError> {
@@ -163,7 +165,7 @@ impl Convert<'_> {
             let name: &std::borrow::Cow<'_, str> = key.get_ref();
             Ok(Entry {
                 key: name.to_string(),
-                origin: (self.place)(key.span().start),
+                place: (self.place)(key.span().start),
                 node: self.node(value.span().start, value.get_ref())?,
             })
         };
@@ -176,7 +178,7 @@ impl Convert<'_> {
 pub(super) struct NodeError {
     /// Keys from the innermost to the outermost.
     path: Vec<String>,
-    origin: Option<Origin>,
+    place: Option<Place>,
     fault: Fault,
 }
 
@@ -189,11 +191,11 @@ enum Fault {
 
 impl NodeError {
     fn new(fault: Fault) -> Self {
-        NodeError { path: Vec::new(), origin: None, fault }
+        NodeError { path: Vec::new(), place: None, fault }
     }
 
-    fn at(mut self, origin: Origin) -> Self {
-        self.origin.get_or_insert(origin);
+    fn at(mut self, place: &Place) -> Self {
+        self.place.get_or_insert_with(|| place.clone());
         self
     }
 
@@ -204,7 +206,7 @@ impl NodeError {
 
     /// The finished error.
     pub fn into_recipe_error(mut self) -> RecipeError {
-        let place = self.origin.unwrap_or(Origin::Line(1));
+        let place = self.place.unwrap_or(Place::Line { file: "".into(), line: 1 });
         self.path.reverse();
         match self.fault {
             Fault::UnknownKey { key, expected } => {
@@ -300,7 +302,7 @@ impl<'de> Deserializer<'de> for &'de Node {
             Value::Array(items) => visitor.visit_seq(Items { items, next: 0 }),
             Value::Table(entries) => visitor.visit_map(Entries { entries, next: 0, skip: None }),
         }
-        .map_err(|error: NodeError| error.at(self.origin))
+        .map_err(|error: NodeError| error.at(&self.place))
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
@@ -321,25 +323,25 @@ impl<'de> Deserializer<'de> for &'de Node {
         _variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, NodeError> {
-        let missing = || <NodeError as de::Error>::missing_field(KIND).at(self.origin);
+        let missing = || <NodeError as de::Error>::missing_field(KIND).at(&self.place);
         match &self.value {
             Value::String(text) => visitor.visit_enum(Variant { name: text, content: self }),
             Value::Table(_) => {
                 let kind = self.get(KIND).ok_or_else(missing)?;
                 let name = kind.as_str().ok_or_else(|| {
                     let fault = Fault::Other("expected a string".into());
-                    NodeError::new(fault).under(KIND).at(kind.origin)
+                    NodeError::new(fault).under(KIND).at(&kind.place)
                 })?;
                 visitor
                     .visit_enum(Variant { name, content: self })
                     .map_err(|error: NodeError| match error.fault {
-                        Fault::UnknownValue { .. } if error.path.is_empty() => error.under(KIND).at(kind.origin),
+                        Fault::UnknownValue { .. } if error.path.is_empty() => error.under(KIND).at(&kind.place),
                         _ => error,
                     })
             }
             _ => return self.deserialize_any(visitor),
         }
-        .map_err(|error: NodeError| error.at(self.origin))
+        .map_err(|error: NodeError| error.at(&self.place))
     }
 
     serde::forward_to_deserialize_any! {
@@ -360,7 +362,7 @@ impl<'de> SeqAccess<'de> for Items<'de> {
         let Some(item) = self.items.get(self.next) else { return Ok(None) };
         let index = self.next;
         self.next += 1;
-        seed.deserialize(item).map(Some).map_err(|error| error.under(label(index, item)).at(item.origin))
+        seed.deserialize(item).map(Some).map_err(|error| error.under(label(index, item)).at(&item.place))
     }
 }
 
@@ -382,7 +384,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
             return seed
                 .deserialize(BorrowedStrDeserializer::new(&entry.key))
                 .map(Some)
-                .map_err(|error: NodeError| error.at(entry.origin));
+                .map_err(|error: NodeError| error.at(&entry.place));
         }
         Ok(None)
     }
@@ -390,7 +392,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, NodeError> {
         let entry = &self.entries[self.next];
         self.next += 1;
-        seed.deserialize(&entry.node).map_err(|error| error.under(&*entry.key).at(entry.node.origin))
+        seed.deserialize(&entry.node).map_err(|error| error.under(&*entry.key).at(&entry.node.place))
     }
 }
 
@@ -413,7 +415,15 @@ impl<'de> VariantAccess<'de> for &'de Node {
     type Error = NodeError;
 
     fn unit_variant(self) -> Result<(), NodeError> {
-        Ok(())
+        match &self.value {
+            Value::Table(entries) => match entries.iter().find(|entry| entry.key != KIND) {
+                Some(entry) => {
+                    Err(<NodeError as de::Error>::unknown_field(&entry.key, &[KIND]).at(&entry.place))
+                }
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, NodeError> {

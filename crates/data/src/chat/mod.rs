@@ -1,0 +1,178 @@
+//! Conversations to token ids, through the model's own chat template.
+//!
+//! # What a user types stays text
+//! The template and the tokenizer's control tokens give a conversation its structure; the contents of messages
+//! must not. [`encode_prompt`] and [`encode_chat`] therefore follow each untrusted content through the template
+//! (module `trace`), and the ids that come out of it are checked: none of them is a control token, whatever the
+//! content spells. Conversations without such text encode exactly as the rendered string does.
+
+mod render;
+mod trace;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tokenizer::{Tokenizer, Trust};
+use crate::{DataError, Result};
+
+use trace::Marked;
+
+/// The roles that a message can have.
+pub const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+
+/// The chat template of models made here: `<|role|>content<|end|>` per message, nothing between.
+pub const DEFAULT_TEMPLATE: &str = "\
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+{{- raise_exception('this chat template knows the roles system, user and assistant, not ' + message['role']) -}}
+{%- endif -%}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|assistant|>' -}}
+{%- endif -%}
+";
+
+/// The control tokens of [`DEFAULT_TEMPLATE`], and one for padding; the end token is `<|end|>`.
+pub const DEFAULT_SPECIAL_TOKENS: [&str; 5] =
+    ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"];
+
+/// One turn of a conversation.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks, one of [`ROLES`].
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A user's turn.
+    pub fn user(content: impl Into<String>) -> Message {
+        Message { role: "user".to_owned(), content: content.into() }
+    }
+
+    /// An assistant's turn.
+    pub fn assistant(content: impl Into<String>) -> Message {
+        Message { role: "assistant".to_owned(), content: content.into() }
+    }
+
+    /// The instructions before a conversation.
+    pub fn system(content: impl Into<String>) -> Message {
+        Message { role: "system".to_owned(), content: content.into() }
+    }
+
+    fn is_assistant(&self) -> bool {
+        self.role == "assistant"
+    }
+}
+
+/// A conversation as a training example.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Sample {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// `loss[i]` says whether `ids[i]` is to be learned; as long as `ids`.
+    pub loss: Vec<bool>,
+}
+
+/// Renders a conversation with the tokenizer's template, as `apply_chat_template(tokenize=False)` of `transformers`
+/// does. For looking at; to get ids use [`encode_prompt`] or [`encode_chat`], which keep contents harmless.
+///
+/// # Errors
+/// No template, an unknown role, a template that fails, or one that uses up its fuel or its output allowance.
+pub fn render_chat(tok: &Tokenizer, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    check_roles(messages)?;
+    render::render(tok, messages, add_generation_prompt)
+}
+
+/// The ids after which the model writes the next assistant turn: the conversation with the generation prompt.
+///
+/// Contents are untrusted ([`Trust::None`]); those of assistant turns, which come back from clients, may hold
+/// added tokens such as `<think>` but no control tokens ([`Trust::Assistant`]).
+///
+/// # Errors
+/// As [`render_chat`]; text of a control token under a template that rewrites contents beyond recognition.
+pub fn encode_prompt(tok: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
+    check_roles(messages)?;
+    let trust = |m: &Message| if m.is_assistant() { Trust::Assistant } else { Trust::None };
+    trace::render_marked(tok, messages, true, &trust)?.encode(tok)
+}
+
+/// A conversation as a training example with the loss on assistant turns only.
+///
+/// A turn's loss begins after the generation prompt and ends with the turn's end token; what a template writes
+/// after that token (a line end) is left out. Contents of assistant turns are trusted, all others are not. The ids
+/// up to the first assistant turn equal those of [`encode_prompt`] for the messages before it, and likewise for
+/// later turns where the template ends turns with a control token: what is trained is what is generated.
+///
+/// # Errors
+/// As [`encode_prompt`]; a template that renders the conversation up to some turn otherwise than as a beginning
+/// of the whole ([`DataError::NotPrefix`]).
+pub fn encode_chat(tok: &Tokenizer, messages: &[Message]) -> Result<Sample> {
+    check_roles(messages)?;
+    let trust = |m: &Message| if m.is_assistant() { Trust::Full } else { Trust::None };
+    let full = trace::render_marked(tok, messages, false, &trust)?;
+
+    // Where assistant turns begin and end in the rendered text: (end of the segment, is it a turn).
+    let mut cuts: Vec<(usize, bool)> = Vec::new();
+    for (index, _) in messages.iter().enumerate().filter(|(_, m)| m.is_assistant()) {
+        let before = render::render(tok, &messages[..index], true)?;
+        let through = render::render(tok, &messages[..=index], false)?;
+        let last = cuts.last().map_or(0, |&(end, _)| end);
+        if !full.text().starts_with(&through) || !through.starts_with(&before) || before.len() < last {
+            return Err(DataError::NotPrefix { index });
+        }
+        cuts.push((before.len(), false));
+        cuts.push((through.len(), true));
+    }
+    cuts.push((full.text().len(), false));
+
+    let mut sample = Sample::default();
+    let mut start = 0;
+    for (end, is_turn) in cuts {
+        let segment = next_segment(tok, &full, &sample.ids, start, end)?;
+        let learned = if is_turn { learned_len(tok, &segment)? } else { 0 };
+        sample.loss.extend((0..segment.len()).map(|i| i < learned));
+        sample.ids.extend(segment);
+        start = end;
+    }
+    Ok(sample)
+}
+
+/// The ids of `full[start..end]` as a continuation of `before`, the ids of `full[..start]`.
+///
+/// Some vocabularies treat the beginning of a text specially (a dummy space), so the text is encoded from its
+/// beginning where that continues `before`; otherwise a token would straddle the cut, and the segment stands alone.
+fn next_segment(tok: &Tokenizer, full: &Marked, before: &[u32], start: usize, end: usize) -> Result<Vec<u32>> {
+    if start == end {
+        return Ok(Vec::new());
+    }
+    let whole = full.slice(0, end).encode(tok)?;
+    match whole.strip_prefix(before) {
+        Some(rest) => Ok(rest.to_vec()),
+        None => full.slice(start, end).encode(tok),
+    }
+}
+
+/// How many ids of an assistant turn carry loss: through the last control token where only white space follows it.
+fn learned_len(tok: &Tokenizer, segment: &[u32]) -> Result<usize> {
+    let is_end = |id: &u32| tok.is_special(*id) || tok.eos_id() == Some(*id);
+    let Some(last) = segment.iter().rposition(is_end) else { return Ok(segment.len()) };
+    let rest = tok.decode(&segment[last + 1..], false)?;
+    Ok(if rest.trim().is_empty() { last + 1 } else { segment.len() })
+}
+
+/// A role is text of the template's making once rendered, so only known ones pass.
+fn check_roles(messages: &[Message]) -> Result<()> {
+    match messages.iter().position(|m| !ROLES.contains(&m.role.as_str())) {
+        None => Ok(()),
+        Some(index) => Err(DataError::Role {
+            index,
+            found: messages[index].role.clone(),
+            expected: ROLES.join(", "),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

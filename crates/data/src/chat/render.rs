@@ -1,0 +1,165 @@
+//! The template engine, set up as `transformers` sets up Jinja, and bounded in work and output.
+
+use std::io;
+
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
+use serde::Serialize;
+
+use super::Message;
+use crate::tokenizer::Tokenizer;
+use crate::{DataError, Result};
+
+/// Work allowed to a template besides its messages: about one unit per instruction or 64 bytes of data.
+/// Published templates use a few hundred units per message.
+const BASE_FUEL: u64 = 200_000;
+const FUEL_PER_MESSAGE: u64 = 4_000;
+
+/// Output allowed besides what the messages themselves explain, in bytes.
+const BASE_OUTPUT: usize = 1 << 20;
+
+/// The longest template that is parsed, in bytes; the longest published ones have some 20 thousand.
+const MAX_TEMPLATE: usize = 1 << 20;
+
+/// Renders messages whose roles were checked.
+pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    let template = tok.chat_template().ok_or(DataError::NoTemplate)?;
+    if template.len() > MAX_TEMPLATE {
+        return Err(DataError::Template {
+            problem: format!("it is {} bytes long, expected at most {MAX_TEMPLATE}", template.len()),
+        });
+    }
+    let content: usize = messages.iter().map(|m| m.content.len()).sum();
+    let mut env = Environment::new();
+    env.set_trim_blocks(true);
+    env.set_lstrip_blocks(true);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_fuel(Some(BASE_FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + content as u64 / 4));
+    env.add_function("raise_exception", |text: String| -> std::result::Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, text))
+    });
+    env.add_filter("tojson", to_json);
+
+    let source = without_generation_tags(template);
+    let template = env.template_from_named_str("chat_template", &source).map_err(|e| problem(&e))?;
+    let values: Vec<Value> = messages
+        .iter()
+        .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
+        .collect();
+    let none = Value::from(());
+    let context = context! {
+        messages => values,
+        add_generation_prompt => add_generation_prompt,
+        bos_token => tok.bos_token().unwrap_or_default(),
+        eos_token => tok.eos_token().unwrap_or_default(),
+        pad_token => tok.pad_token().unwrap_or_default(),
+        tools => none,
+        documents => none,
+    };
+    let mut output = Limited { bytes: Vec::new(), limit: BASE_OUTPUT + 4 * content };
+    let limit = output.limit;
+    match template.render_captured_to(context, &mut output) {
+        Ok(_) => {}
+        Err(_) if output.bytes.len() > limit => {
+            return Err(DataError::TemplateLimit { limit: format!("{limit} bytes of output") });
+        }
+        Err(e) if e.kind() == ErrorKind::OutOfFuel => {
+            let limit = "allowance of work; it loops too long or builds values that are too large";
+            return Err(DataError::TemplateLimit { limit: limit.to_owned() });
+        }
+        Err(e) => return Err(problem(&e)),
+    }
+    String::from_utf8(output.bytes).map_err(|e| DataError::Template { problem: e.to_string() })
+}
+
+/// The innermost reason of an error in a template, which is where `raise_exception` speaks.
+fn problem(error: &Error) -> DataError {
+    let mut text = error.to_string();
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    DataError::Template { problem: text }
+}
+
+/// An output that refuses to grow beyond its limit; a refused write shows as a length above it.
+struct Limited {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            self.bytes.resize(self.limit + 1, 0);
+            return Err(io::Error::other("the output limit is reached"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `transformers` marks assistant turns with `{% generation %}` blocks, which change nothing in the output.
+fn without_generation_tags(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let end = start + length + 2;
+        let inner = &rest[start + 2..end - 2];
+        let bare = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        out.push_str(&rest[..start]);
+        match bare {
+            "generation" => out.push_str(&rest[start..end].replace("generation", "if true")),
+            "endgeneration" => out.push_str(&rest[start..end].replace("endgeneration", "endif")),
+            _ => out.push_str(&rest[start..end]),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// `json.dumps(value, ensure_ascii=False, indent=…)` as Python writes it.
+fn to_json(value: &Value, kwargs: Kwargs) -> std::result::Result<Value, Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    // Accepted and without effect: the default here is what templates ask for with them.
+    let _: Option<Value> = kwargs.get("ensure_ascii")?;
+    let _: Option<Value> = kwargs.get("separators")?;
+    let _: Option<Value> = kwargs.get("sort_keys")?;
+    kwargs.assert_all_used()?;
+    let mut bytes = Vec::new();
+    let written = match indent {
+        Some(n) => {
+            let spaces = " ".repeat(n.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Spaced)),
+    };
+    written.map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    Ok(Value::from(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// JSON on one line with the spaces that Python puts after commas and colons.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
+        w.write_all(b": ")
+    }
+}

@@ -1,0 +1,168 @@
+//! Tokenizers on disk: `tokenizer.json` and `tokenizer_config.json`, as `transformers` reads and writes them.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Names, Tokenizer};
+use crate::atomic::write_file;
+use crate::error::{guard, io_error};
+use crate::{DataError, Result};
+
+/// The most ids a vocabulary may have; the largest published ones are near a million.
+pub(super) const MAX_VOCAB: usize = 1 << 24;
+
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
+impl Tokenizer {
+    /// Loads a tokenizer from a folder with `tokenizer.json` (any model type) and, where present,
+    /// `tokenizer_config.json` and `chat_template.jinja`.
+    ///
+    /// Settings for padding and truncation in the file are left aside: encoding neither fills nor cuts.
+    ///
+    /// # Errors
+    /// A missing or broken file, added tokens whose ids contradict the vocabulary, or an end token outside of it.
+    pub fn load(dir: &Path) -> Result<Tokenizer> {
+        let path = dir.join(TOKENIZER);
+        let problem = |problem| DataError::TokenizerFile { path: path.clone(), problem };
+        let text = read(&path)?;
+        let inner: tokenizers::Tokenizer = guard(|| text.parse::<tokenizers::Tokenizer>())
+            .and_then(|t| t.map_err(|e| e.to_string()))
+            .map_err(problem)?;
+        check_added_ids(&text, &inner).map_err(problem)?;
+        let names = read_names(dir)?;
+        guard(|| Tokenizer::from_parts(inner, names)).and_then(|t| t).map_err(problem)
+    }
+
+    /// Saves the files that `AutoTokenizer.from_pretrained` loads: `tokenizer.json` and `tokenizer_config.json`,
+    /// with the chat template inside the latter. Keys of a loaded configuration that mean nothing here are kept.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(TOKENIZER);
+        let json = self.inner.to_string(true).map_err(|e| DataError::TokenizerFile {
+            path: path.clone(),
+            problem: format!("it cannot be written as JSON: {e}"),
+        })?;
+        write_file(&path, json.as_bytes())?;
+
+        let mut config = self.config.clone();
+        config.entry("tokenizer_class").or_insert_with(|| "PreTrainedTokenizerFast".into());
+        // Otherwise decoding in transformers would edit spaces before punctuation.
+        config.entry("clean_up_tokenization_spaces").or_insert(Value::Bool(false));
+        let tokens = [("eos_token", &self.eos), ("bos_token", &self.bos), ("pad_token", &self.pad)];
+        for (key, value) in tokens.into_iter().chain([("chat_template", &self.chat_template)]) {
+            match value {
+                Some(text) => config.insert(key.to_owned(), text.clone().into()),
+                None => config.remove(key),
+            };
+        }
+        let mut bytes = serde_json::to_vec_pretty(&Value::Object(config)).unwrap_or_default();
+        bytes.push(b'\n');
+        write_file(&dir.join(CONFIG), &bytes)?;
+        // A template file left by a former save of another tokenizer would take precedence over the one inside.
+        let stale = dir.join(TEMPLATE);
+        if stale.exists() {
+            fs::remove_file(&stale).map_err(io_error("remove", &stale))?;
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    String::from_utf8(bytes).map_err(|e| DataError::NotUtf8 {
+        path: path.to_owned(),
+        offset: e.utf8_error().valid_up_to() as u64,
+    })
+}
+
+/// The library takes the model's id for an added token that the file lists with another one, and only logs it:
+/// every control token would then be another row of the embedding.
+fn check_added_ids(text: &str, inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
+    #[derive(serde::Deserialize)]
+    struct Listed {
+        #[serde(default)]
+        added_tokens: Vec<ListedToken>,
+    }
+    #[derive(serde::Deserialize)]
+    struct ListedToken {
+        id: u32,
+        content: String,
+    }
+    let listed: Listed = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    for ListedToken { id, content } in listed.added_tokens {
+        let found = inner.token_to_id(&content);
+        if found != Some(id) {
+            let found = found.map_or("none".to_owned(), |id| id.to_string());
+            return Err(format!(
+                "the added token {content:?} is listed with the id {id}, but the vocabulary gives it {found}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn read_names(dir: &Path) -> Result<Names> {
+    let path = dir.join(CONFIG);
+    let problem = |problem| DataError::TokenizerFile { path: path.clone(), problem };
+    let mut config = Map::new();
+    if path.exists() {
+        match serde_json::from_str(&read(&path)?) {
+            Ok(Value::Object(map)) => config = map,
+            Ok(_) => return Err(problem("it is not a JSON object".to_owned())),
+            Err(e) => return Err(problem(format!("it is not JSON: {e}"))),
+        }
+    }
+    let token = |key: &str| match config.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(token)) => Ok(Some(token.clone())),
+        Some(Value::Object(map)) if map.get("content").is_some_and(Value::is_string) => {
+            Ok(map["content"].as_str().map(str::to_owned))
+        }
+        Some(other) => Err(problem(format!(
+            "`{key}` is {}, expected a string or an object with `content`",
+            brief(other)
+        ))),
+    };
+    let template_path = dir.join(TEMPLATE);
+    let chat_template = if template_path.exists() {
+        Some(read(&template_path)?)
+    } else {
+        match config.get("chat_template") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(template)) => Some(template.clone()),
+            Some(Value::Array(list)) => Some(default_template(list).ok_or_else(|| {
+                problem("`chat_template` is a list, expected one of it to be named `default`".to_owned())
+            })?),
+            Some(other) => {
+                return Err(problem(format!(
+                    "`chat_template` is {}, expected a string or a list of {{name, template}}",
+                    brief(other)
+                )));
+            }
+        }
+    };
+    let (eos, bos, pad) = (token("eos_token")?, token("bos_token")?, token("pad_token")?);
+    Ok(Names { eos, bos, pad, chat_template, config })
+}
+
+/// The template named `default`, or the only one.
+fn default_template(list: &[Value]) -> Option<String> {
+    let named = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+    let only = if list.len() == 1 { list.first() } else { None };
+    Some(named.or(only)?.get("template")?.as_str()?.to_owned())
+}
+
+/// A JSON value in an error message, cut short.
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}

@@ -1,0 +1,249 @@
+//! Where a stage's material comes from: problems, folders of text, conversations.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+/// The problems of a run: the built-in mix, the user's file, or what a command draws.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Problems {
+    /// Procedural tasks and how often each is drawn. Empty where `jsonl` or `command` is given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mix: Vec<TaskMix>,
+    /// A file of problems, one JSON object a line, in place of the mix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsonl: Option<PathBuf>,
+    /// A program and its arguments that draws problems, in place of the mix.
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// The tasks that `command` is asked for.
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<String>,
+    /// Problems to train on that `command` is asked for.
+    pub count: usize,
+    /// Problems kept for evaluation.
+    pub held_out: usize,
+    /// What scores an answer; by default what the task or the problem itself names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<Verifier>,
+}
+
+impl Default for Problems {
+    fn default() -> Self {
+        Problems {
+            mix: Vec::new(),
+            jsonl: None,
+            command: Vec::new(),
+            tasks: Vec::new(),
+            count: 10_000,
+            held_out: 200,
+            verifier: None,
+        }
+    }
+}
+
+/// A procedural task in a mix.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskMix {
+    /// The task's name.
+    pub task: String,
+    /// How often it is drawn, relative to the others.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Its difficulty: keys that the task itself checks.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub level: toml::Table,
+}
+
+impl TaskMix {
+    /// The task at its default difficulty.
+    pub fn plain(task: &str) -> Self {
+        TaskMix { task: task.to_owned(), weight: one(), level: toml::Table::new() }
+    }
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// What scores answers: `verifier = "numeric"` or `verifier = { command = ["python3", "check.py"] }`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Verifier {
+    /// A built-in one.
+    Named(String),
+    /// A program that reads a JSON object a line and answers one a line.
+    Command(VerifierCommand),
+}
+
+/// A program that scores answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifierCommand {
+    /// The program and its arguments.
+    #[serde(deserialize_with = "one_or_many")]
+    pub command: Vec<String>,
+    /// How many of them run at a time.
+    #[serde(default = "two")]
+    pub workers: usize,
+    /// How long one answer may take.
+    #[serde(default = "ten_seconds")]
+    pub timeout_seconds: f64,
+}
+
+fn two() -> usize {
+    2
+}
+
+fn ten_seconds() -> f64 {
+    10.0
+}
+
+/// Text to learn from: `source = "problems"` or `source = { path = "folder" }`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The run's problems with their worked solutions.
+    Problems,
+    /// Files.
+    #[serde(untagged)]
+    Files(Files),
+}
+
+/// A file or a folder of text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// The file or folder; folders are searched through and through.
+    pub path: PathBuf,
+    /// Endings of the files to read, without the dot.
+    #[serde(default = "text_extensions", deserialize_with = "one_or_many")]
+    pub extensions: Vec<String>,
+    /// One document in so many is held out.
+    #[serde(default = "tenth")]
+    pub held_out_one_in: usize,
+}
+
+fn text_extensions() -> Vec<String> {
+    ["txt", "md", "jsonl", "parquet"].map(String::from).to_vec()
+}
+
+fn tenth() -> usize {
+    10
+}
+
+/// Conversations to learn: `data = "problems"`, `data = { jsonl = "chats.jsonl" }` or `data = { stage = "reject" }`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Data {
+    /// The run's problems with their worked solutions.
+    Problems,
+    /// A file of Hugging Face messages.
+    #[serde(untagged)]
+    Jsonl {
+        /// The file.
+        jsonl: PathBuf,
+    },
+    /// What an earlier `reject` stage kept.
+    #[serde(untagged)]
+    Stage {
+        /// The stage's name.
+        stage: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataTable {
+    jsonl: Option<PathBuf>,
+    stage: Option<String>,
+}
+
+/// Reads either a word or a table `T`.
+struct WordOrTable<V, T> {
+    expecting: &'static str,
+    word: fn(&str) -> Option<V>,
+    table: fn(T) -> Result<V, &'static str>,
+}
+
+impl<'de, V, T: Deserialize<'de>> Visitor<'de> for WordOrTable<V, T> {
+    type Value = V;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.expecting)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<V, E> {
+        let unknown = || E::custom(format!("expected {}, found the text {text:?}", self.expecting));
+        (self.word)(text).ok_or_else(unknown)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V, A::Error> {
+        (self.table)(T::deserialize(MapAccessDeserializer::new(map))?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Verifier {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WordOrTable {
+            expecting: "a verifier's name or { command = [\"program\", \"argument\"] }",
+            word: |name| Some(Verifier::Named(name.to_owned())),
+            table: |table| Ok(Verifier::Command(table)),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Source {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WordOrTable {
+            expecting: "\"problems\" or { path = \"folder\" }",
+            word: |word| (word == "problems").then_some(Source::Problems),
+            table: |files| Ok(Source::Files(files)),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Data {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WordOrTable {
+            expecting: "\"problems\", { jsonl = \"file\" } or { stage = \"name\" }",
+            word: |word| (word == "problems").then_some(Data::Problems),
+            table: |table: DataTable| match (table.jsonl, table.stage) {
+                (Some(jsonl), None) => Ok(Data::Jsonl { jsonl }),
+                (None, Some(stage)) => Ok(Data::Stage { stage }),
+                _ => Err("give either `jsonl` or `stage`"),
+            },
+        })
+    }
+}
+
+/// Reads `"x"` like `["x"]`.
+pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct OneOrMany;
+
+    impl<'de> Visitor<'de> for OneOrMany {
+        type Value = Vec<String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a string or a list of strings")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+            Ok(vec![text.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<String>, A::Error> {
+            let mut strings = Vec::new();
+            while let Some(item) = items.next_element()? {
+                strings.push(item);
+            }
+            Ok(strings)
+        }
+    }
+    deserializer.deserialize_any(OneOrMany)
+}
