@@ -14,6 +14,10 @@ One JSON object per line on stdin, one or more per line on stdout:
 Train and held-out problems never share a question: a question belongs to the held-out half when its hash falls
 into one tenth of the hash space, whatever the seed, and each half is drawn from seeds of its own as well.
 
+A few datasets need a setting before they can be drawn from (`composite`, `word_ladder`), are slow to draw from
+(`acre`, `futoshiki`) or score their own stated answers oddly (`game_of_life_halting` accepts anything,
+`graph_color`, `propositional_logic`, `rubiks_cube` and `rush_hour` have no answer of their own to state).
+
 Options (after the file name):
     --set leg_counting.max_animals=3    a setting of a dataset, value as JSON; may be repeated
     --partial                           pass reasoning-gym's partial credit on; by default only full marks count

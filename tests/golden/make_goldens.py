@@ -272,7 +272,8 @@ def attempt(name, config_dict, seed):
     initialise(module, generator)
     model = module.model
     ids = torch.randint(2, config_dict["vocab_size"], (ROWS, LENGTH), generator=generator)
-    unmodified, _, _ = [x.detach() if x is not None else None for x in module(ids)], None, None
+    with torch.no_grad():
+        unmodified = module(ids)
     saved = {n: t.clone() for n, t in module.state_dict().items()}
 
     module.double()
@@ -318,8 +319,8 @@ def attempt(name, config_dict, seed):
         weights |= on_disk(module, {n: t for n, t in module.state_dict().items() if n.startswith("mtp.")})
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     check_names(folder, golden)
-    save_file(golden, folder / "golden.safetensors", metadata={
-        "torch": torch.__version__, "transformers": transformers.__version__, "seed": str(seed)})
+    made_by = f"torch {torch.__version__}, transformers {transformers.__version__}, seed {seed}"
+    save_file(golden, folder / "golden.safetensors", metadata={"made_by": made_by})  # one key: no order to vary
     size = sum(f.stat().st_size for f in folder.iterdir())
     routing = "" if watch.closest == float("inf") else f", closest routing choice {watch.closest:.1e}"
     print(f"{name}: seed {seed}, loss {losses[0]:.4f} -> {losses[-1]:.4f}{routing}, {size} bytes")

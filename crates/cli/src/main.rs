@@ -1,2 +1,38 @@
 //! The `shoestring` binary.
-fn main() {}
+
+mod commands;
+mod output;
+
+use clap::{Parser, Subcommand};
+
+/// Reasoning models on a shoestring.
+#[derive(Parser)]
+#[command(name = "shoestring", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Threads to use (default: all cores).
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure how fast this machine runs the engine.
+    #[command(subcommand)]
+    Bench(commands::bench::Bench),
+}
+
+fn main() {
+    let cli = Cli::parse();
+    if let Some(n) = cli.threads {
+        tensor::threads::set_threads(n);
+    }
+    let result = match cli.command {
+        Command::Bench(b) => commands::bench::run(&b),
+    };
+    if let Err(e) = result {
+        eprintln!("error: {e:#}");
+        std::process::exit(2);
+    }
+}

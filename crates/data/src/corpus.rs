@@ -286,3 +286,6 @@ fn cut(bytes: &[u8]) -> usize {
     let line = || bytes.iter().rposition(|&b| b == b'\n').map(|at| at + 1);
     paragraph.or_else(line).unwrap_or(bytes.len())
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,11 +124,11 @@ mod tests {
         fn every_target_once(lens in prop::collection::vec(0usize..60, 0..12), max_len in 1usize..20) {
             let mut next = 0u32;
             let mut pieces = Vec::new();
-            let mut expected = Vec::new();
+            let mut expected: Vec<u32> = Vec::new();
             for len in lens {
                 let ids: Vec<u32> = (next..next + len as u32).collect();
                 next += len as u32;
-                expected.extend(ids.iter().skip(1));
+                expected.extend(&ids[ids.len().min(1)..]);
                 for piece in chunk_document(&ids, max_len) {
                     prop_assert!((2..=max_len + 1).contains(&piece.len()));
                     pieces.push(Document::plain(piece.to_vec()));

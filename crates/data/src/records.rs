@@ -177,3 +177,6 @@ fn without_position(e: &serde_json::Error) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,7 +81,13 @@ fn splits_never_meet() {
             (0..4000).map(|i| task.content(&task.problem(split, seed, i, &Level::default()))).collect()
         };
         let (train, held_out) = (contents(Split::Train, 1), contents(Split::HeldOut, 2));
-        assert!(train.len() > 1000 && held_out.len() > 100, "{}: {} {}", task.name(), train.len(), held_out.len());
+        assert!(
+            train.len() > 1000 && held_out.len() > 100,
+            "{}: {} {}",
+            task.name(),
+            train.len(),
+            held_out.len()
+        );
         assert!(train.is_disjoint(&held_out), "{}", task.name());
         assert!(train.iter().all(|c| Split::of(task.name(), c) == Split::Train), "{}", task.name());
         assert!(held_out.iter().all(|c| Split::of(task.name(), c) == Split::HeldOut), "{}", task.name());
@@ -110,7 +116,9 @@ fn problems_are_pure_functions() {
 /// Mean and maximum length in estimated tokens of a task's solutions.
 fn lengths(task: &dyn Task, style: Style) -> (f64, usize) {
     let all: Vec<usize> = (0..3000)
-        .map(|i| token_estimate(&task.solution(&task.problem(Split::Train, 2, i, &Level::default()), style, i)))
+        .map(|i| {
+            token_estimate(&task.solution(&task.problem(Split::Train, 2, i, &Level::default()), style, i))
+        })
         .collect();
     (all.iter().sum::<usize>() as f64 / all.len() as f64, *all.iter().max().unwrap())
 }

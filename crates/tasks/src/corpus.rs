@@ -89,7 +89,8 @@ fn fact(kind: usize, rng: &mut Rng) -> String {
         5 => {
             // What a Countdown try needs.
             let (target, last) = (rng.range(1, 200), rng.range(1, 30));
-            let back = if target > last { stated(target, Op::Sub, last) } else { stated(last, Op::Sub, target) };
+            let back =
+                if target > last { stated(target, Op::Sub, last) } else { stated(last, Op::Sub, target) };
             format!("{back} or {} .", stated(target, Op::Add, last))
         }
         6 => {
@@ -104,7 +105,11 @@ fn fact(kind: usize, rng: &mut Rng) -> String {
             let product = if x * y > 250 { format!("{x} * {y} big") } else { stated(x, Op::Mul, y) };
             let quotient =
                 if y > 1 && x % y == 0 { format!(" , {}", stated(x, Op::Div, y)) } else { String::new() };
-            format!("from {x} and {y} : {} , {} , {product}{quotient} .", stated(x, Op::Add, y), stated(x, Op::Sub, y))
+            format!(
+                "from {x} and {y} : {} , {} , {product}{quotient} .",
+                stated(x, Op::Add, y),
+                stated(x, Op::Sub, y)
+            )
         }
         8 => {
             let (x, y) = (rng.range(-99, 199), rng.range(10, 99));
@@ -112,7 +117,11 @@ fn fact(kind: usize, rng: &mut Rng) -> String {
         }
         _ => {
             let (x, y) = (rng.range(10, 99), rng.range(2, 9));
-            if rng.chance(0.5) { format!("{} .", worked(x, Op::Mul, y)) } else { format!("{} .", worked(x * y, Op::Div, y)) }
+            if rng.chance(0.5) {
+                format!("{} .", worked(x, Op::Mul, y))
+            } else {
+                format!("{} .", worked(x * y, Op::Div, y))
+            }
         }
     }
 }

@@ -45,7 +45,10 @@ pub fn load_problems(path: impl AsRef<Path>) -> Result<Vec<Problem>> {
         }
     }
     if problems.is_empty() {
-        return Err(fail(1, "the file holds no problems; expected lines of {\"prompt\": …, \"answer\": …}".into()));
+        return Err(fail(
+            1,
+            "the file holds no problems; expected lines of {\"prompt\": …, \"answer\": …}".into(),
+        ));
     }
     Ok(problems)
 }

@@ -42,7 +42,11 @@ impl Split {
     /// The half that a problem with this canonical content belongs to. Equal contents land in the same half
     /// whatever the seed, so train and held-out cannot meet.
     pub fn of(task: &str, content: &str) -> Split {
-        if hash_text(&format!("{task}\n{content}")).is_multiple_of(10) { Split::HeldOut } else { Split::Train }
+        if hash_text(&format!("{task}\n{content}")).is_multiple_of(10) {
+            Split::HeldOut
+        } else {
+            Split::Train
+        }
     }
 }
 
@@ -143,7 +147,10 @@ pub trait Task: Send + Sync {
         for (name, value) in level.set_keys() {
             let Some(key) = self.keys().iter().find(|k| k.name == name) else {
                 let known: Vec<_> = self.keys().iter().map(|k| k.name).collect();
-                return fail(format!("`{name}` means nothing to this task, which reads {}", known.join(", ")));
+                return fail(format!(
+                    "`{name}` means nothing to this task, which reads {}",
+                    known.join(", ")
+                ));
             };
             let number = value.as_f64().unwrap_or(f64::from(u8::from(value == Value::Bool(true))));
             if !(key.min..=key.max).contains(&number) {

@@ -15,7 +15,9 @@ pub(crate) fn mix64(mut z: u64) -> u64 {
 
 /// A stable 64-bit hash of text (FNV-1a, then mixed). Stable across versions: the train/held-out split rests on it.
 pub(crate) fn hash_text(text: &str) -> u64 {
-    let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let fnv = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     mix64(fnv)
 }
 

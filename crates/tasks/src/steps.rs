@@ -129,8 +129,13 @@ fn sum_columns(x: i64, y: i64) -> Vec<String> {
     for i in 0..dx.len().max(dy.len()) {
         let present: Vec<i64> = [dx.get(i), dy.get(i)].into_iter().flatten().copied().collect();
         let total = present.iter().sum::<i64>() + carry;
-        let terms: Vec<String> = present.iter().chain((carry == 1).then_some(&1)).map(i64::to_string).collect();
-        out.push(if terms.len() == 1 { terms[0].clone() } else { format!("{} = {total}", terms.join(" + ")) });
+        let terms: Vec<String> =
+            present.iter().chain((carry == 1).then_some(&1)).map(i64::to_string).collect();
+        out.push(if terms.len() == 1 {
+            terms[0].clone()
+        } else {
+            format!("{} = {total}", terms.join(" + "))
+        });
         carry = total / 10;
     }
     out
@@ -189,7 +194,11 @@ fn product_columns(x: i64, y: i64) -> Vec<String> {
     let mut out = Vec::new();
     for digit in digits(x) {
         let total = digit * y + carry;
-        out.push(if carry > 0 { format!("{digit} * {y} + {carry} = {total}") } else { format!("{digit} * {y} = {total}") });
+        out.push(if carry > 0 {
+            format!("{digit} * {y} + {carry} = {total}")
+        } else {
+            format!("{digit} * {y} = {total}")
+        });
         carry = total / 10;
     }
     out

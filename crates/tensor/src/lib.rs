@@ -8,6 +8,7 @@
 pub mod buffer;
 pub mod cpu;
 pub mod mapped;
+pub mod operations;
 pub mod ops;
 pub mod params;
 pub mod rng;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
 use serde::Serialize;
@@ -31,8 +32,8 @@ pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_promp
     }
     let content: usize = messages.iter().map(|m| m.content.len()).sum();
     let mut env = Environment::new();
-    env.set_trim_blocks(true);
-    env.set_lstrip_blocks(true);
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.map_err(|e| problem(&e))?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_fuel(Some(BASE_FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + content as u64 / 4));
@@ -54,7 +55,7 @@ pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_promp
         bos_token => tok.bos_token().unwrap_or_default(),
         eos_token => tok.eos_token().unwrap_or_default(),
         pad_token => tok.pad_token().unwrap_or_default(),
-        tools => none,
+        tools => none.clone(),
         documents => none,
     };
     let mut output = Limited { bytes: Vec::new(), limit: BASE_OUTPUT + 4 * content };

@@ -95,6 +95,12 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// The same tokenizer with another chat template.
+    pub fn with_chat_template(mut self, template: String) -> Tokenizer {
+        self.chat_template = Some(template);
+        self
+    }
+
     /// Whether an id is a control token, skipped on decode.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)

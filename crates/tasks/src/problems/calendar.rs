@@ -40,7 +40,12 @@ fn weekday(start: usize, days: i64) -> usize {
 fn count_days(start: usize, days: i64, back: bool) -> String {
     let rest = days % 7;
     let walk: Vec<&str> = (0..=rest).map(|i| DAYS[weekday(start, if back { -i } else { i })]).collect();
-    format!("{days} = 7 * {} + {rest} . {} {rest} : {} .", days / 7, if back { "back" } else { "on" }, walk.join(" "))
+    format!(
+        "{days} = 7 * {} + {rest} . {} {rest} : {} .",
+        days / 7,
+        if back { "back" } else { "on" },
+        walk.join(" ")
+    )
 }
 
 /// What [`Calendar`] writes into `meta`.
@@ -59,12 +64,12 @@ impl Kind {
                 days: n("days")?,
                 back: p.meta["back"].as_bool()?,
             },
-            "date" => Kind::Date { day: n("day")?, month: n("month")?.rem_euclid(12) as usize, days: n("days")? },
-            "between" => Kind::Between {
-                from: n("from")?,
-                to: n("to")?,
-                start: n("start")?.rem_euclid(7) as usize,
-            },
+            "date" => {
+                Kind::Date { day: n("day")?, month: n("month")?.rem_euclid(12) as usize, days: n("days")? }
+            }
+            "between" => {
+                Kind::Between { from: n("from")?, to: n("to")?, start: n("start")?.rem_euclid(7) as usize }
+            }
             _ => return None,
         })
     }
@@ -114,7 +119,10 @@ impl Task for Calendar {
                     let from = rng.range(1, length - 4);
                     let to = rng.range(from + 2, length);
                     (
-                        format!("If {from} {name} is a {}, which day of the week is {to} {name}?", DAYS[start]),
+                        format!(
+                            "If {from} {name} is a {}, which day of the week is {to} {name}?",
+                            DAYS[start]
+                        ),
                         DAYS[weekday(start, to - from)].to_owned(),
                         serde_json::json!({ "kind": "between", "month": month, "from": from, "to": to, "start": start }),
                     )

@@ -15,9 +15,9 @@
 //! number) writes some thirty results. The order of the tries is shuffled and only tries that fail precede the
 //! one that gives the answer, so the model may learn which number to try first.
 //!
-//! Products above 250 are called `big`, as they can only matter for a rare last division; that one (`46 * 4`) is
-//! written where it is small or the only way. A try takes about 42 tokens, a solution about 80 on average, 150 at most. Digits
-//! count one token each, words and signs one.
+//! Products above 250 are called `big`, as they can only matter for a rare last division; what that division
+//! needs (`46 * 4`) is written where it is small or the only way. A try takes about 50 tokens when it fails and 40 when it
+//! succeeds, a solution 80 on average and some 200 at most, where digits, words and signs count one token each.
 //!
 //! With two numbers a solution is a single list, with four the first try is the one that leads on.
 
@@ -219,8 +219,10 @@ impl Task for Countdown {
         let max_target = i64::from(level.max_target.unwrap_or(200));
         draw(self, split, seed, index, |rng| {
             let numbers: Vec<i64> = (0..count).map(|_| rng.range(1, max_number)).collect();
-            let targets: Vec<i64> =
-                reachable(&numbers).into_iter().filter(|t| *t <= max_target && !numbers.contains(t)).collect();
+            let targets: Vec<i64> = reachable(&numbers)
+                .into_iter()
+                .filter(|t| *t <= max_target && !numbers.contains(t))
+                .collect();
             if targets.is_empty() {
                 return None;
             }
@@ -230,7 +232,8 @@ impl Task for Countdown {
                 return None;
             }
             let (_, (_, answer)) = rng.pick(&found);
-            let prompt = rng.pick(&PROMPTS).replace("{n}", &listed(&numbers)).replace("{t}", &target.to_string());
+            let prompt =
+                rng.pick(&PROMPTS).replace("{n}", &listed(&numbers)).replace("{t}", &target.to_string());
             Some(Problem {
                 task: self.name().into(),
                 prompt,
@@ -254,9 +257,8 @@ impl Task for Countdown {
         };
         let mut tries: Vec<String> = Vec::new();
         if let [_, _, _] = numbers[..] {
-            let mut failing: Vec<usize> = (0..3)
-                .filter(|&i| numbers[i] != target && !found.iter().any(|(j, _)| *j == i))
-                .collect();
+            let mut failing: Vec<usize> =
+                (0..3).filter(|&i| numbers[i] != target && !found.iter().any(|(j, _)| *j == i)).collect();
             let mut rng = Rng::new(&[seed, hash_text(&p.prompt)]);
             rng.shuffle(&mut failing);
             failing.truncate(rng.below(failing.len() + 1));

@@ -43,7 +43,9 @@ impl Story {
         };
         let step = |text: &'static str| {
             let (label, formula) = text.split_once(':')?;
-            let [result, "=", left, op, right] = formula.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+            let [result, "=", left, op, right] = formula.split_whitespace().collect::<Vec<_>>()[..] else {
+                return None;
+            };
             Some(Step { label: label.trim(), result, left, op: Op::parse(op)?, right })
         };
         Some(Story {
@@ -59,7 +61,8 @@ impl Story {
         let mut out = Vec::new();
         for step in &self.steps {
             let value = |name: &str| {
-                let number = numbers.iter().find(|(n, _)| name.len() == 1 && name.starts_with(*n)).map(|(_, v)| *v);
+                let number =
+                    numbers.iter().find(|(n, _)| name.len() == 1 && name.starts_with(*n)).map(|(_, v)| *v);
                 let earlier = results.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
                 number.or(earlier).or_else(|| name.parse().ok())
             };
@@ -155,7 +158,10 @@ impl Task for Word {
             let mut text = telling.fill(story.template.text);
             if rng.chance(distractors) {
                 let unused = rng.range(2, 60).to_string();
-                let sentence = telling.fill(rng.pick::<&str>(&DISTRACTORS)).replace("{z}", &unused).replace("{q}", other);
+                let sentence = telling
+                    .fill(rng.pick::<&str>(&DISTRACTORS))
+                    .replace("{z}", &unused)
+                    .replace("{q}", other);
                 let starts: Vec<usize> = text.match_indices(". ").map(|(i, _)| i + 2).collect();
                 let at = *rng.pick(&starts);
                 text.insert_str(at, &(sentence + " "));
@@ -222,7 +228,10 @@ mod tests {
             }
             assert!(contents.len() >= 150, "{id}: only {} of 4000 draws work out", contents.len());
             for &(name, ..) in &story.ranges {
-                assert!(story.template.text.contains(&format!("{{{name}}}")), "{id}: {name} is not in the text");
+                assert!(
+                    story.template.text.contains(&format!("{{{name}}}")),
+                    "{id}: {name} is not in the text"
+                );
                 let used = story.steps.iter().any(|s| s.left.starts_with(name) || s.right.starts_with(name));
                 assert!(used, "{id}: {name} is not in the steps");
             }

@@ -21,16 +21,16 @@ const fn t(id: &'static str, text: &'static str, ranges: &'static str, steps: &'
 }
 
 pub(super) const NAMES: [&str; 40] = [
-    "Mia", "Tom", "Anna", "Ben", "Lily", "Sam", "Emma", "Max", "Rosa", "Leo", "Nina", "Paul", "Sara", "Jack", "Eva", "Omar",
-    "Lucy", "Adam", "Zoe", "Ivan", "Kate", "Luke", "Maya", "Noah", "Ruth", "Carl", "Jane", "Hugo", "Amy", "Dan", "Lena",
-    "Finn", "Tara", "Joe", "Mona", "Alex", "Ida", "Ray", "Clara", "Nick",
+    "Mia", "Tom", "Anna", "Ben", "Lily", "Sam", "Emma", "Max", "Rosa", "Leo", "Nina", "Paul", "Sara", "Jack",
+    "Eva", "Omar", "Lucy", "Adam", "Zoe", "Ivan", "Kate", "Luke", "Maya", "Noah", "Ruth", "Carl", "Jane",
+    "Hugo", "Amy", "Dan", "Lena", "Finn", "Tara", "Joe", "Mona", "Alex", "Ida", "Ray", "Clara", "Nick",
 ];
 
 pub(super) const OBJECTS: [&str; 40] = [
-    "apples", "pears", "books", "pens", "coins", "stamps", "cards", "marbles", "shells", "stones", "beads", "buttons",
-    "cookies", "eggs", "flowers", "balls", "toys", "kites", "cups", "plates", "keys", "stickers", "pencils", "ribbons",
-    "lemons", "plums", "nuts", "candles", "maps", "boats", "hats", "drums", "bells", "leaves", "seeds", "photos", "badges",
-    "ropes", "blocks", "spoons",
+    "apples", "pears", "books", "pens", "coins", "stamps", "cards", "marbles", "shells", "stones", "beads",
+    "buttons", "cookies", "eggs", "flowers", "balls", "toys", "kites", "cups", "plates", "keys", "stickers",
+    "pencils", "ribbons", "lemons", "plums", "nuts", "candles", "maps", "boats", "hats", "drums", "bells",
+    "leaves", "seeds", "photos", "badges", "ropes", "blocks", "spoons",
 ];
 
 /// Sentences that do not matter. `{z}` is a number that nothing uses, `{q}` an object of no other sentence.

@@ -10,7 +10,11 @@ impl Verifier for Exact {
     fn score(&self, problem: &Problem, completion: &str) -> Verdict {
         with_answer(completion, |answer| {
             let same = answer.split_whitespace().eq(problem.answer.split_whitespace());
-            if same { Verdict::right() } else { Verdict::wrong(format!("expected {}", problem.answer.trim())) }
+            if same {
+                Verdict::right()
+            } else {
+                Verdict::wrong(format!("expected {}", problem.answer.trim()))
+            }
         })
     }
 }

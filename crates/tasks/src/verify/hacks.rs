@@ -77,7 +77,10 @@ fn form_tricks_score_zero() {
 #[test]
 fn number_tricks_score_zero() {
     let zero = problem("What is 2 - 2?", "0", Value::Null);
-    for trick in ["NaN", "inf", "0/0", "nan", "null", "false", "-", "0x0", "1e9", "0e9", "٠", "０", "zero", "0 1", "0;1"] {
+    for trick in [
+        "NaN", "inf", "0/0", "nan", "null", "false", "-", "0x0", "1e9", "0e9", "٠", "０", "zero", "0 1",
+        "0;1",
+    ] {
         assert_eq!(score("numeric", &zero, &answered(trick)), 0.0, "{trick}");
     }
     let billion = problem("", "1000000000", Value::Null);
@@ -86,7 +89,10 @@ fn number_tricks_score_zero() {
     // A broken problem pays nobody.
     assert_eq!(score("numeric", &problem("", "", Value::Null), &answered("0")), 0.0);
     let near = problem("", "3.14159", json!({"tolerance": 0.01}));
-    assert_eq!((score("numeric", &near, &answered("22/7")), score("numeric", &near, &answered("3.2"))), (1.0, 0.0));
+    assert_eq!(
+        (score("numeric", &near, &answered("22/7")), score("numeric", &near, &answered("3.2"))),
+        (1.0, 0.0)
+    );
 }
 
 #[test]
@@ -113,7 +119,11 @@ fn expression_tricks_score_zero() {
         assert_eq!(score("expression", &countdown(), &answered(trick)), 0.0, "{trick}");
     }
     for fine in ["22+4*6", "(4*6)+22", "22 - ( 0 - 4 ) * 6"] {
-        assert_eq!(score("expression", &countdown(), &answered(fine)), f32::from(u8::from(!fine.contains('0'))), "{fine}");
+        assert_eq!(
+            score("expression", &countdown(), &answered(fine)),
+            f32::from(u8::from(!fine.contains('0'))),
+            "{fine}"
+        );
     }
     // Exact fractions on the way are fair.
     let fractions = problem("", "", json!({"numbers": [7, 2, 4], "target": 14}));

@@ -11,6 +11,7 @@ use crate::buffer::Buf;
 use crate::cpu::gemm::{PANEL, Right, Tile};
 use crate::cpu::math::{exp, ln, scale as scale_by};
 use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::operations::{Part, add_product};
 use crate::tape::{Tape, Tensor};
 use crate::threads::{SharedMut, parallel};
 use std::cell::RefCell;
@@ -113,6 +114,8 @@ pub fn attention(
     store(layer, k.data(), v.data(), &shape, segments);
     let mut out = Buf::new(n * shape.heads * shape.v_dim);
     let mut lse = Buf::new(n * shape.heads);
+    let pairs: usize = segments.iter().map(|s| s.rows * s.past + s.rows * (s.rows + 1) / 2).sum();
+    add_product(Part::Attention, shape.heads * pairs, shape.qk_dim + shape.v_dim, 1);
     forward(q.data(), layer, &shape, segments, &mut out, &mut lse);
     let y = tape.output(out, n, shape.heads * shape.v_dim);
     if let Some(gy) = y.grad.clone() {
@@ -120,6 +123,8 @@ pub fn attention(
         let lens: Vec<usize> = segments.iter().map(|s| s.rows).collect();
         tape.record(move |_| {
             let Some(dy) = gy.take() else { return };
+            // Scores again, then the gradients of values, weights, queries and keys.
+            add_product(Part::Attention, shape.heads * pairs, 3 * shape.qk_dim + 2 * shape.v_dim, 1);
             backward((&q, &k, &v), &y, &dy, &lse, &shape, &lens);
         });
     }

@@ -7,6 +7,7 @@ use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math::{self, exp, ln};
 use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::operations::{Part, add_product};
 use crate::ops::linear::product;
 use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
@@ -73,6 +74,7 @@ kernel! {
 
 /// Logits of all rows, `[rows, vocab]`: for generation and for scoring to a file.
 pub fn logits(params: &Params, hidden: &Tensor, head: Weight) -> Buf {
+    add_product(Part::Head, hidden.rows(), head.cols, head.rows);
     let mut out = Buf::new(hidden.rows() * head.rows);
     product(params, hidden.data(), hidden.rows(), head, &mut out);
     out
@@ -94,6 +96,7 @@ fn check(x: &Tensor, head: Weight, targets: &[u32]) {
 fn walk(params: &Params, x: &Tensor, head: Weight, targets: &[u32], weights: Option<&[f32]>) -> TokenStats {
     check(x, head, targets);
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
+    add_product(Part::Head, if weights.is_some() { 3 * n } else { n }, h, vocab);
     let mut stats = TokenStats { logprobs: vec![0.0; n], entropies: vec![0.0; n] };
     let chunk = chunk_rows(vocab);
     let mut logits = Buf::new(chunk.min(n) * vocab);
@@ -175,6 +178,8 @@ pub fn distill_kl(
 ) -> Vec<f32> {
     assert!(teacher_head.rows == head.rows && teacher_x.rows() == x.rows(), "distill_kl: vocabularies or rows differ");
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
+    add_product(Part::Head, if tape.is_recording() { 3 * n } else { n }, h, vocab);
+    add_product(Part::Head, n, teacher_head.cols, vocab);
     let chunk = chunk_rows(vocab);
     let mut kl = vec![0.0; n];
     let (mut ls, mut lt) = (Buf::new(chunk.min(n) * vocab), Buf::new(chunk.min(n) * vocab));

@@ -11,6 +11,7 @@ use crate::cpu::math;
 use crate::cpu::simd::{LANES, Simd, kernel};
 use crate::ops::router::Routes;
 use crate::ops::swiglu;
+use crate::operations::{Part, add_product};
 use crate::params::{Params, Weight};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
@@ -66,6 +67,7 @@ pub fn experts(tape: &Tape, x: &Tensor, routes: &Routes, bank: Arc<Vec<Expert>>,
     let slots = sort_slots(&routes.experts, k, bank.len());
     let s = n * k;
     let params = tape.params();
+    add_product(Part::Experts, s, h, 3 * inner);
     let weight = by_slot(&slots, routes.weights.data());
     let gate_up = {
         let panels: Vec<_> = bank.iter().enumerate().map(|(e, x)| (!slots.of(e).is_empty()).then(|| params.packed(x.gate_up))).collect();
@@ -157,6 +159,8 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
     let inner = bank[0].down.cols;
     let s = weight.len();
     let k = s / n.max(1);
+    // Gradients of the weights, of the hidden values, and of the input where it is wanted.
+    add_product(Part::Experts, s, h, 3 * inner + inner);
     // d(weight · hidden) [s, i] = dy[token] · down
     let mut d_hidden = Buf::new(s * inner);
     let products: Vec<Product> = bank
@@ -220,6 +224,7 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
         g.add(Arc::new(Buf::copy_of(&d)));
     }
     if let Some(g) = &x.grad {
+        add_product(Part::Experts, s, h, 2 * inner);
         let mut dx = Buf::new(s * h);
         let products: Vec<Product> = bank
             .iter()

@@ -3,6 +3,7 @@
 use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math;
+use crate::operations::{Part, add_product};
 use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
 use crate::threads::parallel_chunks;
@@ -12,6 +13,7 @@ pub fn linear(tape: &Tape, x: &Tensor, w: Weight, bias: Option<Weight>) -> Tenso
     assert_eq!(x.cols(), w.cols, "linear: {} features into a weight of {} x {}", x.cols(), w.rows, w.cols);
     let mut y = Buf::new(x.rows() * w.rows);
     product(tape.params(), x.data(), x.rows(), w, &mut y);
+    add_product(Part::Linear, x.rows(), w.cols, w.rows);
     if let Some(b) = bias {
         assert_eq!(b.len(), w.rows, "linear: bias of {} for {} outputs", b.len(), w.rows);
         let b = tape.params().get(b);
@@ -40,7 +42,9 @@ pub(crate) fn product(params: &Params, x: &[f32], rows: usize, w: Weight, out: &
 
 fn backward(params: &Params, x: &Tensor, dy: &[f32], w: Weight, bias: Option<Weight>) {
     let (m, k, n) = (x.rows(), w.cols, w.rows);
+    add_product(Part::Linear, m, k, n);
     if let Some(g) = &x.grad {
+        add_product(Part::Linear, m, k, n);
         let b = Right::rows(params.get(w), k);
         g.write(m * k, |dx, add| gemm(&[Product { a: Left::rows(dy, n), b, m, k: n, n: k, c: 0 }], dx, k, add));
     }

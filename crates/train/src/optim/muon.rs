@@ -4,26 +4,36 @@
 use tensor::Buf;
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
 use tensor::cpu::{math, update};
+use tensor::operations::{Part, add_product};
 
-/// Decay of the momentum.
-pub(super) const MOMENTUM: f32 = 0.95;
 /// Newton–Schulz steps.
 const STEPS: usize = 5;
 /// Coefficients of the quintic iteration.
 const ABC: (f32, f32, f32) = (3.4445, -4.7750, 2.0315);
 
-/// One Muon step on a matrix `p [rows, cols]` with gradient `g` (times `scale`) and momentum `m`.
-pub(super) fn step(p: &mut [f32], g: &[f32], m: &mut [f32], (rows, cols): (usize, usize), lr: f32, decay: f32, scale: f32) {
-    math::scale(m, MOMENTUM);
-    math::axpy(scale, g, m);
-    // Nesterov: look ahead along the momentum.
-    let mut x = Buf::copy_of(m);
-    math::scale(&mut x, MOMENTUM);
-    math::axpy(scale, g, &mut x);
-    let x = orthogonal(x, rows, cols);
-    let size = 0.2 * (rows.max(cols) as f32).sqrt();
-    math::scale(p, 1.0 - lr * decay);
-    math::axpy(-lr * size, &x, p);
+/// The constants of one step.
+pub(super) struct Muon {
+    pub lr: f32,
+    pub decay: f32,
+    pub momentum: f32,
+    /// Factor of the gradient (for clipping).
+    pub grad_scale: f32,
+}
+
+impl Muon {
+    /// One step on a matrix `p [rows, cols]` with gradient `g` and momentum `m`.
+    pub(super) fn step(&self, p: &mut [f32], g: &[f32], m: &mut [f32], (rows, cols): (usize, usize)) {
+        math::scale(m, self.momentum);
+        math::axpy(self.grad_scale, g, m);
+        // Nesterov: look ahead along the momentum.
+        let mut x = Buf::copy_of(m);
+        math::scale(&mut x, self.momentum);
+        math::axpy(self.grad_scale, g, &mut x);
+        let x = orthogonal(x, rows, cols);
+        let size = 0.2 * (rows.max(cols) as f32).sqrt();
+        math::scale(p, 1.0 - self.lr * self.decay);
+        math::axpy(-self.lr * size, &x, p);
+    }
 }
 
 /// The nearest matrix whose singular values are about one.
@@ -39,6 +49,8 @@ fn orthogonal(x: Buf, rows: usize, cols: usize) -> Buf {
     let mut panels = Buf::new(packed_len(n, k));
     let (mut a, mut b, mut y) = (Buf::new(n * n), Buf::new(n * n), Buf::new(n * k));
     for _ in 0..STEPS {
+        add_product(Part::Optimizer, n, k, 2 * n);
+        add_product(Part::Optimizer, n, n, n);
         // A = X Xᵀ, B = b A + c A², X <- a X + B X
         pack_transposed(&x, n, k, k, &mut panels);
         gemm(&[Product { a: Left::rows(&x, k), b: Right::packed(&panels, k), m: n, k, n, c: 0 }], &mut a, n, false);

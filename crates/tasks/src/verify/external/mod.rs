@@ -114,9 +114,15 @@ impl ExternalVerifier {
     ///
     /// # Errors
     /// A crash, a hang, an `{"error": …}`, or a line that is not a problem.
-    pub fn problems(&self, task: &str, split: Split, seed: u64, start: u64, count: usize) -> Result<Vec<Problem>> {
-        let request =
-            json!({"cmd": "problems", "task": task, "split": split, "seed": seed, "start": start, "count": count});
+    pub fn problems(
+        &self,
+        task: &str,
+        split: Split,
+        seed: u64,
+        start: u64,
+        count: usize,
+    ) -> Result<Vec<Problem>> {
+        let request = json!({"cmd": "problems", "task": task, "split": split, "seed": seed, "start": start, "count": count});
         let read = |line: Value| -> std::result::Result<Problem, Failure> {
             if let Some(error) = line["error"].as_str() {
                 return Err(Failure::Nonsense(format!("it says: {error}")));
@@ -168,7 +174,12 @@ impl ExternalVerifier {
         outcome
     }
 
-    fn ask(&self, problem: &Problem, completion: &str, answer: Option<&str>) -> std::result::Result<Verdict, Failure> {
+    fn ask(
+        &self,
+        problem: &Problem,
+        completion: &str,
+        answer: Option<&str>,
+    ) -> std::result::Result<Verdict, Failure> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let request = json!({"id": id, "problem": problem, "completion": completion, "answer": answer});
         self.with_worker(|worker| {

@@ -4,7 +4,13 @@ use super::*;
 use std::time::Instant;
 
 fn problem() -> Problem {
-    Problem { task: "t".into(), prompt: "2 + 2?".into(), answer: "4".into(), meta: Value::Null, verifier: None }
+    Problem {
+        task: "t".into(),
+        prompt: "2 + 2?".into(),
+        answer: "4".into(),
+        meta: Value::Null,
+        verifier: None,
+    }
 }
 
 const RIGHT: &str = "<think>x</think><answer>4</answer>";
@@ -42,7 +48,9 @@ fn an_honest_worker_scores() {
 #[test]
 fn empty_answers_never_score() {
     let verifier = shell(&honest(""));
-    for empty in ["", "  ", "<think></think><answer></answer>", "<think>a</think><answer> </answer>", "<think>4", "4"] {
+    for empty in
+        ["", "  ", "<think></think><answer></answer>", "<think>a</think><answer> </answer>", "<think>4", "4"]
+    {
         assert_eq!(verifier.score(&problem(), empty).score, 0.0, "{empty}");
     }
     assert_eq!(verifier.stats().asked, 0);
@@ -144,12 +152,17 @@ fn a_missing_program_is_an_error_at_the_start() {
 /// Verdicts belong to their items however the workers share them.
 #[test]
 fn batches_keep_their_order() {
-    let mut command = Command::new(["sh", "-c", &honest(r#"case $line in *wrong*) printf '{"id":%s,"score":0.25}\n' "$id"; continue;; esac"#)]);
+    let mut command = Command::new([
+        "sh",
+        "-c",
+        &honest(r#"case $line in *wrong*) printf '{"id":%s,"score":0.25}\n' "$id"; continue;; esac"#),
+    ]);
     command.workers = 3;
     let verifier = ExternalVerifier::start(command).unwrap();
     let wrong = "<think>x</think><answer>wrong</answer>";
     let p = problem();
-    let items: Vec<(&Problem, &str)> = (0..40).map(|i| (&p, if i % 3 == 0 { wrong } else { RIGHT })).collect();
+    let items: Vec<(&Problem, &str)> =
+        (0..40).map(|i| (&p, if i % 3 == 0 { wrong } else { RIGHT })).collect();
     for (i, verdict) in verifier.score_batch(&items).iter().enumerate() {
         assert_eq!(verdict.score, if i % 3 == 0 { 0.25 } else { 1.0 });
     }
@@ -172,5 +185,30 @@ fn a_command_can_be_the_source_of_problems() {
     assert!(fails("bad").contains("no such dataset"));
     assert!(fails("garbled").contains("not a problem"));
     assert!(fails("gone").contains("crashed"));
-    assert!(verifier.problems("good", Split::Train, 1, 0, 3).unwrap_err().to_string().contains("did not answer"));
+    assert!(
+        verifier.problems("good", Split::Train, 1, 0, 3).unwrap_err().to_string().contains("did not answer")
+    );
+}
+
+/// The real package: `GYM_PYTHON=/path/to/venv/bin/python cargo test -p shoestring-tasks -- --ignored`.
+#[test]
+#[ignore = "needs a Python with reasoning-gym, named by GYM_PYTHON"]
+fn reasoning_gym_plugs_in() {
+    let python = std::env::var("GYM_PYTHON").expect("GYM_PYTHON names a Python with reasoning-gym");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/reasoning_gym.py");
+    let gym = ExternalVerifier::start(Command::new([python.as_str(), script])).unwrap();
+    for task in ["leg_counting", "letter_counting", "chain_sum", "number_sorting", "calendar_arithmetic"] {
+        let train = gym.problems(task, Split::Train, 1, 0, 60).unwrap();
+        let held_out = gym.problems(task, Split::HeldOut, 1, 0, 60).unwrap();
+        assert_eq!(train[20..], gym.problems(task, Split::Train, 1, 20, 40).unwrap());
+        assert!(train.iter().all(|p| held_out.iter().all(|q| p.prompt != q.prompt)), "{task}");
+        let right: Vec<String> =
+            train.iter().map(|p| format!("<think>x</think><answer>{}</answer>", p.answer)).collect();
+        let items: Vec<(&Problem, &str)> = train.iter().zip(&right).map(|(p, c)| (p, c.as_str())).collect();
+        assert!(gym.score_batch(&items).iter().all(|v| v.score == 1.0), "{task}");
+        assert_eq!(gym.score(&train[0], "<think>x</think><answer>zzz</answer>").score, 0.0, "{task}");
+    }
+    assert!(gym.problems("no_such_dataset", Split::Train, 1, 0, 1).is_err());
+    let stats = gym.stats();
+    assert_eq!((stats.crashes, stats.timeouts), (0, 0));
 }

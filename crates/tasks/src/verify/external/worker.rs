@@ -78,7 +78,9 @@ impl Worker {
         let limit = if process.answered { timeout } else { timeout + startup };
         let line = match process.output.recv_timeout(limit) {
             Ok(Ok(line)) => line,
-            Ok(Err(e)) if e.kind() == std::io::ErrorKind::InvalidData => return Err(Failure::Nonsense(e.to_string())),
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::InvalidData => {
+                return Err(Failure::Nonsense(e.to_string()));
+            }
             Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => return Err(process.crash()),
             Err(RecvTimeoutError::Timeout) => return Err(Failure::Timeout(limit)),
         };

@@ -1,0 +1,271 @@
+//! `bench`: how fast this machine runs the engine, on random weights from a Hugging Face config.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use engine::{Engine, Limits, Request, Sampling};
+use model::{Model, ModelConfig};
+use serde_json::{Value, json};
+use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
+use tensor::operations::{self, Counts};
+use tensor::{Buf, Rng};
+use train::objective::{Clip, ObjectiveKind, kl::KlKind, objective};
+use train::optim::Optimizer;
+use train::run::recipe::Optimizer as OptimizerConfig;
+use train::policy::{PolicySettings, Rollout, policy_step};
+use train::step::{Batch, StepOptions, train_step};
+
+use crate::output::{Output, peak_memory_bytes};
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// The matrix product on several shapes: the machine's ceiling.
+    Gemm {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Optimizer steps (AdamW) on random tokens.
+    Train {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Sequences per step.
+        #[arg(long, default_value_t = 16)]
+        batch: usize,
+        /// Tokens per sequence.
+        #[arg(long, default_value_t = 256)]
+        seq: usize,
+        /// Steps to time (after two to warm up).
+        #[arg(long, default_value_t = 5)]
+        steps: usize,
+    },
+    /// Sampling from random prompts.
+    Generate {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Prompts.
+        #[arg(long, default_value_t = 64)]
+        prompts: usize,
+        /// Tokens per prompt.
+        #[arg(long, default_value_t = 64)]
+        prompt_len: usize,
+        /// Tokens to generate for each.
+        #[arg(long, default_value_t = 64)]
+        max_new: usize,
+    },
+    /// A whole GRPO step: sampling, random rewards, one policy update.
+    Grpo {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Prompts per step.
+        #[arg(long, default_value_t = 8)]
+        prompts: usize,
+        /// Completions per prompt.
+        #[arg(long, default_value_t = 8)]
+        group: usize,
+        /// Tokens per completion at most.
+        #[arg(long, default_value_t = 96)]
+        max_new: usize,
+        /// Tokens per prompt.
+        #[arg(long, default_value_t = 32)]
+        prompt_len: usize,
+        /// Steps to time (after one to warm up).
+        #[arg(long, default_value_t = 3)]
+        steps: usize,
+    },
+}
+
+/// The model to make.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A Hugging Face config.json, or a folder with one.
+    #[arg(long)]
+    config: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a benchmark.
+pub fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Gemm { json } => {
+            let shapes: Vec<Value> = SHAPES.iter().map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(m, k, n, 0.4)})).collect();
+            let out = json!({"threads": tensor::threads::threads(), "instruction_set": format!("{:?}", tensor::cpu::simd::isa()), "shapes": shapes});
+            Output::new(*json).table("matrix product, f32", &out, "shapes")
+        }
+        Bench::Train { model, batch, seq, steps } => bench_train(model, *batch, *seq, (*steps).max(1)),
+        Bench::Generate { model, prompts, prompt_len, max_new } => bench_generate(model, *prompts, *prompt_len, *max_new),
+        Bench::Grpo { model, prompts, group, max_new, prompt_len, steps } => bench_grpo(model, (*prompts, *group), *prompt_len, *max_new, (*steps).max(1)),
+    }
+}
+
+/// Rows, inner length, columns: large products, the shapes of small models, and few rows.
+const SHAPES: [(usize, usize, usize); 8] = [
+    (512, 512, 512),
+    (2048, 2048, 2048),
+    (4096, 256, 1024),
+    (4096, 1024, 256),
+    (4096, 256, 8192),
+    (64, 256, 512),
+    (16, 512, 512),
+    (1, 1024, 4096),
+];
+
+/// The best of repeated products within about `seconds`, with packed weights.
+fn gflops(m: usize, k: usize, n: usize, seconds: f64) -> f64 {
+    let mut rng = Rng::new(1);
+    let mut fill = |len: usize| {
+        let mut b = Buf::new(len);
+        b.iter_mut().for_each(|x| *x = rng.uniform() - 0.5);
+        b
+    };
+    let (a, w) = (fill(m * k), fill(n * k));
+    let mut panels = Buf::new(packed_len(n, k));
+    pack_transposed(&w, n, k, k, &mut panels);
+    let mut c = Buf::new(m * n);
+    let product = [Product { a: Left::rows(&a, k), b: Right::packed(&panels, k), m, k, n, c: 0 }];
+    let (start, mut best) = (Instant::now(), f64::MAX);
+    while best == f64::MAX || start.elapsed().as_secs_f64() < seconds {
+        let t = Instant::now();
+        gemm(&product, &mut c, n, false);
+        best = best.min(t.elapsed().as_secs_f64());
+    }
+    2e-9 * (m * k * n) as f64 / best
+}
+
+/// The machine's ceiling in operations per second: the best of two large shapes.
+pub fn ceiling() -> f64 {
+    1e9 * gflops(1024, 512, 1024, 0.3).max(gflops(4096, 256, 1024, 0.3))
+}
+
+fn load(args: &ModelArgs) -> Result<Model> {
+    let config = ModelConfig::load(&args.config).with_context(|| format!("cannot read {}", args.config.display()))?;
+    Ok(Model::random(config, 1))
+}
+
+fn random_tokens(rng: &mut Rng, n: usize, vocab: usize) -> Vec<u32> {
+    (0..n).map(|_| rng.below(vocab) as u32).collect()
+}
+
+/// Prints the figures that all model benchmarks share.
+fn report(title: &str, config: &Path, json: bool, tokens: f64, steps: usize, seconds: f64, counts: Counts, more: Value) -> Result<()> {
+    let peak = peak_memory_bytes();
+    let rate = counts.total() as f64 / seconds;
+    let mut out = json!({
+        "config": config.display().to_string(),
+        "threads": tensor::threads::threads(),
+        "tokens_per_second": tokens / seconds,
+        "seconds_per_step": seconds / steps as f64,
+        "operations_per_second": rate,
+        "ceiling_share": rate / ceiling(),
+        "peak_memory_bytes": peak,
+    });
+    if let (Some(out), Value::Object(more)) = (out.as_object_mut(), more) {
+        out.extend(more);
+    }
+    Output::new(json).object(title, &out)
+}
+
+fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Result<()> {
+    let mut model = load(args)?;
+    anyhow::ensure!(batch > 0 && seq > 0, "--batch and --seq must be at least 1");
+    model.reserve_positions(seq);
+    let mut optimizer = Optimizer::new(&model, OptimizerConfig { learning_rate: 3e-4, ..OptimizerConfig::default() });
+    let mut rng = Rng::new(2);
+    let n = batch * seq;
+    let vocab = model.config().vocab_size();
+    let data = Batch {
+        tokens: random_tokens(&mut rng, n, vocab),
+        targets: random_tokens(&mut rng, n, vocab),
+        weights: vec![1.0; n],
+        lens: vec![seq; batch],
+    };
+    let options = StepOptions { accumulate: 1, router_bias_rate: 0.001, ..StepOptions::default() };
+    for _ in 0..2 {
+        train_step(&mut model, &mut optimizer, data.clone(), &options, 1.0);
+    }
+    let (start, before) = (Instant::now(), operations::counts());
+    let mut loss = 0.0;
+    for _ in 0..steps {
+        loss = train_step(&mut model, &mut optimizer, data.clone(), &options, 1.0).loss;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let counts = operations::counts().since(&before);
+    report("training", &args.config, args.json, (steps * n) as f64, steps, seconds, counts, json!({"loss": loss}))
+}
+
+fn requests(rng: &mut Rng, model: &Model, prompts: usize, len: usize, max_new: usize, samples: usize, stop: bool) -> Vec<Request> {
+    let stop_tokens = if stop { model.config().eos_token_id().to_vec() } else { Vec::new() };
+    (0..prompts)
+        .map(|i| Request {
+            prompt: random_tokens(rng, len.max(1), model.config().vocab_size()),
+            samples,
+            max_new,
+            sampling: Sampling::default(),
+            stop_tokens: stop_tokens.clone(),
+            seed: i as u64,
+        })
+        .collect()
+}
+
+fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: usize) -> Result<()> {
+    let mut model = load(args)?;
+    model.reserve_positions(prompt_len + max_new);
+    let mut rng = Rng::new(3);
+    let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, 1, false);
+    let warm: Vec<Request> = requests.iter().map(|r| Request { max_new: max_new.min(2), ..r.clone() }).collect();
+    let mut engine = Engine::new(&model, Limits::default());
+    engine.run(&warm, |_| true)?;
+    let (start, before) = (Instant::now(), operations::counts());
+    let done = engine.run(&requests, |_| true)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let tokens: usize = done.iter().flatten().map(|c| c.token_ids.len()).sum();
+    let more = json!({"generated_tokens": tokens, "cache_bytes": engine.cache_bytes()});
+    report("generation", &args.config, args.json, tokens as f64, 1, seconds, operations::counts().since(&before), more)
+}
+
+fn bench_grpo(args: &ModelArgs, (prompts, group): (usize, usize), prompt_len: usize, max_new: usize, steps: usize) -> Result<()> {
+    let mut model = load(args)?;
+    model.reserve_positions(prompt_len + max_new);
+    let config = OptimizerConfig { learning_rate: 1e-6, ..OptimizerConfig::default() };
+    let mut optimizer = Optimizer::new(&model, config);
+    let mut rng = Rng::new(4);
+    let (mut start, mut before) = (Instant::now(), operations::counts());
+    let (mut tokens, mut completions, mut mismatched) = (0, 0, 0);
+    for step in 0..=steps {
+        if step == 1 {
+            (start, before, tokens, completions) = (Instant::now(), operations::counts(), 0, 0);
+        }
+        let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, group, true);
+        let results = Engine::new(&model, Limits::default()).run(&requests, |_| true)?;
+        let mut rollouts = Vec::new();
+        for (r, samples) in requests.iter().zip(results) {
+            let rewards: Vec<f32> = samples.iter().map(|_| f32::from(rng.uniform() < 0.5)).collect();
+            let advantages = objective(ObjectiveKind::Grpo).advantages(&rewards);
+            for (s, advantage) in samples.into_iter().zip(advantages) {
+                tokens += s.token_ids.len();
+                completions += 1;
+                rollouts.push(Rollout { prompt: r.prompt.clone(), completion: s.token_ids, old: s.logprobs, reference: None, advantage });
+            }
+        }
+        let settings = PolicySettings {
+            objective: objective(ObjectiveKind::Grpo),
+            clip: Clip { low: 0.2, high: 0.2 },
+            kl: KlKind::K3,
+            kl_coefficient: 0.0,
+            max_new,
+            sequences: rollouts.len(),
+            tokens: rollouts.iter().map(|r| r.completion.len()).sum(),
+            options: StepOptions { accumulate: 1, ..StepOptions::default() },
+        };
+        let all: Vec<&Rollout> = rollouts.iter().collect();
+        mismatched += policy_step(&mut model, &mut optimizer, &all, &settings, 1.0).mismatched;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let more = json!({"mean_completion_tokens": tokens as f64 / f64::from(completions.max(1)), "mismatched_logprobs": mismatched});
+    report("GRPO", &args.config, args.json, tokens as f64, steps, seconds, operations::counts().since(&before), more)
+}

@@ -1,0 +1,423 @@
+//! What a recipe must satisfy beyond its form.
+
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
+use std::ops::RangeBounds;
+
+use super::node::{self, Node};
+use super::source::{Data, Problems, Source, TaskMix, Verifier};
+use super::stage::Stage;
+use super::{DistillMethod, Recipe, RecipeError, is_path};
+use crate::optim::schedule::Schedule;
+
+/// Names that a run folder uses itself.
+const RESERVED: [&str; 3] = ["tensorboard", "samples", "recipe"];
+
+type Checked = Result<(), RecipeError>;
+
+/// Finds the place of a key, for errors.
+pub(super) struct Check<'a> {
+    tree: &'a Node,
+}
+
+impl<'a> Check<'a> {
+    pub fn new(tree: &'a Node) -> Self {
+        Check { tree }
+    }
+
+    /// An error at a key, or, if the recipe does not state the key, at what surrounds it.
+    fn error(&self, path: &[&str], message: impl Into<String>) -> RecipeError {
+        let keys: Vec<String> = path.iter().map(|key| (*key).to_owned()).collect();
+        let node = (0..=keys.len()).rev().find_map(|length| self.tree.find(&keys[..length]));
+        let place = node.unwrap_or(self.tree).place.clone();
+        RecipeError::Value { place, path: keys.join("."), message: message.into() }
+    }
+
+    fn that(&self, holds: bool, path: &[&str], message: impl Into<String>) -> Checked {
+        if holds { Ok(()) } else { Err(self.error(path, message)) }
+    }
+}
+
+/// The settings of one stage.
+struct At<'a> {
+    check: &'a Check<'a>,
+    stage: &'a str,
+}
+
+impl At<'_> {
+    fn error(&self, key: &str, message: impl Into<String>) -> RecipeError {
+        let path: Vec<&str> = ["stage", self.stage].into_iter().chain(key.split('.')).collect();
+        self.check.error(&path, message)
+    }
+
+    fn number(&self, key: &str, value: f64, range: impl RangeBounds<f64>) -> Checked {
+        if range.contains(&value) {
+            return Ok(());
+        }
+        Err(self.error(key, format!("expected {}, found {value}", words(&range))))
+    }
+
+    fn numbers(&self, values: &[(&str, f64)], range: impl RangeBounds<f64> + Clone) -> Checked {
+        values.iter().try_for_each(|(key, value)| self.number(key, *value, range.clone()))
+    }
+
+    fn positive(&self, values: &[(&str, u64)]) -> Checked {
+        match values.iter().find(|(_, value)| *value == 0) {
+            Some((key, _)) => Err(self.error(key, "expected at least 1, found 0")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// "a number above 0 and at most 1".
+fn words(range: &impl RangeBounds<f64>) -> String {
+    let low = match range.start_bound() {
+        Included(low) => Some(format!("at least {low}")),
+        Excluded(low) => Some(format!("above {low}")),
+        Unbounded => None,
+    };
+    let high = match range.end_bound() {
+        Included(high) => Some(format!("at most {high}")),
+        Excluded(high) => Some(format!("below {high}")),
+        Unbounded => None,
+    };
+    let parts: Vec<String> = low.into_iter().chain(high).collect();
+    format!("a number {}", parts.join(" and "))
+}
+
+const POSITIVE: (Bound<f64>, Bound<f64>) = (Excluded(0.0), Unbounded);
+
+/// Stage names: present, usable as folders, no two the same.
+pub(super) fn names(recipe: &Recipe, check: &Check<'_>) -> Checked {
+    check.that(is_name(&recipe.name), &["name"], "use letters, digits, `.`, `-` and `_`")?;
+    if recipe.stages.is_empty() {
+        let message = "the recipe has no stages; begin one with `[[stage]]` and a `kind`";
+        return Err(check.error(&["stage"], message));
+    }
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        let name = stage.name();
+        let number = (index + 1).to_string();
+        let path = ["stage", &number, "name"];
+        let free = !RESERVED.contains(&name.to_lowercase().as_str()) && is_name(name);
+        check.that(
+            free,
+            &path,
+            format!("a stage cannot be called {name:?}: use letters, digits, `.`, `-` and `_`, and none of {}", RESERVED.join(", ")),
+        )?;
+        let twice = recipe.stages[..index].iter().any(|other| other.name().eq_ignore_ascii_case(name));
+        check.that(!twice, &path, format!("two stages are called `{name}`; give one of them another `name`"))?;
+    }
+    Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    name.len() <= 100 && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(inner)
+}
+
+/// Everything else.
+pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
+    machine(recipe, check)?;
+    for (name, config) in &recipe.models {
+        check.that(config.is_table(), &["models", name], "expected a table with the keys of a config.json")?;
+    }
+    if recipe.draws_problems() {
+        problems(&recipe.problems, check)?;
+    }
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        let at = At { check, stage: stage.name() };
+        let earlier = Earlier { recipe, stages: &recipe.stages[..index], at: &at };
+        one_stage(stage, &at, &earlier)?;
+    }
+    Ok(())
+}
+
+fn machine(recipe: &Recipe, check: &Check<'_>) -> Checked {
+    let machine = &recipe.machine;
+    let price = machine.price_per_core_hour;
+    check.that(price >= 0.0, &["machine", "price_per_core_hour"], format!("a price is not negative, found {price}"))?;
+    let memory = machine.memory_gib;
+    check.that(memory > 0.0, &["machine", "memory_gib"], format!("expected a number above 0, found {memory}"))
+}
+
+fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
+    let given = [!problems.mix.is_empty(), problems.jsonl.is_some(), !problems.command.is_empty()];
+    let one = given.iter().filter(|given| **given).count() == 1;
+    check.that(one, &["problems"], "give one of `mix`, `jsonl` and `command`")?;
+    let tasks = problems.tasks.is_empty() || !problems.command.is_empty();
+    check.that(tasks, &["problems", "tasks"], "`tasks` goes with `command`; the tasks of a mix stand in `mix`")?;
+    check.that(problems.count > 0, &["problems", "count"], "expected at least 1, found 0")?;
+    check.that(problems.held_out > 0, &["problems", "held_out"], "expected at least 1, found 0")?;
+    mix(&problems.mix, &["problems", "mix"], check)?;
+    if let Some(Verifier::Command(verifier)) = &problems.verifier {
+        let path = |key| ["problems", "verifier", key];
+        check.that(!verifier.command.is_empty(), &path("command"), "name a program")?;
+        check.that(verifier.workers > 0, &path("workers"), "expected at least 1, found 0")?;
+        let patient = verifier.timeout_seconds > 0.0;
+        check.that(patient, &path("timeout_seconds"), "expected a number above 0")?;
+    }
+    Ok(())
+}
+
+fn mix(mix: &[TaskMix], path: &[&str], check: &Check<'_>) -> Checked {
+    for (index, task) in mix.iter().enumerate() {
+        let number = (index + 1).to_string();
+        let path: Vec<&str> = path.iter().copied().chain([number.as_str(), "weight"]).collect();
+        let message = format!("the weight of {} must be at least 0, found {}", task.task, task.weight);
+        check.that(task.weight >= 0.0, &path, message)?;
+    }
+    let drawn = mix.is_empty() || mix.iter().any(|task| task.weight > 0.0);
+    check.that(drawn, path, "every weight is 0, so that nothing would ever be drawn")
+}
+
+/// The stages before one, which it may refer to.
+struct Earlier<'a> {
+    recipe: &'a Recipe,
+    stages: &'a [Stage],
+    at: &'a At<'a>,
+}
+
+impl Earlier<'_> {
+    /// Checks that `name` is a path, a name in `also`, or an earlier stage that satisfies `suits`.
+    fn refers(&self, key: &str, name: &str, what: &str, suits: fn(&Stage) -> bool, also: &[&str]) -> Checked {
+        if name.is_empty() {
+            return Err(self.at.error(key, format!("no earlier stage makes {what}; name a stage or a folder")));
+        }
+        if is_path(name) || also.contains(&name) {
+            return Ok(());
+        }
+        if self.stages.iter().any(|stage| stage.name() == name && suits(stage)) {
+            return Ok(());
+        }
+        let message = match self.recipe.stage(name) {
+            Some(stage) if !suits(stage) => {
+                format!("`{name}` is a {} stage and makes no {}", stage.kind(), what.trim_start_matches("a "))
+            }
+            Some(_) => format!("the stage `{name}` comes later; a stage builds on earlier ones"),
+            None => {
+                let names = self.stages.iter().filter(|stage| suits(stage)).map(Stage::name);
+                let hint = node::hint(name, names.chain(also.iter().copied()), "there are");
+                format!("no earlier stage is called `{name}`; {hint} (a folder's path holds a `/`)")
+            }
+        };
+        Err(self.at.error(key, message))
+    }
+
+    fn model(&self, key: &str, name: &str) -> Checked {
+        self.refers(key, name, "a model", Stage::makes_model, &[])
+    }
+
+    fn traces(&self, key: &str, name: &str) -> Checked {
+        self.refers(key, name, "traces", |stage| matches!(stage, Stage::Reject(_)), &[])
+    }
+
+    fn config(&self, key: &str, name: &str) -> Checked {
+        if self.recipe.models.contains_key(name) {
+            return Ok(());
+        }
+        let hint = node::hint(name, self.recipe.models.keys().map(String::as_str).collect::<Vec<_>>().into_iter(), "there are");
+        Err(self.at.error(key, format!("`[models]` has no `{name}`; {hint}")))
+    }
+}
+
+fn one_stage(stage: &Stage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
+    if let Some(schedule) = stage.schedule() {
+        self::schedule(schedule, at)?;
+    }
+    if let Some(optimizer) = stage.optimizer() {
+        at.numbers(
+            &[("optimizer.learning_rate", optimizer.learning_rate), ("optimizer.eps", optimizer.eps)],
+            POSITIVE,
+        )?;
+        at.number("optimizer.adam_learning_rate", optimizer.adam_learning_rate, POSITIVE)?;
+        at.numbers(
+            &[
+                ("optimizer.beta1", optimizer.beta1),
+                ("optimizer.beta2", optimizer.beta2),
+                ("optimizer.momentum", optimizer.momentum),
+            ],
+            0.0..1.0,
+        )?;
+        at.numbers(
+            &[("optimizer.weight_decay", optimizer.weight_decay), ("optimizer.clip", optimizer.clip)],
+            0.0..,
+        )?;
+    }
+    match stage {
+        Stage::Tokenizer(stage) => {
+            // 256 bytes and a few special tokens are the least that any text needs.
+            at.number("vocab_size", stage.vocab_size as f64, 264.0..=1_000_000.0)?;
+            source(&stage.source, at)
+        }
+        Stage::Pretrain(stage) => {
+            match (&stage.model, &stage.from) {
+                (Some(model), None) => earlier.config("model", model)?,
+                (None, Some(from)) => earlier.model("from", from)?,
+                (None, None) => return Err(at.error("model", "name one of `[models]`, or give `from`")),
+                (Some(_), Some(_)) => return Err(at.error("from", "give either `model` or `from`, not both")),
+            }
+            let tokenizes = |stage: &Stage| stage.makes_model() || matches!(stage, Stage::Tokenizer(_));
+            earlier.refers("tokenizer", &stage.tokenizer, "a tokenizer", tokenizes, &[])?;
+            source(&stage.source, at)?;
+            own_mix(&stage.mix, at)?;
+            at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
+            at.positive(&[("tokens", stage.tokens), ("accumulate", stage.accumulate as u64)])?;
+            packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
+            at.numbers(
+                &[
+                    ("router_bias_rate", stage.router_bias_rate),
+                    ("balance_alpha", stage.balance_alpha),
+                    ("mtp_weight", stage.mtp_weight),
+                    ("checkpoint_seconds", stage.checkpoint_seconds),
+                ],
+                0.0..,
+            )
+        }
+        Stage::Sft(stage) => {
+            earlier.model("from", &stage.from)?;
+            if let Data::Stage { stage } = &stage.data {
+                earlier.traces("data.stage", stage)?;
+            }
+            own_mix(&stage.mix, at)?;
+            at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
+            at.positive(&[("steps", stage.steps), ("accumulate", stage.accumulate as u64)])?;
+            packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
+            at.numbers(
+                &[
+                    ("router_bias_rate", stage.router_bias_rate),
+                    ("balance_alpha", stage.balance_alpha),
+                    ("mtp_weight", stage.mtp_weight),
+                    ("checkpoint_seconds", stage.checkpoint_seconds),
+                ],
+                0.0..,
+            )
+        }
+        Stage::Grpo(stage) => {
+            earlier.model("from", &stage.from)?;
+            for name in &stage.budget_of {
+                earlier.refers("budget_of", name, "operations", |_| true, &[])?;
+            }
+            own_mix(&stage.mix, at)?;
+            at.positive(&[
+                ("steps", stage.steps),
+                ("prompts", stage.prompts as u64),
+                ("max_new", stage.max_new as u64),
+                ("minibatches", stage.minibatches as u64),
+                ("epochs", stage.epochs as u64),
+                ("accumulate", stage.accumulate as u64),
+            ])?;
+            // A group of one has no advantage over itself.
+            at.number("group", stage.group as f64, 2.0..)?;
+            at.number("temperature", stage.temperature, POSITIVE)?;
+            at.number("clip_low", stage.clip_low, (Excluded(0.0), Included(1.0)))?;
+            at.number("clip_high", stage.clip_high, POSITIVE)?;
+            let answers = stage.prompts * stage.group;
+            if stage.minibatches > answers {
+                let message = format!("{} parts of {answers} answers are too many", stage.minibatches);
+                return Err(at.error("minibatches", message));
+            }
+            at.number("overlong_buffer", stage.overlong_buffer as f64, 0.0..=stage.max_new as f64)?;
+            at.numbers(
+                &[
+                    ("kl_coefficient", stage.kl_coefficient),
+                    ("reward.accuracy", stage.reward.accuracy),
+                    ("reward.format", stage.reward.format),
+                    ("overlong_penalty", stage.overlong_penalty),
+                    ("router_bias_rate", stage.router_bias_rate),
+                    ("checkpoint_seconds", stage.checkpoint_seconds),
+                ],
+                0.0..,
+            )?;
+            let paid = stage.reward.accuracy + stage.reward.format > 0.0;
+            if paid { Ok(()) } else { Err(at.error("reward", "every weight is 0, so that nothing would be learnt")) }
+        }
+        Stage::Reject(stage) => {
+            earlier.model("from", &stage.from)?;
+            own_mix(&stage.mix, at)?;
+            at.positive(&[
+                ("problems", stage.problems as u64),
+                ("samples", stage.samples as u64),
+                ("keep", stage.keep as u64),
+                ("max_new", stage.max_new as u64),
+            ])?;
+            at.number("temperature", stage.temperature, 0.0..)
+        }
+        Stage::Distill(stage) => {
+            earlier.model("teacher", &stage.teacher)?;
+            let configs: Vec<&str> = earlier.recipe.models.keys().map(String::as_str).collect();
+            earlier.refers("student", &stage.student, "a student", Stage::makes_model, &configs)?;
+            if stage.method == DistillMethod::Traces {
+                earlier.traces("traces", stage.traces.as_deref().unwrap_or_default())?;
+            }
+            own_mix(&stage.mix, at)?;
+            let timed = stage.steps > 0 || (stage.method == DistillMethod::Traces && stage.epochs > 0);
+            if !timed {
+                return Err(at.error("steps", "say how long to train: expected at least 1 step, found 0"));
+            }
+            at.positive(&[
+                ("prompts", stage.prompts as u64),
+                ("max_new", stage.max_new as u64),
+                ("accumulate", stage.accumulate as u64),
+            ])?;
+            packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
+            at.number("checkpoint_seconds", stage.checkpoint_seconds, 0.0..)?;
+            at.number("temperature", stage.temperature, POSITIVE)
+        }
+        Stage::Eval(stage) => {
+            if stage.of.is_empty() {
+                return Err(at.error("of", "no earlier stage makes a model; name a model folder"));
+            }
+            for name in &stage.of {
+                earlier.model("of", name)?;
+            }
+            at.positive(&[("samples", stage.samples as u64), ("max_new", stage.max_new as u64)])?;
+            at.number("temperature", stage.temperature, 0.0..)
+        }
+    }
+}
+
+fn source(source: &Source, at: &At<'_>) -> Checked {
+    match source {
+        Source::Problems => Ok(()),
+        Source::Files(files) => {
+            if files.extensions.is_empty() {
+                return Err(at.error("source.extensions", "name at least one, such as \"txt\""));
+            }
+            // With one in one nothing would be left to train on.
+            at.number("source.held_out_one_in", files.held_out_one_in as f64, 2.0..)
+        }
+    }
+}
+
+fn own_mix(own: &Option<Vec<TaskMix>>, at: &At<'_>) -> Checked {
+    match own.as_deref() {
+        None => Ok(()),
+        Some([]) => Err(at.error("mix", "name at least one task, or leave the key out")),
+        Some(tasks) => mix(tasks, &["stage", at.stage, "mix"], at.check),
+    }
+}
+
+fn packing(batch_tokens: usize, seq_len: usize, accumulate: usize, at: &At<'_>) -> Checked {
+    // The target is the next token, so that one token teaches nothing.
+    at.number("seq_len", seq_len as f64, 2.0..)?;
+    if batch_tokens / accumulate < seq_len {
+        return Err(at.error(
+            "batch_tokens",
+            format!(
+                "{batch_tokens} tokens in {accumulate} parts are fewer than one sequence of {seq_len} tokens each; \
+                 raise `batch_tokens` or lower `seq_len` or `accumulate`"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn schedule(schedule: &Schedule, at: &At<'_>) -> Checked {
+    at.numbers(
+        &[
+            ("schedule.warmup", schedule.warmup),
+            ("schedule.decay", schedule.decay),
+            ("schedule.final_ratio", schedule.final_ratio),
+        ],
+        0.0..=1.0,
+    )
+}

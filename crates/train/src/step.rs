@@ -1,0 +1,191 @@
+//! One optimizer step on packed tokens: forward, losses, backward, clipping, update, balance of the experts.
+
+use model::{ExpertLoad, Model, PassOptions, Segment, whole};
+use tensor::ops::{self, TokenStats};
+use tensor::Tape;
+
+use crate::optim::{Optimizer, StepReport};
+
+/// A batch: whole documents one after another. Letters: T tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Inputs, `[T]`.
+    pub tokens: Vec<u32>,
+    /// What follows each input, `[T]`.
+    pub targets: Vec<u32>,
+    /// Weight of each target in the loss, `[T]`; 0 for what is given.
+    pub weights: Vec<f32>,
+    /// Lengths of the documents; they add up to T.
+    pub lens: Vec<usize>,
+}
+
+impl Batch {
+    /// The sum of the weights.
+    pub fn weight(&self) -> f64 {
+        self.weights.iter().map(|&w| f64::from(w)).sum()
+    }
+
+    /// Cuts the batch into `parts` batches of whole documents and about equal numbers of tokens.
+    pub fn split(self, parts: usize) -> Vec<Batch> {
+        if parts <= 1 {
+            return vec![self];
+        }
+        let share = self.tokens.len().div_ceil(parts);
+        let mut out = vec![Batch::default()];
+        let mut at = 0;
+        for &len in &self.lens {
+            if out.last().is_some_and(|b| !b.tokens.is_empty() && b.tokens.len() + len / 2 > share) && out.len() < parts {
+                out.push(Batch::default());
+            }
+            let b = out.last_mut().expect("starts with one");
+            b.tokens.extend(&self.tokens[at..at + len]);
+            b.targets.extend(&self.targets[at..at + len]);
+            b.weights.extend(&self.weights[at..at + len]);
+            b.lens.push(len);
+            at += len;
+        }
+        out
+    }
+}
+
+/// How steps are done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepOptions {
+    /// Weight of the MTP loss; 0 leaves the MTP layer alone.
+    pub mtp_weight: f32,
+    /// How far the routers' balance bias moves per step (gamma of the V3 report, section 2.1.2).
+    pub router_bias_rate: f32,
+    /// Weight of the sequence-wise balance loss.
+    pub balance_alpha: f32,
+    /// Recompute activations layer by layer.
+    pub recompute: bool,
+    /// Passes whose gradients are added up for one step.
+    pub accumulate: usize,
+}
+
+impl StepOptions {
+    pub(crate) fn pass(&self) -> PassOptions {
+        PassOptions { recompute: self.recompute, balance_alpha: self.balance_alpha }
+    }
+}
+
+/// What a step measured.
+#[derive(Clone, Debug)]
+pub struct StepStats {
+    /// Mean negative log-likelihood of the weighted targets, in nats.
+    pub loss: f64,
+    /// The same for the MTP layer, if it was trained.
+    pub mtp_loss: Option<f64>,
+    /// Largest share of one layer's choices that one expert got, times the number of experts (1 is even).
+    pub max_load: Option<f64>,
+    /// The optimizer's report.
+    pub report: StepReport,
+}
+
+/// One step on the mean loss over the batch's weighted targets.
+pub fn train_step(model: &mut Model, optimizer: &mut Optimizer, batch: Batch, options: &StepOptions, lr_factor: f32) -> StepStats {
+    model.params_mut().zero_grads();
+    let total = batch.weight().max(1e-9);
+    let mut balance = Balance::default();
+    let (mut loss, mut mtp_loss) = (0.0, 0.0);
+    for part in batch.split(options.accumulate) {
+        let (l, m, loads) = accumulate(model, &part, total, options);
+        loss += l;
+        mtp_loss += m;
+        balance.add(loads);
+    }
+    let report = optimizer.step(model.params_mut(), lr_factor);
+    if !report.skipped {
+        balance.apply(model, options.router_bias_rate);
+    }
+    let has_mtp = model.has_mtp() && options.mtp_weight > 0.0;
+    StepStats { loss, mtp_loss: has_mtp.then_some(mtp_loss), max_load: balance.max_load(), report }
+}
+
+/// Adds the gradient of `Σ weight · nll / total` (and of the MTP loss) to the arena; returns both losses.
+fn accumulate(model: &Model, batch: &Batch, total: f64, options: &StepOptions) -> (f64, f64, Vec<ExpertLoad>) {
+    let tape = Tape::recording(model.params());
+    let segments = whole(&batch.lens);
+    let pass = model.forward(&tape, &batch.tokens, &segments, options.pass(), None);
+    let mut loads = pass.loads;
+    let weights: Vec<f32> = batch.weights.iter().map(|w| (f64::from(*w) / total) as f32).collect();
+    let stats = ops::cross_entropy(&tape, &pass.hidden, model.head(), &batch.targets, &weights);
+    let loss = weighted_nll(&stats, &weights);
+    let mut mtp_loss = 0.0;
+    if model.has_mtp() && options.mtp_weight > 0.0 {
+        let mtp = model.forward_mtp(&tape, &pass.hidden, &batch.targets, &segments, options.pass());
+        loads.extend(mtp.loads);
+        let (targets, weights) = one_further(batch, options.mtp_weight);
+        let stats = ops::cross_entropy(&tape, &mtp.hidden, model.head(), &targets, &weights);
+        mtp_loss = weighted_nll(&stats, &weights) / f64::from(options.mtp_weight);
+    }
+    tape.backward();
+    (loss, mtp_loss, loads)
+}
+
+fn weighted_nll(stats: &TokenStats, weights: &[f32]) -> f64 {
+    stats.logprobs.iter().zip(weights).map(|(l, w)| -f64::from(*l) * f64::from(*w)).sum()
+}
+
+/// MTP's targets: the token after the next one, within the document. Weights add up to `total`.
+fn one_further(batch: &Batch, total: f32) -> (Vec<u32>, Vec<f32>) {
+    let (mut targets, mut weights) = (batch.targets.clone(), vec![0.0; batch.weights.len()]);
+    let mut at = 0;
+    for &len in &batch.lens {
+        for i in at..at + len - 1 {
+            targets[i] = batch.targets[i + 1];
+            weights[i] = batch.weights[i + 1];
+        }
+        at += len;
+    }
+    let sum: f32 = weights.iter().sum::<f32>().max(1e-9);
+    weights.iter_mut().for_each(|w| *w *= total / sum);
+    (targets, weights)
+}
+
+/// The experts' load over the passes of a step, and the rule that evens it out (loss-free balance).
+#[derive(Default)]
+pub(crate) struct Balance(Vec<ExpertLoad>);
+
+impl Balance {
+    pub(crate) fn add(&mut self, loads: Vec<ExpertLoad>) {
+        if self.0.is_empty() {
+            self.0 = loads;
+            return;
+        }
+        for (sum, more) in self.0.iter_mut().zip(loads) {
+            sum.load.iter_mut().zip(more.load).for_each(|(a, b)| *a += b);
+        }
+    }
+
+    /// `b_i ± rate` by the sign of the expert's load error.
+    pub(crate) fn apply(&self, model: &mut Model, rate: f32) {
+        if rate == 0.0 || self.0.is_empty() {
+            return;
+        }
+        let data = model.params_mut().data_mut();
+        for layer in &self.0 {
+            let mean = layer.load.iter().sum::<u32>() as f32 / layer.load.len() as f32;
+            let bias = &mut data[layer.bias.offset..layer.bias.offset + layer.bias.len()];
+            for (b, &load) in bias.iter_mut().zip(&layer.load) {
+                let error = mean - load as f32;
+                *b += if error == 0.0 { 0.0 } else { rate * error.signum() };
+            }
+        }
+    }
+
+    pub(crate) fn max_load(&self) -> Option<f64> {
+        self.0.iter().map(|l| {
+            let total: u32 = l.load.iter().sum();
+            f64::from(*l.load.iter().max().unwrap_or(&0)) * l.load.len() as f64 / f64::from(total.max(1))
+        }).reduce(f64::max)
+    }
+}
+
+/// Log-probabilities and entropies of every target, without gradients; `lens` as in [`Batch`].
+pub fn score(model: &Model, tokens: &[u32], targets: &[u32], lens: &[usize]) -> TokenStats {
+    let tape = Tape::inference(model.params());
+    let segments: Vec<Segment> = whole(lens);
+    let pass = model.forward(&tape, tokens, &segments, PassOptions::default(), None);
+    ops::log_probs(model.params(), &pass.hidden, model.head(), targets)
+}
