@@ -2,6 +2,7 @@
 
 mod commands;
 mod output;
+mod progress;
 
 use clap::{Parser, Subcommand};
 
@@ -18,6 +19,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Train, evaluate and report: from nothing to a small model that reasons.
+    Launch(commands::run::Launch),
+    /// Perform a recipe.
+    Run(commands::run::Run),
     /// Measure how fast this machine runs the engine.
     #[command(subcommand)]
     Bench(commands::bench::Bench),
@@ -29,6 +34,8 @@ fn main() {
         tensor::threads::set_threads(n);
     }
     let result = match cli.command {
+        Command::Launch(a) => commands::run::launch(&a),
+        Command::Run(a) => commands::run::run(&a),
         Command::Bench(b) => commands::bench::run(&b),
     };
     if let Err(e) = result {

@@ -72,7 +72,8 @@ impl Params {
                 _ => panic!("parameter {name}: shape {shape:?} is neither a vector nor a matrix"),
             };
             let weight = Weight { offset, rows, cols };
-            offset += weight.len();
+            let len = rows.checked_mul(cols).expect("a parameter's size fits the address space");
+            offset = len.checked_add(offset).expect("the parameters fit the address space");
             list.push(Param { name, shape, weight, trained });
         }
         Params { list, data: Buf::zeros(offset), grads: RefCell::new(Buf::zeros(0)), packed: RefCell::default() }

@@ -67,7 +67,7 @@ pub struct Tensor {
 impl Tensor {
     /// A constant (no gradient). Panics if the length is not `rows * cols`.
     pub fn constant(data: Buf, rows: usize, cols: usize) -> Tensor {
-        assert_eq!(data.len(), rows * cols, "tensor of {rows} x {cols}");
+        assert_eq!(Some(data.len()), rows.checked_mul(cols), "tensor of {rows} x {cols}");
         Tensor { data: Arc::new(data), rows, cols, grad: None }
     }
     /// Tokens.
@@ -130,7 +130,7 @@ impl<'p> Tape<'p> {
     }
     /// An op's output.
     pub fn output(&self, data: Buf, rows: usize, cols: usize) -> Tensor {
-        assert_eq!(data.len(), rows * cols, "tensor of {rows} x {cols}");
+        assert_eq!(Some(data.len()), rows.checked_mul(cols), "tensor of {rows} x {cols}");
         Tensor { data: Arc::new(data), rows, cols, grad: self.steps.as_ref().map(|_| Grad::default()) }
     }
     /// Appends a backward step.

@@ -3,9 +3,13 @@
 //! Work is handed out by an atomic counter, so which thread does which piece is left to chance; every op writes
 //! disjoint pieces whose contents do not depend on the number of threads, so the bits do not depend on it either.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, TryLockError};
+
+/// The most threads that [`set_threads`] accepts.
+const MAX_THREADS: usize = 1024;
 
 /// How often a waiting thread looks before it sleeps: some tens of microseconds.
 const SPINS: u32 = 4000;
@@ -25,7 +29,8 @@ struct Shared {
     epoch: AtomicUsize,
     next: AtomicUsize,
     working: AtomicUsize,
-    panicked: AtomicBool,
+    /// The first panic of a worker in the current job.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
 }
 
@@ -54,9 +59,9 @@ pub fn threads() -> usize {
     }
 }
 
-/// Sets the number of threads for all ops of this process; at least 1.
+/// Sets the number of threads for all ops of this process, at least 1 and at most 1024.
 pub fn set_threads(n: usize) {
-    THREADS.store(n.max(1), Relaxed);
+    THREADS.store(n.clamp(1, MAX_THREADS), Relaxed);
 }
 
 /// Runs `f(0) … f(pieces - 1)`, in any order and on any thread, and returns when all are done.
@@ -68,8 +73,11 @@ pub fn parallel(pieces: usize, f: impl Fn(usize) + Sync) {
         return (0..pieces).for_each(f);
     }
     let cell = POOL.get_or_init(|| Mutex::new(None));
-    let Ok(mut pool) = cell.try_lock() else {
-        return (0..pieces).for_each(f);
+    let mut pool = match cell.try_lock() {
+        Ok(pool) => pool,
+        // The system refused a thread to an earlier call, which left no pool behind.
+        Err(TryLockError::Poisoned(p)) => p.into_inner(),
+        Err(TryLockError::WouldBlock) => return (0..pieces).for_each(f),
     };
     let wanted = threads() - 1;
     if pool.as_ref().is_none_or(|p| p.workers.len() != wanted) {
@@ -97,11 +105,12 @@ pub fn parallel(pieces: usize, f: impl Fn(usize) + Sync) {
         spins += 1;
         if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
-    if let Err(panic) = mine {
-        drop(pool);
+    let theirs = shared.panic.lock().expect("nothing panics under this lock").take();
+    // Unlocked before a panic goes on, or the lock would be poisoned.
+    drop(pool);
+    if let Some(panic) = mine.err().or(theirs) {
         std::panic::resume_unwind(panic);
     }
-    assert!(!shared.panicked.swap(false, Relaxed), "a worker thread panicked inside an op");
 }
 
 fn work(shared: &Shared, job: Job) {
@@ -132,7 +141,7 @@ impl Pool {
             epoch: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             working: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
+            panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
         let workers = (0..workers)
@@ -181,8 +190,8 @@ fn worker(shared: &Shared) {
         }
         if let Some(job) = job {
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(shared, job)));
-            if done.is_err() {
-                shared.panicked.store(true, Relaxed);
+            if let Err(panic) = done {
+                shared.panic.lock().expect("nothing panics under this lock").get_or_insert(panic);
             }
             shared.working.fetch_sub(1, Release);
         }
@@ -200,6 +209,10 @@ unsafe impl<T: Send> Sync for SharedMut<T> {}
 impl<T> SharedMut<T> {
     pub(crate) fn new(s: &mut [T]) -> Self {
         SharedMut(s.as_mut_ptr())
+    }
+    /// The first element, for kernels whose pieces interleave too finely for slices.
+    pub(crate) fn ptr(&self) -> *mut T {
+        self.0
     }
     /// # Safety
     /// `at..at + len` lies inside the slice, and no other piece touches it meanwhile.

@@ -1,10 +1,22 @@
 //! Training: the stages of a recipe, their optimizers and objectives, runs that resume, evaluation and the ledger.
 
+pub mod context;
+pub mod error;
+pub mod evaluate;
+pub mod learner;
 pub mod ledger;
 pub mod objective;
 pub mod optim;
+pub mod pipeline;
+pub mod plan;
 pub mod policy;
+pub mod problems;
 pub mod report;
+pub mod rollout;
 pub mod run;
+mod stages;
 pub mod stats;
 pub mod step;
+mod summary;
+
+pub use error::TrainError;

@@ -6,46 +6,33 @@ use tensor::Tape;
 
 use crate::optim::{Optimizer, StepReport};
 
-/// A batch: whole documents one after another. Letters: T tokens.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {
-    /// Inputs, `[T]`.
-    pub tokens: Vec<u32>,
-    /// What follows each input, `[T]`.
-    pub targets: Vec<u32>,
-    /// Weight of each target in the loss, `[T]`; 0 for what is given.
-    pub weights: Vec<f32>,
-    /// Lengths of the documents; they add up to T.
-    pub lens: Vec<usize>,
+pub use data::Packed as Batch;
+
+/// The sum of a batch's loss weights.
+fn weight(batch: &Batch) -> f64 {
+    batch.weights.iter().map(|&w| f64::from(w)).sum()
 }
 
-impl Batch {
-    /// The sum of the weights.
-    pub fn weight(&self) -> f64 {
-        self.weights.iter().map(|&w| f64::from(w)).sum()
+/// Cuts a batch into `parts` batches of whole documents and about equal numbers of tokens.
+fn split(batch: Batch, parts: usize) -> Vec<Batch> {
+    if parts <= 1 {
+        return vec![batch];
     }
-
-    /// Cuts the batch into `parts` batches of whole documents and about equal numbers of tokens.
-    pub fn split(self, parts: usize) -> Vec<Batch> {
-        if parts <= 1 {
-            return vec![self];
+    let share = batch.tokens.len().div_ceil(parts);
+    let mut out = vec![Batch::default()];
+    let mut at = 0;
+    for &len in &batch.lens {
+        if out.last().is_some_and(|b| !b.tokens.is_empty() && b.tokens.len() + len / 2 > share) && out.len() < parts {
+            out.push(Batch::default());
         }
-        let share = self.tokens.len().div_ceil(parts);
-        let mut out = vec![Batch::default()];
-        let mut at = 0;
-        for &len in &self.lens {
-            if out.last().is_some_and(|b| !b.tokens.is_empty() && b.tokens.len() + len / 2 > share) && out.len() < parts {
-                out.push(Batch::default());
-            }
-            let b = out.last_mut().expect("starts with one");
-            b.tokens.extend(&self.tokens[at..at + len]);
-            b.targets.extend(&self.targets[at..at + len]);
-            b.weights.extend(&self.weights[at..at + len]);
-            b.lens.push(len);
-            at += len;
-        }
-        out
+        let b = out.last_mut().expect("starts with one");
+        b.tokens.extend(&batch.tokens[at..at + len]);
+        b.targets.extend(&batch.targets[at..at + len]);
+        b.weights.extend(&batch.weights[at..at + len]);
+        b.lens.push(len);
+        at += len;
     }
+    out
 }
 
 /// How steps are done.
@@ -61,6 +48,8 @@ pub struct StepOptions {
     pub recompute: bool,
     /// Passes whose gradients are added up for one step.
     pub accumulate: usize,
+    /// A loss above this is taken for a spike and the weights are left alone; 0 for no limit.
+    pub loss_limit: f64,
 }
 
 impl StepOptions {
@@ -85,16 +74,21 @@ pub struct StepStats {
 /// One step on the mean loss over the batch's weighted targets.
 pub fn train_step(model: &mut Model, optimizer: &mut Optimizer, batch: Batch, options: &StepOptions, lr_factor: f32) -> StepStats {
     model.params_mut().zero_grads();
-    let total = batch.weight().max(1e-9);
+    let total = weight(&batch).max(1e-9);
     let mut balance = Balance::default();
     let (mut loss, mut mtp_loss) = (0.0, 0.0);
-    for part in batch.split(options.accumulate) {
+    for part in split(batch, options.accumulate) {
         let (l, m, loads) = accumulate(model, &part, total, options);
         loss += l;
         mtp_loss += m;
         balance.add(loads);
     }
-    let report = optimizer.step(model.params_mut(), lr_factor);
+    let spike = !loss.is_finite() || (options.loss_limit > 0.0 && loss > options.loss_limit);
+    let report = if spike {
+        StepReport { grad_norm: f32::NAN, skipped: true }
+    } else {
+        optimizer.step(model.params_mut(), lr_factor)
+    };
     if !report.skipped {
         balance.apply(model, options.router_bias_rate);
     }

@@ -1,2 +1,3 @@
 //! The commands, one file each.
 pub mod bench;
+pub mod run;

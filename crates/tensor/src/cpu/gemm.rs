@@ -96,6 +96,7 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
     for p in products {
         check(p, out.len(), ldc);
     }
+    check_disjoint(products, ldc);
     let work: usize = products.iter().map(|p| p.m * p.n * p.k).sum();
     let target = if work < 1 << 16 { 1 } else { 4 * threads() };
     let mut tasks: Vec<(usize, usize, usize, usize)> = Vec::new();
@@ -113,14 +114,10 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
         }
     }
     let shared = SharedMut::new(out);
-    let len = out.len();
     parallel(tasks.len(), |t| {
         let (i, m0, n0, width) = tasks[t];
-        let p = &products[i];
-        // SAFETY: tasks write disjoint tiles of the output (rows m0.., columns n0..), inside it by `check`; the
-        // slice given to each is only a way to carry the base pointer.
-        let c = unsafe { shared.slice(0, len) };
-        SCRATCH.with(|s| block(p, m0, n0, width, c, ldc, accumulate, &mut s.borrow_mut()));
+        // Tasks write disjoint tiles of the output (rows m0.., columns n0..), inside it by `check`.
+        SCRATCH.with(|s| block(&products[i], m0, n0, width, shared, ldc, accumulate, &mut s.borrow_mut()));
     });
 }
 
@@ -132,22 +129,42 @@ fn check(p: &Product, out: usize, ldc: usize) {
     if p.m == 0 || p.n == 0 {
         return;
     }
-    assert!(p.c + (p.m - 1) * ldc + p.n <= out, "gemm: output of {out} too short for {}x{}", p.m, p.n);
+    let end = extent(&[(p.m - 1, ldc), (p.c, 1), (p.n, 1)]);
+    assert!(end <= out, "gemm: output of {out} too short for {}x{} at {}", p.m, p.n, p.c);
+    assert!(p.m == 1 || ldc >= p.n, "gemm: output rows of {} lie {ldc} apart", p.n);
     if p.k == 0 {
         return;
     }
     let row = p.a.rows.map_or(p.m - 1, |r| r[..p.m].iter().copied().max().unwrap_or(0) as usize);
     let col = p.a.cols.map_or(p.k - 1, |c| c[..p.k].iter().copied().max().unwrap_or(0) as usize);
-    assert!(row * p.a.row_stride + col * p.a.col_stride < p.a.data.len(), "gemm: left factor too short");
+    let end = extent(&[(row, p.a.row_stride), (col, p.a.col_stride)]);
+    assert!(end < p.a.data.len(), "gemm: left factor too short for {}x{}", p.m, p.k);
+    // The last panel is read only as far as the product goes; the others are read whole.
     let last = (p.n - 1) / PANEL;
-    // A packed last panel is whole; one read in place is read only as far as it goes.
-    let end = last * p.b.panel_stride + (p.k - 1) * p.b.k_stride + (p.n - 1) % PANEL;
-    assert!(end < p.b.data.len(), "gemm: right factor too short");
+    let panel = |i: usize, column: usize| extent(&[(i, p.b.panel_stride), (p.k - 1, p.b.k_stride), (column, 1)]);
+    let end = panel(last, (p.n - 1) % PANEL).max(if last > 0 { panel(last - 1, PANEL - 1) } else { 0 });
+    assert!(end < p.b.data.len(), "gemm: right factor too short for {}x{}", p.k, p.n);
+}
+
+/// `Σ a * b`, saturating: a place that no slice reaches where the true one does not fit.
+fn extent(terms: &[(usize, usize)]) -> usize {
+    terms.iter().fold(0usize, |sum, &(a, b)| sum.saturating_add(a.saturating_mul(b)))
+}
+
+/// Panics if two products share a part of the output.
+fn check_disjoint(products: &[Product], ldc: usize) {
+    if products.len() < 2 {
+        return;
+    }
+    let spans = products.iter().filter(|p| p.m > 0 && p.n > 0).map(|p| (p.c, p.c + (p.m - 1) * ldc + p.n));
+    let mut spans: Vec<(usize, usize)> = spans.collect();
+    spans.sort_unstable();
+    assert!(spans.windows(2).all(|s| s[0].1 <= s[1].0), "gemm: products with overlapping outputs");
 }
 
 kernel! {
     /// Rows `m0..` (at most MC) and columns `n0..n0 + width` of one product.
-    fn block<S>(p: &Product, m0: usize, n0: usize, width: usize, out: &mut [f32], ldc: usize, accumulate: bool,
+    fn block<S>(p: &Product, m0: usize, n0: usize, width: usize, out: SharedMut<f32>, ldc: usize, accumulate: bool,
                 scratch: &mut Buf) {
         let rows = MC.min(p.m - m0);
         let mut k0 = 0;
@@ -155,22 +172,22 @@ kernel! {
             let kc = KC.min(p.k - k0);
             let load = accumulate || k0 > 0;
             let in_place = p.a.in_place(width);
-            if !in_place {
+            if !in_place && kc > 0 {
                 pack_left::<S>(&p.a, m0, rows, k0, kc, scratch);
             }
             let mut n = n0;
             while n < n0 + width {
                 let wide = if rows <= 3 { 4 * PANEL } else { PANEL };
                 let cols = wide.min(n0 + width - n);
-                let b = p.b.data.as_ptr().add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
+                let b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
                 for r0 in (0..rows).step_by(S::MR) {
                     let strip = S::MR.min(rows - r0);
                     let (a, a_rs, a_ks) = if in_place {
-                        (p.a.data.as_ptr().add((m0 + r0) * p.a.row_stride + k0), p.a.row_stride, 1)
+                        (p.a.data.as_ptr().wrapping_add((m0 + r0) * p.a.row_stride + k0), p.a.row_stride, 1)
                     } else {
                         (scratch.as_ptr().add(r0 * kc), 1, strip)
                     };
-                    let c = out.as_mut_ptr().add(p.c + (m0 + r0) * ldc + n);
+                    let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
                     Tile { kc, a, a_rs, a_ks, b, right: p.b, c, ldc, cols, load }.run::<S>(strip);
                 }
                 n += cols;
@@ -312,14 +329,15 @@ impl Tile<'_> {
             }
             let mut at = [std::ptr::null::<f32>(); W];
             for w in 0..W {
-                at[w] = self.b.add(self.vector(n + w * LANES));
+                at[w] = self.b.wrapping_add(self.vector(n + w * LANES));
             }
             let mut a = self.a;
             for _ in 0..self.kc {
                 let mut b = [S::splat(0.0); W];
                 for w in 0..W {
                     b[w] = S::load(at[w]);
-                    at[w] = at[w].add(self.right.k_stride);
+                    // Wrapping, because the step behind the last one may leave the matrix.
+                    at[w] = at[w].wrapping_add(self.right.k_stride);
                 }
                 for i in 0..R {
                     let x = S::splat(*a.add(i * self.a_rs));
@@ -327,7 +345,7 @@ impl Tile<'_> {
                         acc[i][w] = S::fma(x, b[w], acc[i][w]);
                     }
                 }
-                a = a.add(self.a_ks);
+                a = a.wrapping_add(self.a_ks);
             }
             for i in 0..R {
                 for w in 0..W {
@@ -345,7 +363,7 @@ impl Tile<'_> {
             for i in 0..rows {
                 let c = self.c.add(i * self.ldc + n);
                 let mut acc = if self.load { S::load_partial(c, cols) } else { S::splat(0.0) };
-                let b = self.b.add(self.vector(n));
+                let b = self.b.wrapping_add(self.vector(n));
                 for k in 0..self.kc {
                     let v = S::load_partial(b.add(k * self.right.k_stride), cols);
                     acc = S::fma(S::splat(*self.a.add(i * self.a_rs + k * self.a_ks)), v, acc);

@@ -10,7 +10,7 @@ const MAGIC: f32 = 12_582_912.0;
 const EXP_MIN: f32 = -87.0;
 const EXP_MAX: f32 = 88.0;
 
-/// `e^x` per lane, within 2 units in the last place; exactly 0 below -87 and saturated above 88.
+/// `e^x` per lane, within 2 units in the last place; exactly 0 below -87, saturated above 88, NaN for NaN.
 ///
 /// # Safety
 /// The machine has the instruction set `S`.
@@ -18,7 +18,8 @@ const EXP_MAX: f32 = 88.0;
 pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the instruction set is the caller's promise.
     unsafe {
-        let clamped = S::min(S::max(x, S::splat(EXP_MIN)), S::splat(EXP_MAX));
+        // With the bound as the first operand, a NaN passes through and comes out.
+        let clamped = S::min(S::splat(EXP_MAX), S::max(S::splat(EXP_MIN), x));
         let t = S::fma(clamped, S::splat(LOG2_E), S::splat(MAGIC));
         let n = S::sub(t, S::splat(MAGIC));
         let r = S::fma(n, S::splat(-LN2_HI), clamped);

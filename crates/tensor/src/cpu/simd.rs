@@ -83,7 +83,7 @@ pub trait Simd: Copy {
     unsafe fn sqrt(a: Self::V) -> Self::V;
     /// `2^n` per lane, where the lane holds `1.5 * 2^23 + n` (the float that rounding to an integer leaves).
     unsafe fn exp2_of_magic(t: Self::V) -> Self::V;
-    /// `v` where `x >= bound`, else zero.
+    /// Zero where `x < bound`, else `v` (also where `x` is NaN).
     unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V;
 
     /// Lanes `0..n` from `p`, the rest zero.
@@ -217,7 +217,7 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V {
-        lanewise!(x, v, if x >= bound { v } else { 0.0 })
+        lanewise!(x, v, if x < bound { 0.0 } else { v })
     }
 }
 
@@ -296,7 +296,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn zero_below(x: __m512, bound: f32, v: __m512) -> __m512 {
             unsafe {
-                let keep = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, _mm512_set1_ps(bound));
+                let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(bound));
                 _mm512_maskz_mov_ps(keep, v)
             }
         }
@@ -380,8 +380,8 @@ mod x86 {
             unsafe {
                 let b = _mm256_set1_ps(bound);
                 [
-                    _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x[0], b), v[0]),
-                    _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x[1], b), v[1]),
+                    _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x[0], b), v[0]),
+                    _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x[1], b), v[1]),
                 ]
             }
         }
@@ -474,7 +474,7 @@ mod arm {
         unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V {
             unsafe {
                 let (b, z) = (vdupq_n_f32(bound), vdupq_n_f32(0.0));
-                four!(i, vbslq_f32(vcgeq_f32(x[i], b), v[i], z))
+                four!(i, vbslq_f32(vcltq_f32(x[i], b), z, v[i]))
             }
         }
     }

@@ -90,7 +90,10 @@ pub fn attention(
     cache: Option<&mut KvLayer>,
 ) -> Tensor {
     let n = q.rows();
-    assert_eq!(segments.iter().map(|s| s.rows).sum::<usize>(), n, "attention: segments do not cover the batch");
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, .. } = shape;
+    assert!(heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads) && qk_dim > 0 && v_dim > 0, "attention: {shape:?}");
+    let covered = segments.iter().try_fold(0usize, |sum, s| sum.checked_add(s.rows));
+    assert!(covered == Some(n) && k.rows() == n && v.rows() == n, "attention: segments of {covered:?} rows for a batch of {n}");
     assert!(
         q.cols() == shape.heads * shape.qk_dim && k.cols() == shape.kv_heads * shape.qk_dim && v.cols() == shape.kv_heads * shape.v_dim,
         "attention: q {} k {} v {} for {shape:?}",
@@ -157,12 +160,22 @@ fn store(layer: &mut KvLayer, k: &[f32], v: &[f32], shape: &AttentionShape, segm
     let (dk, dv, kvh) = (shape.qk_dim, shape.v_dim, shape.kv_heads);
     let mut work: Vec<(usize, usize, usize, usize)> = Vec::new(); // first row, page, first key in page, keys
     let mut row = 0;
+    let mut written = vec![0u64; layer.k.len()];
     for s in segments {
-        assert!(s.pages.len() * PAGE >= s.past + s.rows, "attention: too few pages");
-        let (mut at, end) = (s.past, s.past + s.rows);
+        let end = s.past.checked_add(s.rows).filter(|end| end.div_ceil(PAGE) <= s.pages.len());
+        let end = end.unwrap_or_else(|| panic!("attention: {} pages for {} + {} tokens", s.pages.len(), s.past, s.rows));
+        for &page in &s.pages[..end.div_ceil(PAGE)] {
+            let sizes = layer.k.get(page as usize).zip(layer.v.get(page as usize)).map(|(k, v)| (k.len(), v.len()));
+            assert!(sizes == Some((kvh * dk * PAGE, kvh * dv * PAGE)), "attention: page {page} of {sizes:?} values for {shape:?}");
+        }
+        let mut at = s.past;
         while at < end {
             let keys = (PAGE - at % PAGE).min(end - at);
-            work.push((row, s.pages[at / PAGE] as usize, at % PAGE, keys));
+            let page = s.pages[at / PAGE] as usize;
+            let slots = (u64::MAX >> (PAGE - keys)) << (at % PAGE);
+            assert!(written[page] & slots == 0, "attention: two tokens for one place of page {page}");
+            written[page] |= slots;
+            work.push((row, page, at % PAGE, keys));
             row += keys;
             at += keys;
         }
@@ -172,13 +185,12 @@ fn store(layer: &mut KvLayer, k: &[f32], v: &[f32], shape: &AttentionShape, segm
     parallel(work.len(), |i| {
         let (row, page, first, keys) = work[i];
         for h in 0..kvh {
-            for j in 0..keys {
-                // SAFETY: a page's key slot belongs to one token of one segment; pages of segments that write
-                // are not shared. The slice spans the head's components, of which only lane `first + j` is touched.
-                let kt = unsafe { k_pages[page].slice(h * dk * PAGE + first + j, (dk - 1) * PAGE + 1) };
-                let from = &k[((row + j) * kvh + h) * dk..][..dk];
-                for (d, &x) in from.iter().enumerate() {
-                    kt[d * PAGE] = x;
+            let from = &k[(row * kvh + h) * dk..];
+            for d in 0..dk {
+                // SAFETY: inside the page, whose size was checked above; no other token has these places of it.
+                let to = unsafe { k_pages[page].slice((h * dk + d) * PAGE + first, keys) };
+                for (j, to) in to.iter_mut().enumerate() {
+                    *to = from[j * kvh * dk + d];
                 }
             }
             // SAFETY: as above.
@@ -228,12 +240,9 @@ fn forward(q: &[f32], layer: &KvLayer, shape: &AttentionShape, segments: &[Segme
         }
         row += s.rows;
     }
-    let (out_len, lse_len) = (out.len(), lse.len());
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     parallel(tasks.len(), |i| {
         let t = &tasks[i];
-        // SAFETY: tasks write disjoint (row, head) results; the slices only carry the base pointers.
-        let (out, lse) = unsafe { (out.slice(0, out_len), lse.slice(0, lse_len)) };
         ACC.with(|acc| {
             let mut acc = acc.borrow_mut();
             if acc.len() < MAX_ROWS * shape.v_dim {
@@ -250,8 +259,8 @@ thread_local! {
 }
 
 kernel! {
-    fn attend<S>(task: &Task, q: &[f32], layer: &KvLayer, shape: &AttentionShape, pages: &[u32], out: &mut [f32],
-                 lse: &mut [f32], acc: &mut [f32]) {
+    fn attend<S>(task: &Task, q: &[f32], layer: &KvLayer, shape: &AttentionShape, pages: &[u32], out: SharedMut<f32>,
+                 lse: SharedMut<f32>, acc: &mut [f32]) {
         let (dk, dv) = (shape.qk_dim, shape.v_dim);
         // Rows of a tile are tokens of one head, or heads of one token.
         let (q_stride, out_stride, lse_stride) = if task.step == 1 {
@@ -336,11 +345,13 @@ kernel! {
             }
             for i in 0..rows {
                 let inv = 1.0 / l[i];
-                let to = &mut out[task.out + (r0 + i) * out_stride..][..dv];
+                // SAFETY: inside the outputs, whose sizes follow from the shape; tasks have disjoint (row, head)s.
+                let to = out.slice(task.out + (r0 + i) * out_stride, dv);
                 for (o, a) in to.iter_mut().zip(&acc[i * dv..][..dv]) {
-                    *o = a * inv;
+                    // Masked keys of a tile add 0, which makes a sum of -0 one of +0; so does this for all.
+                    *o = a * inv + 0.0;
                 }
-                lse[task.lse + (r0 + i) * lse_stride] = m[i] + ln(l[i]);
+                lse.slice(task.lse + (r0 + i) * lse_stride, 1)[0] = m[i] + ln(l[i]);
             }
             r0 += rows;
         }
@@ -353,12 +364,11 @@ fn backward((q, k, v): (&Tensor, &Tensor, &Tensor), y: &Tensor, dy: &[f32], lse:
     let mut dv = Buf::zeros(v.data().len());
     let starts: Vec<usize> = lens.iter().scan(0, |at, &n| Some(std::mem::replace(at, *at + n))).collect();
     {
-        let lengths = (dq.len(), dk.len(), dv.len());
         let (dq, dk, dv) = (SharedMut::new(&mut dq), SharedMut::new(&mut dk), SharedMut::new(&mut dv));
         parallel(lens.len() * shape.kv_heads, |i| {
             let (segment, kv_head) = (i / shape.kv_heads, i % shape.kv_heads);
-            // SAFETY: pieces write disjoint (segment, head) parts; the slices only carry the base pointers.
-            let grads = unsafe { (dq.slice(0, lengths.0), dk.slice(0, lengths.1), dv.slice(0, lengths.2)) };
+            // Pieces write disjoint (segment, head) parts.
+            let grads = (dq, dk, dv);
             let at = BackTask { start: starts[segment], len: lens[segment], kv_head };
             BACK.with(|s| back_segment(&at, (q.data(), k.data(), v.data()), y.data(), dy, lse, shape, grads, &mut s.borrow_mut()));
         });
@@ -378,7 +388,7 @@ struct BackTask {
 
 kernel! {
     fn back_segment<S>(at: &BackTask, qkv: (&[f32], &[f32], &[f32]), y: &[f32], dy: &[f32], lse: &[f32],
-                       shape: &AttentionShape, grads: (&mut [f32], &mut [f32], &mut [f32]), scratch: &mut Buf) {
+                       shape: &AttentionShape, grads: (SharedMut<f32>, SharedMut<f32>, SharedMut<f32>), scratch: &mut Buf) {
         let (q, k, v) = qkv;
         let (gq, gk, gv) = grads;
         let AttentionShape { heads, kv_heads, qk_dim: dk, v_dim: dv, scale } = *shape;
@@ -429,11 +439,11 @@ kernel! {
                         ds[count..].fill(0.0);
                     }
                     let rows_of = |data: &'static [f32], stride| Right { data, k_stride: stride, panel_stride: PANEL };
-                    let dvp = gv.as_mut_ptr().add(v_at + base * v_stride);
+                    let dvp = gv.ptr().add(v_at + base * v_stride);
                     strips::<S>(keys, Tile { kc: rows, a: p.as_ptr(), a_rs: 1, a_ks: PAGE, b: dyp, right: rows_of(&[], y_stride), c: dvp, ldc: v_stride, cols: dv, load: true });
-                    let dkp = gk.as_mut_ptr().add(k_at + base * k_stride);
+                    let dkp = gk.ptr().add(k_at + base * k_stride);
                     strips::<S>(keys, Tile { kc: rows, a: ds.as_ptr(), a_rs: 1, a_ks: PAGE, b: qp, right: rows_of(&[], q_stride), c: dkp, ldc: k_stride, cols: dk, load: true });
-                    let dqp = gq.as_mut_ptr().add(q_at + r0 * q_stride);
+                    let dqp = gq.ptr().add(q_at + r0 * q_stride);
                     let kp = k.as_ptr().add(k_at + base * k_stride);
                     strips::<S>(rows, Tile { kc: keys, a: ds.as_ptr(), a_rs: PAGE, a_ks: 1, b: kp, right: rows_of(&[], k_stride), c: dqp, ldc: q_stride, cols: dk, load: base > 0 });
                     base += PAGE;

@@ -74,6 +74,7 @@ kernel! {
 
 /// Logits of all rows, `[rows, vocab]`: for generation and for scoring to a file.
 pub fn logits(params: &Params, hidden: &Tensor, head: Weight) -> Buf {
+    assert_eq!(hidden.cols(), head.cols, "logits: features of rows and head differ");
     add_product(Part::Head, hidden.rows(), head.cols, head.rows);
     let mut out = Buf::new(hidden.rows() * head.rows);
     product(params, hidden.data(), hidden.rows(), head, &mut out);
@@ -161,6 +162,7 @@ pub fn log_probs(params: &Params, x: &Tensor, head: Weight, targets: &[u32]) -> 
 
 /// Seeds the gradient of a loss of which `slopes[t]` is the derivative by token t's log-probability.
 pub fn seed_log_probs(params: &Params, x: &Tensor, head: Weight, targets: &[u32], slopes: &[f32]) {
+    assert_eq!(slopes.len(), targets.len(), "seed_log_probs: slopes and targets differ in number");
     let weights: Vec<f32> = slopes.iter().map(|s| -s).collect();
     walk(params, x, head, targets, Some(&weights));
 }
@@ -177,13 +179,15 @@ pub fn distill_kl(
     weights: &[f32],
 ) -> Vec<f32> {
     assert!(teacher_head.rows == head.rows && teacher_x.rows() == x.rows(), "distill_kl: vocabularies or rows differ");
+    assert!(x.cols() == head.cols && teacher_x.cols() == teacher_head.cols, "distill_kl: features of rows and heads differ");
+    assert_eq!(weights.len(), x.rows(), "distill_kl: weights and rows differ in number");
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     add_product(Part::Head, if tape.is_recording() { 3 * n } else { n }, h, vocab);
     add_product(Part::Head, n, teacher_head.cols, vocab);
     let chunk = chunk_rows(vocab);
     let mut kl = vec![0.0; n];
     let (mut ls, mut lt) = (Buf::new(chunk.min(n) * vocab), Buf::new(chunk.min(n) * vocab));
-    let mut dx = Buf::new(n * h);
+    let mut dx = tape.is_recording().then(|| Buf::new(n * h));
     for r0 in (0..n).step_by(chunk) {
         let rows = chunk.min(n - r0);
         let (ls, lt) = (&mut ls[..rows * vocab], &mut lt[..rows * vocab]);
@@ -194,19 +198,19 @@ pub fn distill_kl(
         parallel(rows, |r| {
             // SAFETY: each row is visited once.
             let (kl, s, t) = unsafe { (kls.slice(r, 1), s.slice(r * vocab, vocab), t.slice(r * vocab, vocab)) };
-            let ((zs, _), (zt, neg_entropy)) = (normalizer(s), normalizer(t));
+            let ((zs, _), (zt, entropy)) = (normalizer(s), normalizer(t));
             scaled_softmax(t, zt, 1.0);
             // KL = Σ p log p - Σ p (s - zs)
-            kl[0] = -neg_entropy - math::dot(t, s) + zs;
+            kl[0] = -entropy - math::dot(t, s) + zs;
             let w = weights[r0 + r];
             scaled_softmax(s, zs, w);
             math::axpy(-w, t, s);
         });
-        if tape.is_recording() {
+        if let Some(dx) = &mut dx {
             head_backward(tape.params(), &x.data()[r0 * h..][..rows * h], ls, rows, head, &mut dx[r0 * h..][..rows * h]);
         }
     }
-    if let Some(g) = &x.grad {
+    if let (Some(g), Some(dx)) = (&x.grad, dx) {
         g.add(Arc::new(dx));
     }
     kl

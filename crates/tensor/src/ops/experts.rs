@@ -64,6 +64,12 @@ impl Slots {
 pub fn experts(tape: &Tape, x: &Tensor, routes: &Routes, bank: Arc<Vec<Expert>>, base: Option<&Tensor>) -> Tensor {
     let (n, h, k) = (x.rows(), x.cols(), routes.weights.cols());
     let inner = bank[0].down.cols;
+    for e in bank.iter() {
+        let fits = e.gate_up.rows == 2 * inner && e.gate_up.cols == h && e.down.rows == h && e.down.cols == inner;
+        assert!(fits, "experts: {e:?} for {h} features and inner size {inner}");
+    }
+    assert!(k > 0 && routes.weights.rows() == n && routes.experts.len() == n * k, "experts: routes of other tokens");
+    assert!(base.is_none_or(|b| b.rows() == n && b.cols() == h), "experts: base of another shape");
     let slots = sort_slots(&routes.experts, k, bank.len());
     let s = n * k;
     let params = tape.params();
@@ -125,7 +131,7 @@ fn by_slot(slots: &Slots, values: &[f32]) -> Vec<f32> {
     out
 }
 
-/// Per token: `(y or base or 0) + Σ_choices parts[slot]`, choices in order.
+/// Per token: `(y or 0) + Σ_choices parts[slot] + base`, choices in order.
 fn gather_sum(parts: &[f32], slot: &[u32], k: usize, h: usize, base: Option<&[f32]>, y: &mut [f32], accumulate: bool) {
     parallel_chunks(y, ROWS * h, |at, y| {
         for (r, y) in y.chunks_exact_mut(h).enumerate() {

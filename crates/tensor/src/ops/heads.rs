@@ -6,7 +6,7 @@
 use crate::buffer::Buf;
 use crate::cpu::math::sin_cos;
 use crate::cpu::simd::kernel;
-use crate::tape::{Tape, Tensor};
+use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel};
 use std::sync::Arc;
 
@@ -133,8 +133,7 @@ pub fn split_qkv<'p>(
         let (gq, gk, gv) = (q.grad.clone(), k.grad.clone(), v.grad.clone());
         let positions = positions.to_vec();
         tape.record(move |_| {
-            let take = |g: Option<crate::tape::Grad>| g.and_then(|g| g.take());
-            let (Some(dq), Some(dk), Some(dv)) = (take(gq), take(gk), take(gv)) else { return };
+            let Some([dq, dk, dv]) = take_all([(gq, wq), (gk, wk), (gv, wk)], n) else { return };
             let mut dx = Buf::zeros(n * width);
             let out = SharedMut::new(&mut dx);
             rows(n, |t| {
@@ -255,6 +254,9 @@ pub fn concat_cols(tape: &Tape, a: &Tensor, b: &Tensor) -> Tensor {
     y
 }
 
+/// The most rotary components that [`mla_heads`] handles.
+const MAX_ROPE: usize = 256;
+
 /// Head sizes of multi-head latent attention.
 #[derive(Clone, Copy, Debug)]
 pub struct MlaDims {
@@ -281,6 +283,8 @@ pub fn mla_heads<'p>(
     let MlaDims { heads, nope, rope, v } = dims;
     let n = q.rows();
     let (dk, dkv) = (nope + rope, nope + v);
+    assert!(rope <= MAX_ROPE, "mla_heads: rope dimension {rope} above {MAX_ROPE}");
+    assert!(kv.rows() == n && k_rope.rows() == n && positions.len() == n, "mla_heads: numbers of rows differ");
     assert!(
         q.cols() == heads * dk && kv.cols() == heads * dkv && k_rope.cols() == rope && table.dim() == rope,
         "mla_heads: q {} kv {} k_rope {} for {dims:?}",
@@ -311,11 +315,12 @@ pub fn mla_heads<'p>(
         });
     }
     let (qo, ko, vo) = (tape.output(qo, n, heads * dk), tape.output(ko, n, heads * dk), tape.output(vo, n, heads * v));
-    if let (Some(gq), Some(gk), Some(gv)) = (qo.grad.clone(), ko.grad.clone(), vo.grad.clone()) {
+    if tape.is_recording() {
+        let (gq, gk, gv) = (qo.grad.clone(), ko.grad.clone(), vo.grad.clone());
         let (xq, xkv, xr) = (q.grad.clone(), kv.grad.clone(), k_rope.grad.clone());
         let positions = positions.to_vec();
         tape.record(move |_| {
-            let (Some(dq), Some(dk_), Some(dv)) = (gq.take(), gk.take(), gv.take()) else { return };
+            let Some([dq, dk_, dv]) = take_all([(gq, heads * dk), (gk, heads * dk), (gv, heads * v)], n) else { return };
             let (mut dxq, mut dxkv, mut dxr) = (Buf::zeros(n * heads * dk), Buf::new(n * heads * dkv), Buf::zeros(n * rope));
             let (sq, skv, sr) = (SharedMut::new(&mut dxq), SharedMut::new(&mut dxkv), SharedMut::new(&mut dxr));
             rows(n, |t| {
@@ -323,8 +328,7 @@ pub fn mla_heads<'p>(
                 // SAFETY: rows are disjoint.
                 let (dxq, dxkv, dxr) =
                     unsafe { (sq.slice(t * heads * dk, heads * dk), skv.slice(t * heads * dkv, heads * dkv), sr.slice(t * rope, rope)) };
-                let mut shared = [0.0f32; 256];
-                assert!(rope <= shared.len(), "mla_heads: rope dimension {rope} above 256");
+                let mut shared = [0.0f32; MAX_ROPE];
                 for h in 0..heads {
                     let (d, x) = (&dq[(t * heads + h) * dk..][..dk], &mut dxq[h * dk..][..dk]);
                     x[..nope].copy_from_slice(&d[..nope]);
@@ -344,6 +348,14 @@ pub fn mla_heads<'p>(
         });
     }
     (qo, ko, vo)
+}
+
+/// The gradients of several outputs (given with their features), zero for those that nothing reached; `None` if
+/// nothing reached any.
+fn take_all<const N: usize>(grads: [(Option<Grad>, usize); N], n: usize) -> Option<[Arc<Buf>; N]> {
+    let taken = grads.map(|(g, cols)| (g.and_then(|g| g.take()), cols));
+    let any = taken.iter().any(|(g, _)| g.is_some());
+    any.then(|| taken.map(|(g, cols)| g.unwrap_or_else(|| Arc::new(Buf::zeros(n * cols)))))
 }
 
 fn rows(n: usize, f: impl Fn(usize) + Sync) {

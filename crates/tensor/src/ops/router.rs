@@ -44,6 +44,9 @@ pub struct Routes {
 pub fn route(tape: &Tape, logits: &Tensor, bias: &[f32], shape: RouterShape, lens: &[usize], alpha: f32) -> Routes {
     let (n, e, k) = (logits.rows(), shape.experts, shape.top_k);
     assert!(logits.cols() == e && bias.len() == e && e <= MAX_EXPERTS && k <= e, "route: {} logits for {shape:?}", logits.cols());
+    let open = if shape.groups > 1 { e / shape.groups * shape.top_groups.min(shape.groups) } else { e };
+    assert!(e.is_multiple_of(shape.groups.max(1)) && k <= open, "route: {shape:?} leaves fewer than {k} experts to choose from");
+    assert!(alpha <= 0.0 || lens.iter().sum::<usize>() == n, "route: sequences do not cover the batch of {n}");
     let mut scores = Buf::new(n * e);
     let mut weights = Buf::new(n * k);
     let mut experts = vec![0u32; n * k];

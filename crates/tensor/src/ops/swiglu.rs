@@ -12,6 +12,7 @@ const ROWS: usize = 32;
 
 /// `gate_up [tokens, 2 * inner]` → `[tokens, inner]`.
 pub fn swiglu(tape: &Tape, gate_up: &Tensor) -> Tensor {
+    assert!(gate_up.cols().is_multiple_of(2), "swiglu: {} features are not two halves", gate_up.cols());
     let inner = gate_up.cols() / 2;
     let mut y = Buf::new(gate_up.rows() * inner);
     parallel_chunks(&mut y, ROWS * inner, |at, y| {

@@ -1,1 +1,201 @@
-//! Reports
+//! The report of a run: `report.json` for programs, `report.html` for people, `curve.svg` for a README.
+
+mod axis;
+mod charts;
+mod html;
+mod sample;
+mod svg;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use serde::de::Error as _;
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::ledger::{Claim, StageCost};
+use crate::run::RunError;
+use crate::run::folder::write_atomic;
+use crate::run::metrics::Line;
+use crate::stats::Estimate;
+
+/// Everything that a run has to show, but for its curves.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct RunReport {
+    /// The run's name.
+    pub name: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// What was trained, as the headline says it: "a 1.6 M-parameter mixture of experts".
+    pub model: String,
+    /// On what, as the headline says it: "arithmetic, Countdown and word problems".
+    pub task: String,
+    /// The machine, as the footer says it: "2 cores of an EPYC 7763, 4 GiB".
+    pub machine: String,
+    /// Price of one core for one hour, in dollars.
+    pub price_per_core_hour: f64,
+    /// What each stage cost, in the order in which they ran.
+    pub stages: Vec<StageCost>,
+    /// Stages that were measured, in their order, over the whole mix.
+    #[serde(serialize_with = "as_map")]
+    pub evaluation: Vec<(String, Evaluation)>,
+    /// The same for each task: `{ task: { stage: { … } } }`.
+    #[serde(serialize_with = "as_map_of_maps")]
+    pub evaluation_by_task: Vec<(String, Vec<(String, Evaluation)>)>,
+    /// What the run claims, shown or not.
+    pub claims: Vec<Claim>,
+    /// The stage before reinforcement learning and the one after it, for the headline.
+    pub reinforcement: Option<(String, String)>,
+    /// Stages whose loss curves belong on one chart, each chart with its title.
+    pub overlays: Vec<Overlay>,
+    /// The same problems, answered by several stages.
+    pub samples: Vec<Sample>,
+    /// The resolved recipe.
+    pub recipe: String,
+}
+
+/// How often a model is right on held-out problems, with 95 % intervals.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evaluation {
+    /// How many problems were posed.
+    pub problems: u64,
+    /// Samples of each problem: the k of pass@k and maj@k.
+    pub samples: u64,
+    /// Share of problems that the greedy answer solves.
+    pub pass_at_1: Estimate,
+    /// Share of problems that at least one of k samples solves.
+    pub pass_at_k: Estimate,
+    /// Share of problems that the most common of k answers solves.
+    pub maj_at_k: Estimate,
+}
+
+impl Serialize for Evaluation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(5))?;
+        map.serialize_entry("problems", &self.problems)?;
+        map.serialize_entry("samples", &self.samples)?;
+        map.serialize_entry("pass@1", &self.pass_at_1)?;
+        // With one sample pass@k would be a second pass@1, of another temperature.
+        if self.samples > 1 {
+            map.serialize_entry(&format!("pass@{}", self.samples), &self.pass_at_k)?;
+            map.serialize_entry(&format!("maj@{}", self.samples), &self.maj_at_k)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Evaluation {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map: Map<String, Value> = Map::deserialize(deserializer)?;
+        let number = |key: &str| {
+            map.get(key).and_then(Value::as_u64).ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))
+        };
+        let estimate = |key: String| {
+            let value = map.get(&key).ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))?;
+            Estimate::deserialize(value).map_err(D::Error::custom)
+        };
+        let samples = number("samples")?;
+        let pass_at_1 = estimate("pass@1".into())?;
+        let of_many = |key: &str| if samples > 1 { estimate(format!("{key}@{samples}")) } else { Ok(pass_at_1) };
+        Ok(Evaluation {
+            problems: number("problems")?,
+            samples,
+            pass_at_1,
+            pass_at_k: of_many("pass")?,
+            maj_at_k: of_many("maj")?,
+        })
+    }
+}
+
+/// Loss curves to be seen on one chart, against tokens trained on if the stages log `tokens`, else steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// What the comparison is about.
+    pub title: String,
+    /// The stages.
+    pub stages: Vec<String>,
+}
+
+/// A problem with the answers of several stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The task that the problem is of.
+    pub task: String,
+    /// What was asked.
+    pub prompt: String,
+    /// The right answer.
+    pub answer: String,
+    /// What each stage said.
+    pub completions: Vec<Completion>,
+}
+
+/// A stage's answer to a problem.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The stage.
+    pub stage: String,
+    /// What the model wrote, `<think>` and `<answer>` included.
+    pub text: String,
+    /// The verifier's score.
+    pub score: f64,
+    /// The verifier's reason.
+    pub reason: String,
+}
+
+fn as_map<S: Serializer, T: Serialize>(pairs: &[(String, T)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
+}
+
+fn as_map_of_maps<S: Serializer, T: Serialize>(
+    pairs: &[(String, Vec<(String, T)>)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    struct Inner<'a, T>(&'a [(String, T)]);
+    impl<T: Serialize> Serialize for Inner<'_, T> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            as_map(self.0, serializer)
+        }
+    }
+    serializer.collect_map(pairs.iter().map(|(key, inner)| (key, Inner(inner))))
+}
+
+impl RunReport {
+    /// The measurement of a stage.
+    pub fn evaluation_of(&self, stage: &str) -> Option<&Evaluation> {
+        self.evaluation.iter().find(|(name, _)| name == stage).map(|(_, evaluation)| evaluation)
+    }
+
+    /// What reinforcement learning began with and ended with, if both were measured.
+    pub fn before_and_after(&self) -> Option<(&Evaluation, &Evaluation)> {
+        let (before, after) = self.reinforcement.as_ref()?;
+        self.evaluation_of(before).zip(self.evaluation_of(after))
+    }
+
+    /// All stages together.
+    pub fn total(&self) -> StageCost {
+        let sum = StageCost { name: "total".into(), joules: Some(0.0), ..StageCost::default() };
+        self.stages.iter().fold(sum, |sum, stage| StageCost {
+            name: sum.name,
+            seconds: sum.seconds + stage.seconds,
+            cpu_seconds: sum.cpu_seconds + stage.cpu_seconds,
+            tokens: sum.tokens + stage.tokens,
+            operations: sum.operations + stage.operations,
+            peak_memory_bytes: sum.peak_memory_bytes.max(stage.peak_memory_bytes),
+            joules: sum.joules.zip(stage.joules).map(|(all, one)| all + one),
+            cost: sum.cost + stage.cost,
+        })
+    }
+}
+
+/// Writes `report.json`, `report.html` and, if the run learnt by reinforcement, `curve.svg` into a folder.
+pub fn write(dir: &Path, report: &RunReport, metrics: &[Line]) -> Result<(), RunError> {
+    let json = serde_json::to_string_pretty(report).expect("a report holds only what JSON can state");
+    write_atomic(&dir.join("report.json"), json.as_bytes())?;
+    write_atomic(&dir.join("report.html"), html::page(report, metrics).as_bytes())?;
+    if let Some(curve) = charts::reinforcement(report, metrics) {
+        write_atomic(&dir.join("curve.svg"), curve.render(html::SVG_STYLE).as_bytes())?;
+    }
+    Ok(())
+}

@@ -41,6 +41,8 @@ pub mod keys {
     pub const COMPLETION_LENGTH: &str = "completion_length";
     /// Mean entropy of the next token over a rollout, in nats.
     pub const ENTROPY: &str = "entropy";
+    /// Tokens that the stage has trained on so far.
+    pub const TOKENS: &str = "tokens";
     /// Tokens a second.
     pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
     /// Learning rate.
@@ -183,7 +185,6 @@ fn now() -> f64 {
 }
 
 /// The lines of a file that may not exist, each parsed and as it stands, and whether there were any others.
-#[expect(clippy::type_complexity, reason = "a private function's pair")]
 fn read<T>(path: &Path, parse: fn(&str) -> Option<T>) -> Result<(Vec<T>, Vec<String>, bool), RunError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,

@@ -1,5 +1,6 @@
 //! A run: what it does ([`recipe`]), where it lives ([`folder`]) and what it says on the way ([`metrics`]).
 
+pub mod checkpoint;
 pub mod folder;
 pub mod metrics;
 pub mod recipe;

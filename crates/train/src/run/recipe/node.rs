@@ -234,7 +234,13 @@ pub(super) fn hint<'a>(found: &str, names: impl Iterator<Item = &'a str> + Clone
 
 /// The name most like `found`, unless none is like it at all.
 pub(super) fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let score = |name: &str| strsim::jaro_winkler(&found.to_lowercase(), &name.to_lowercase());
+    let score = |name: &str| {
+        let (found, name) = (found.to_lowercase(), name.to_lowercase());
+        let alike = strsim::jaro_winkler(&found, &name);
+        // One slip of the finger is near, even in a name of three letters.
+        let slip = strsim::damerau_levenshtein(&found, &name) == 1 && name.len() > 1;
+        if slip { alike.max(0.95) } else { alike }
+    };
     names
         .map(|name| (score(name), name))
         .filter(|(score, _)| *score >= 0.75)

@@ -4,8 +4,7 @@
 use super::*;
 use crate::optim::schedule::ScheduleKind;
 
-const LAUNCH: &str = r#"
-name = "launch"
+const LAUNCH: &str = r#"name = "launch"
 seed = 7
 
 [problems]

@@ -1,0 +1,146 @@
+//! `launch` and `run`: recipes from the first stage to the report.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use train::TrainError;
+use train::plan::plan;
+use train::run::recipe::Recipe;
+
+use crate::commands::bench::ceiling;
+use crate::output::line;
+use crate::progress::Terminal;
+
+/// The recipes inside the binary.
+const LAUNCH: &str = include_str!("../../../../recipes/launch.toml");
+const QUICK: &str = include_str!("../../../../recipes/quick.toml");
+
+/// `launch`
+#[derive(Args)]
+pub struct Launch {
+    /// Where the run goes; run the same command again to resume it.
+    #[arg(long, default_value = "runs/launch")]
+    out: PathBuf,
+    /// The same stages in about three minutes: smaller models, shorter training.
+    #[arg(long)]
+    quick: bool,
+    /// Change a setting, e.g. --set seed=2 or --set stage.grpo.steps=50.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// `run`
+#[derive(Args)]
+pub struct Run {
+    /// The recipe, a TOML file (see recipes/ for examples).
+    recipe: PathBuf,
+    /// Where the run goes (default: runs/ and the recipe's name); run the same command again to resume it.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Change a setting, e.g. --set seed=2 or --set stage.grpo.steps=50.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the whole recipe, defaults included, and what it would take; do nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs the built-in recipe.
+pub fn launch(args: &Launch) -> Result<()> {
+    let (name, text) = if args.quick { ("quick.toml", QUICK) } else { ("launch.toml", LAUNCH) };
+    let out = if args.quick && args.out == Path::new("runs/launch") { PathBuf::from("runs/quick") } else { args.out.clone() };
+    perform(&Recipe::parse(name, text, &args.set)?, &out)
+}
+
+/// Runs a recipe.
+pub fn run(args: &Run) -> Result<()> {
+    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    if args.dry_run {
+        return dry_run(&recipe);
+    }
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    perform(&recipe, &out)
+}
+
+fn dry_run(recipe: &Recipe) -> Result<()> {
+    line(&recipe.resolved_toml())?;
+    let ceiling = ceiling();
+    line(&format!("# machine: {:.0} GFLOP/s in large matrix products on {} threads", ceiling / 1e9, tensor::threads::threads()))?;
+    line("# stage                 parameters    active   operations    memory      time")?;
+    let mut seconds = 0.0;
+    for p in plan(recipe)? {
+        // Small models reach about half of the ceiling.
+        let time = p.operations / (0.5 * ceiling);
+        seconds += time;
+        line(&format!(
+            "# {:<20} {:>11} {:>9} {:>12.2e} {:>6.2} GiB {:>7.0} s",
+            p.name,
+            p.parameters,
+            p.active_parameters,
+            p.operations,
+            p.memory_bytes / (1u64 << 30) as f64,
+            time
+        ))?;
+    }
+    line(&format!("# about {:.0} minutes and {:.3} $ in all, evaluation not counted", seconds / 60.0, cost(recipe, seconds)))?;
+    train::plan::check_memory(recipe)?;
+    Ok(())
+}
+
+fn cost(recipe: &Recipe, seconds: f64) -> f64 {
+    seconds / 3600.0 * recipe.machine.price_per_core_hour * tensor::threads::threads() as f64
+}
+
+fn perform(recipe: &Recipe, out: &Path) -> Result<()> {
+    let terminal = Terminal::new();
+    terminal.catch_interrupt()?;
+    let done = train::pipeline::run(recipe, out, &terminal, ceiling());
+    terminal.finish();
+    match done {
+        Ok(()) => finale(recipe, out),
+        Err(TrainError::Interrupted) => {
+            line("stopped; everything is saved. To go on, run the same command again.")?;
+            Ok(())
+        }
+        Err(e) => bail!(e),
+    }
+}
+
+/// The table and what to do next.
+fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("report.json"))?)?;
+    line("")?;
+    line("held-out problems        pass@1             pass@8             maj@8")?;
+    let show = |v: &serde_json::Value| {
+        let pct = |k: &str| 100.0 * v[k].as_f64().unwrap_or(0.0);
+        format!("{:5.1} % [{:.0}–{:.0}]", pct("value"), pct("low"), pct("high"))
+    };
+    for (name, scores) in report["evaluation"].as_object().into_iter().flatten() {
+        let column = |prefix: &str| {
+            let found = scores.as_object().into_iter().flatten().find(|(k, _)| k.starts_with(prefix) && *k != "pass@1");
+            found.map_or_else(String::new, |(_, v)| show(v))
+        };
+        line(&format!("  {name:<20} {:<18} {:<18} {}", show(&scores["pass@1"]), column("pass@"), column("maj@")))?;
+    }
+    for c in report["claims"].as_array().into_iter().flatten() {
+        let mark = if c["shown"].as_bool() == Some(true) { "shown    " } else { "not shown" };
+        let n = |k: &str| c[k].as_f64().unwrap_or(f64::NAN);
+        line(&format!("  {mark} {} / {}: {:.2} [{:.2}–{:.2}]", text(&c["name"]), text(&c["baseline"]), n("ratio"), n("low"), n("high")))?;
+    }
+    let total = |k: &str| report["stages"].as_array().into_iter().flatten().filter_map(|s| s[k].as_f64()).sum::<f64>();
+    line(&format!("  {:.1} minutes, {:.2e} operations, {:.4} $", total("seconds") / 60.0, total("operations"), total("cost")))?;
+    let best = recipe.stages.iter().rev().find(|s| s.kind() == "grpo" && s.name() == "grpo").or(recipe.stages.iter().rev().find(|s| s.makes_model()));
+    let out = out.display();
+    line("")?;
+    line("next:")?;
+    if let Some(best) = best {
+        line(&format!("  shoestring chat {out}/{}              # talk to it", best.name()))?;
+    }
+    line(&format!("  open {out}/report.html               # curves, samples, what it cost"))?;
+    line("  shoestring run recipes/text.toml --set stage.pretrain.source.path=FOLDER   # your own text")
+}
+
+fn text(v: &serde_json::Value) -> &str {
+    v.as_str().unwrap_or_default()
+}

@@ -1,0 +1,137 @@
+//! What a run shows: one line per stage that is rewritten on a terminal, and a line now and then elsewhere.
+
+use std::cell::RefCell;
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use train::context::{Progress, Reporter};
+use train::ledger::StageCost;
+
+/// Seconds between two lines of the same stage.
+const ON_TERMINAL: f64 = 0.2;
+const ELSEWHERE: f64 = 10.0;
+
+/// Speaks on stderr.
+pub struct Terminal {
+    terminal: bool,
+    state: RefCell<State>,
+    interrupts: Arc<AtomicU32>,
+}
+
+struct State {
+    stage: String,
+    told: Instant,
+    /// Whether the cursor stands behind an unfinished line.
+    open: bool,
+    last: String,
+}
+
+impl Terminal {
+    /// A reporter for this process.
+    pub fn new() -> Terminal {
+        let state = State { stage: String::new(), told: Instant::now(), open: false, last: String::new() };
+        Terminal { terminal: std::io::stderr().is_terminal(), state: RefCell::new(state), interrupts: Arc::default() }
+    }
+
+    /// Ctrl-C asks the run to save and stop; a second one ends the process at once.
+    pub fn catch_interrupt(&self) -> Result<()> {
+        let count = self.interrupts.clone();
+        let handler = move || {
+            if count.fetch_add(1, Relaxed) > 0 {
+                std::process::exit(130);
+            }
+            eprintln!("\nsaving … (Ctrl-C again to stop at once)");
+        };
+        ctrlc::set_handler(handler).context("cannot catch Ctrl-C")
+    }
+
+    /// Ends an unfinished line.
+    pub fn finish(&self) {
+        let mut s = self.state.borrow_mut();
+        if s.open {
+            eprintln!();
+            s.open = false;
+        }
+    }
+
+    fn full_line(&self, text: &str) {
+        self.finish();
+        eprintln!("{text}");
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let s = seconds.max(0.0) as u64;
+    if s >= 3600 { format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) } else { format!("{}:{:02}", s / 60, s % 60) }
+}
+
+impl Reporter for Terminal {
+    fn stage(&self, name: &str, kind: &str, index: usize, count: usize) {
+        let what = if name == kind { String::new() } else { format!(" ({kind})") };
+        self.full_line(&format!("[{index}/{count}] {name}{what}"));
+        let mut s = self.state.borrow_mut();
+        s.stage = name.to_owned();
+        s.told = Instant::now();
+        s.last.clear();
+    }
+
+    fn progress(&self, p: &Progress) {
+        let text = format!(
+            "  {:<16} {:>5}/{:<5} {} {:<7.3} {:>7.0} tok/s  {:>3.0} % of ceiling  {} left",
+            p.stage,
+            p.step,
+            p.total,
+            p.headline.0,
+            p.headline.1,
+            p.tokens_per_second,
+            100.0 * p.ceiling_share,
+            duration(p.seconds_left)
+        );
+        let mut s = self.state.borrow_mut();
+        let wait = if self.terminal { ON_TERMINAL } else { ELSEWHERE };
+        if s.told.elapsed().as_secs_f64() < wait && p.step < p.total {
+            s.last = text;
+            return;
+        }
+        s.told = Instant::now();
+        if self.terminal {
+            eprint!("\r{text}\x1b[K");
+            let _ = std::io::stderr().flush();
+            s.open = true;
+        } else {
+            eprintln!("{text}");
+        }
+    }
+
+    fn stage_done(&self, name: &str, cost: &StageCost, summary: &str) {
+        let memory = cost.peak_memory_bytes as f64 / (1u64 << 20) as f64;
+        self.full_line(&format!(
+            "  {name}: {summary}  [{}, {} tokens, {:.2e} operations, {memory:.0} MiB, {:.5} $]",
+            duration(cost.seconds),
+            cost.tokens,
+            cost.operations as f64,
+            cost.cost
+        ));
+    }
+
+    fn sample(&self, _stage: &str, step: u64, prompt: &str, completion: &str) {
+        let (dim, plain) = if self.terminal { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+        let text = completion.replace('\n', " ");
+        let text = match text.split_once("</think>") {
+            Some((thought, answer)) => format!("{dim}{thought}</think>{plain}{answer}"),
+            None => format!("{dim}{text}{plain}"),
+        };
+        self.full_line(&format!("  at step {step}: {} → {text}", prompt.replace('\n', " ")));
+    }
+
+    fn note(&self, text: &str) {
+        self.full_line(&format!("  {text}"));
+    }
+
+    fn stop(&self) -> bool {
+        self.interrupts.load(Relaxed) > 0
+    }
+}

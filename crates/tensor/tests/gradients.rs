@@ -1,0 +1,580 @@
+//! Every op against its mathematics in plain f64: forward values, and gradients by central differences.
+
+mod common;
+
+use common::reference::{self as math, Heads};
+use common::{Matrix, check, check_op, params_of};
+use std::sync::Arc;
+use tensor::ops::{self, AttentionShape, Expert, MlaDims, Pairs, RopeTable, RouterShape, Routes, Segment};
+use tensor::{Buf, Rng, Tape, Tensor};
+
+const EPS: f32 = 1e-5;
+
+/// Rows (tokens) that cross the ops' pieces of work and the micro-kernels' heights, and that do not.
+const ROWS: [usize; 4] = [1, 7, 33, 130];
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.data().to_vec()
+}
+
+fn segments(lens: &[usize]) -> Vec<Segment> {
+    lens.iter().map(|&rows| Segment { rows, past: 0, pages: Vec::new() }).collect()
+}
+
+#[test]
+fn linear() {
+    for (seed, (k, m)) in [(1, 1), (5, 17), (16, 32), (31, 33), (97, 3), (300, 70)].into_iter().enumerate() {
+        let mut rng = Rng::new(seed as u64);
+        for n in ROWS {
+            let x = [Matrix::random(&mut rng, n, k, 1.0)];
+            let w = [Matrix::random(&mut rng, m, k, 0.3), Matrix::random(&mut rng, 1, m, 0.3)];
+            check_op(
+                &format!("linear {n}x{k}x{m}"),
+                &mut rng,
+                &x,
+                &w[..1],
+                &[],
+                |tape, x, w| vec![ops::linear(tape, &x[0], w[0], None)],
+                |at| vec![math::linear(&at[0], &at[1], None, k)],
+            );
+            check_op(
+                &format!("linear with bias {n}x{k}x{m}"),
+                &mut rng,
+                &x,
+                &w,
+                &[],
+                |tape, x, w| vec![ops::linear(tape, &x[0], w[0], Some(w[1]))],
+                |at| vec![math::linear(&at[0], &at[1], Some(&at[2]), k)],
+            );
+        }
+    }
+}
+
+/// Gradients add up where a tensor or a weight is used twice, also where one buffer carries two gradients.
+#[test]
+fn a_tensor_used_twice_sums_its_gradients() {
+    let mut rng = Rng::new(3);
+    let (n, k) = (9, 13);
+    let x = [Matrix::random(&mut rng, n, k, 1.0)];
+    let w = [Matrix::random(&mut rng, k, k, 0.3)];
+    check_op(
+        "x + linear(x) + linear(x), twice the same weight",
+        &mut rng,
+        &x,
+        &w,
+        &[],
+        |tape, x, w| {
+            let y = ops::add(tape, &x[0], &ops::linear(tape, &x[0], w[0], None));
+            let z = ops::add(tape, &y, &y);
+            vec![ops::add(tape, &z, &ops::linear(tape, &y, w[0], None)), y]
+        },
+        |at| {
+            let y: Vec<f64> = at[0].iter().zip(math::linear(&at[0], &at[1], None, k)).map(|(a, b)| a + b).collect();
+            let z = math::linear(&y, &at[1], None, k);
+            vec![y.iter().zip(&z).map(|(y, z)| 2.0 * y + z).collect(), y]
+        },
+    );
+}
+
+#[test]
+fn embedding() {
+    for (vocab, h, n) in [(1, 1, 3), (7, 5, 20), (50, 33, 131)] {
+        let mut rng = Rng::new(vocab as u64);
+        let ids: Vec<u32> = (0..n).map(|_| rng.below(vocab) as u32).collect();
+        let table = [Matrix::random(&mut rng, vocab, h, 1.0)];
+        check_op(
+            &format!("embedding {vocab}x{h}"),
+            &mut rng,
+            &[],
+            &table,
+            &[],
+            |tape, _, w| vec![ops::embedding(tape, &ids, w[0])],
+            |at| vec![ids.iter().flat_map(|&id| at[0][id as usize * h..][..h].to_vec()).collect()],
+        );
+    }
+}
+
+#[test]
+fn rms_norms() {
+    for h in [1, 5, 16, 33, 96, 131] {
+        let mut rng = Rng::new(h as u64);
+        // One feature divided by its own size is nearly constant: a large eps leaves it a slope.
+        let eps = if h == 1 { 0.5 } else { EPS };
+        for n in ROWS {
+            let w = [Matrix::random(&mut rng, 1, h, 1.0)];
+            let x = [Matrix::random(&mut rng, n, h, 1.0)];
+            check_op(
+                &format!("rms_norm {n}x{h}"),
+                &mut rng,
+                &x,
+                &w,
+                &[],
+                |tape, x, w| vec![ops::rms_norm(tape, &x[0], w[0], eps)],
+                |at| vec![math::rms_norm(&at[0], &at[1], f64::from(eps))],
+            );
+            let x = [Matrix::random(&mut rng, n, 3 * h, 0.1)];
+            check_op(
+                &format!("grouped_rms_norm {n}x3x{h}"),
+                &mut rng,
+                &x,
+                &w,
+                &[],
+                |tape, x, w| vec![ops::grouped_rms_norm(tape, &x[0], w[0], eps)],
+                |at| vec![math::rms_norm(&at[0], &at[1], f64::from(eps))],
+            );
+            let ab = [Matrix::random(&mut rng, n, h, 1.0), Matrix::random(&mut rng, n, h, 2.0)];
+            for unused in [&[][..], &[0], &[1]] {
+                check_op(
+                    &format!("add_rms_norm {n}x{h}, unused {unused:?}"),
+                    &mut rng,
+                    &ab,
+                    &w,
+                    unused,
+                    |tape, x, w| {
+                        let (s, y) = ops::add_rms_norm(tape, &x[0], &x[1], w[0], eps);
+                        vec![s, y]
+                    },
+                    |at| {
+                        let s: Vec<f64> = at[0].iter().zip(&at[1]).map(|(a, b)| a + b).collect();
+                        let y = math::rms_norm(&s, &at[2], f64::from(eps));
+                        vec![s, y]
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn swiglu_and_add() {
+    for inner in [1, 7, 16, 45, 64] {
+        let mut rng = Rng::new(inner as u64);
+        for n in ROWS {
+            let x = [Matrix::random(&mut rng, n, 2 * inner, 2.0)];
+            check_op(
+                &format!("swiglu {n}x{inner}"),
+                &mut rng,
+                &x,
+                &[],
+                &[],
+                |tape, x, _| vec![ops::swiglu(tape, &x[0])],
+                |at| vec![math::swiglu(&at[0], inner)],
+            );
+            let ab = [Matrix::random(&mut rng, n, inner, 1.0), Matrix::random(&mut rng, n, inner, 1.0)];
+            check_op(
+                &format!("add {n}x{inner}"),
+                &mut rng,
+                &ab,
+                &[],
+                &[],
+                |tape, x, _| vec![ops::add(tape, &x[0], &x[1])],
+                |at| vec![at[0].iter().zip(&at[1]).map(|(a, b)| a + b).collect()],
+            );
+        }
+    }
+}
+
+/// A table that lives as long as any tape.
+fn rope_table(half: usize, pairs: Pairs) -> (&'static RopeTable, Vec<f32>, f32) {
+    let inv_freq: Vec<f32> = (0..half).map(|i| 1.0 / 100f32.powf(i as f32 / half as f32)).collect();
+    let scaling = 1.25;
+    (Box::leak(Box::new(RopeTable::new(&inv_freq, scaling, 300, pairs))), inv_freq, scaling)
+}
+
+#[test]
+fn rotary_heads() {
+    for pairs in [Pairs::Halves, Pairs::Interleaved] {
+        for (heads, kv_heads, half) in [(1, 1, 1), (4, 2, 3), (3, 1, 8), (2, 2, 19)] {
+            let mut rng = Rng::new(heads as u64);
+            let (table, inv_freq, scaling) = rope_table(half, pairs);
+            let dim = 2 * half;
+            for n in [1, 5, 67] {
+                let positions: Vec<u32> = (0..n).map(|_| rng.below(300) as u32).collect();
+                let rotated = |x: &[f64], t: usize| -> Vec<f64> {
+                    x.chunks(dim).flat_map(|h| math::rotate(h, &inv_freq, scaling, positions[t], pairs)).collect()
+                };
+                let (wq, wk) = (heads * dim, kv_heads * dim);
+                let x = [Matrix::random(&mut rng, n, wq + 2 * wk, 1.0)];
+                for unused in [&[][..], &[1, 2], &[0], &[0, 1, 2]] {
+                    check_op(
+                        &format!("split_qkv {n}x({heads}+2*{kv_heads})x{dim} {pairs:?}, unused {unused:?}"),
+                        &mut rng,
+                        &x,
+                        &[],
+                        unused,
+                        |tape, x, _| {
+                            let (q, k, v) = ops::split_qkv(tape, &x[0], (heads, kv_heads, dim), &positions, table);
+                            vec![q, k, v]
+                        },
+                        |at| {
+                            let mut out = vec![Vec::new(); 3];
+                            for (t, row) in at[0].chunks(wq + 2 * wk).enumerate() {
+                                out[0].extend(rotated(&row[..wq], t));
+                                out[1].extend(rotated(&row[wq..wq + wk], t));
+                                out[2].extend_from_slice(&row[wq + wk..]);
+                            }
+                            out
+                        },
+                    );
+                }
+                let x = [Matrix::random(&mut rng, n, wq, 1.0)];
+                check_op(
+                    &format!("rope {n}x{heads}x{dim} {pairs:?}"),
+                    &mut rng,
+                    &x,
+                    &[],
+                    &[],
+                    |tape, x, _| vec![ops::rope(tape, &x[0], &positions, table)],
+                    |at| vec![at[0].chunks(wq).enumerate().flat_map(|(t, row)| rotated(row, t)).collect()],
+                );
+                mla(&mut rng, heads, half, n, &positions, pairs);
+            }
+        }
+    }
+}
+
+fn mla(rng: &mut Rng, heads: usize, half: usize, n: usize, positions: &[u32], pairs: Pairs) {
+    let (table, inv_freq, scaling) = rope_table(half, pairs);
+    let dims = MlaDims { heads, nope: 5, rope: 2 * half, v: 7 };
+    let (dk, dkv) = (dims.nope + dims.rope, dims.nope + dims.v);
+    let x = [
+        Matrix::random(rng, n, heads * dk, 1.0),
+        Matrix::random(rng, n, heads * dkv, 1.0),
+        Matrix::random(rng, n, dims.rope, 1.0),
+    ];
+    for unused in [&[][..], &[0, 2]] {
+        check_op(
+            &format!("mla_heads {n}x{heads} {dims:?} {pairs:?}, unused {unused:?}"),
+            rng,
+            &x,
+            &[],
+            unused,
+            |tape, x, _| {
+                let (q, k, v) = ops::mla_heads(tape, (&x[0], &x[1], &x[2]), dims, positions, table);
+                vec![q, k, v]
+            },
+            |at| {
+                let mut out = vec![Vec::new(); 3];
+                for t in 0..n {
+                    let rotated = |x: &[f64]| math::rotate(x, &inv_freq, scaling, positions[t], pairs);
+                    for h in 0..heads {
+                        let q = &at[0][(t * heads + h) * dk..][..dk];
+                        let kv = &at[1][(t * heads + h) * dkv..][..dkv];
+                        out[0].extend_from_slice(&q[..dims.nope]);
+                        out[0].extend(rotated(&q[dims.nope..]));
+                        out[1].extend_from_slice(&kv[..dims.nope]);
+                        out[1].extend(rotated(&at[2][t * dims.rope..][..dims.rope]));
+                        out[2].extend_from_slice(&kv[dims.nope..]);
+                    }
+                }
+                out
+            },
+        );
+    }
+}
+
+#[test]
+fn split_and_concat_cols() {
+    let mut rng = Rng::new(7);
+    for (n, widths) in [(1, vec![1, 1]), (5, vec![3, 16, 1]), (67, vec![33, 2, 7, 11])] {
+        let total: usize = widths.iter().sum();
+        let x = [Matrix::random(&mut rng, n, total, 1.0)];
+        for unused in [&[][..], &[1]] {
+            check_op(
+                &format!("split_cols {n}x{widths:?}, unused {unused:?}"),
+                &mut rng,
+                &x,
+                &[],
+                unused,
+                |tape, x, _| ops::split_cols(tape, &x[0], &widths),
+                |at| {
+                    let mut out = vec![Vec::new(); widths.len()];
+                    for row in at[0].chunks(total) {
+                        let mut start = 0;
+                        for (o, w) in widths.iter().enumerate() {
+                            out[o].extend_from_slice(&row[start..start + w]);
+                            start += w;
+                        }
+                    }
+                    out
+                },
+            );
+        }
+        let (a, b) = (widths[0], widths[1]);
+        let ab = [Matrix::random(&mut rng, n, a, 1.0), Matrix::random(&mut rng, n, b, 1.0)];
+        check_op(
+            &format!("concat_cols {n}x{a}+{b}"),
+            &mut rng,
+            &ab,
+            &[],
+            &[],
+            |tape, x, _| vec![ops::concat_cols(tape, &x[0], &x[1])],
+            |at| vec![at[0].chunks(a).zip(at[1].chunks(b)).flat_map(|(a, b)| [a, b].concat()).collect()],
+        );
+    }
+}
+
+#[test]
+fn attention() {
+    let cases = [
+        (1, 1, 1, 1, vec![1]),
+        (4, 4, 8, 8, vec![3, 1, 17]),
+        (4, 2, 16, 16, vec![63, 64, 65]),
+        (3, 1, 5, 7, vec![130, 1, 2]),
+        (6, 3, 24, 16, vec![49, 0, 97]),
+        (14, 1, 12, 20, vec![1, 70]),
+        (2, 1, 33, 50, vec![200]),
+    ];
+    for (seed, (heads, kv_heads, qk, v, lens)) in cases.into_iter().enumerate() {
+        let mut rng = Rng::new(seed as u64);
+        let n = lens.iter().sum();
+        let scale = 1.3 / (qk as f32).sqrt();
+        let x = [
+            Matrix::random(&mut rng, n, heads * qk, 1.0),
+            Matrix::random(&mut rng, n, kv_heads * qk, 1.0),
+            Matrix::random(&mut rng, n, kv_heads * v, 1.0),
+        ];
+        check_op(
+            &format!("attention {heads}/{kv_heads} heads of {qk} and {v} over {lens:?}"),
+            &mut rng,
+            &x,
+            &[],
+            &[],
+            |tape, x, _| {
+                let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale };
+                vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments(&lens), None)]
+            },
+            |at| vec![math::attention(&at[0], &at[1], &at[2], Heads { heads, kv_heads, qk, v, scale }, &lens)],
+        );
+    }
+}
+
+#[test]
+fn route() {
+    let shapes = [
+        (RouterShape { experts: 1, top_k: 1, groups: 1, top_groups: 1, normalize: true, scaling: 1.0 }, vec![5]),
+        (RouterShape { experts: 7, top_k: 3, groups: 1, top_groups: 1, normalize: true, scaling: 2.5 }, vec![1, 40, 2]),
+        (RouterShape { experts: 16, top_k: 4, groups: 4, top_groups: 2, normalize: true, scaling: 1.0 }, vec![70, 9]),
+        (RouterShape { experts: 33, top_k: 2, groups: 11, top_groups: 3, normalize: false, scaling: 0.5 }, vec![67]),
+        (RouterShape { experts: 6, top_k: 2, groups: 6, top_groups: 4, normalize: true, scaling: 1.0 }, vec![3, 3]),
+    ];
+    for (seed, (shape, lens)) in shapes.into_iter().enumerate() {
+        let mut rng = Rng::new(seed as u64);
+        let n: usize = lens.iter().sum();
+        let (e, k) = (shape.experts, shape.top_k);
+        let logits = [Matrix::random(&mut rng, n, e, 1.0)];
+        let bias = Matrix::random(&mut rng, 1, e, 0.2).data;
+        let chosen: Vec<u32> = logits[0]
+            .data
+            .chunks(e)
+            .flat_map(|row| {
+                let scores: Vec<f64> = row.iter().map(|&l| math::sigmoid(f64::from(l))).collect();
+                math::choose(&scores, &bias, k, shape.groups, shape.top_groups)
+            })
+            .collect();
+        for alpha in [0.0, 0.7] {
+            let slopes = Matrix::random(&mut rng, n, k, 1.0).data;
+            for used in [true, false] {
+                check(
+                    &format!("route {shape:?} over {lens:?}, alpha {alpha}, weights used: {used}"),
+                    &logits,
+                    &[],
+                    |tape, x, _| {
+                        let routes = ops::route(tape, &x[0], &bias, shape, &lens, alpha);
+                        assert_eq!(*routes.experts, chosen, "choice of {shape:?}");
+                        let load: Vec<u32> = (0..e).map(|i| chosen.iter().filter(|&&c| c as usize == i).count() as u32).collect();
+                        assert_eq!(routes.load, load);
+                        if used {
+                            routes.weights.add_grad(Buf::copy_of(&slopes));
+                        }
+                        vec![values(&routes.weights), vec![routes.balance_loss]]
+                    },
+                    |at| {
+                        let weights = math::route_weights(&at[0], &chosen, k, e, shape.normalize, shape.scaling);
+                        let balance = math::balance_loss(&at[0], &chosen, k, e, &lens, alpha);
+                        let through: f64 = weights.iter().zip(&slopes).map(|(w, s)| w * f64::from(*s)).sum();
+                        (vec![weights, vec![balance]], balance + if used { through } else { 0.0 })
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn experts() {
+    let cases = [(1, 1, 1, 1, 1), (5, 3, 7, 4, 2), (40, 16, 33, 9, 3), (131, 17, 12, 4, 4), (70, 32, 16, 24, 1)];
+    for (seed, (n, h, inner, count, k)) in cases.into_iter().enumerate() {
+        let mut rng = Rng::new(seed as u64);
+        // Distinct experts per token, ascending, from the lower half where there is room: the others stay empty.
+        let used = if count >= 2 * k { count / 2 } else { count };
+        let chosen: Vec<u32> = (0..n)
+            .flat_map(|_| {
+                let mut row: Vec<u32> = common::shuffled(&mut rng, used)[..k].iter().map(|&e| e as u32).collect();
+                row.sort_unstable();
+                row
+            })
+            .collect();
+        let inputs = [
+            Matrix::random(&mut rng, n, h, 1.0),
+            Matrix::random(&mut rng, n, k, 1.0),
+            Matrix::random(&mut rng, n, h, 1.0),
+        ];
+        let weights: Vec<Matrix> = (0..count)
+            .flat_map(|_| [Matrix::random(&mut rng, 2 * inner, h, 0.5), Matrix::random(&mut rng, h, inner, 0.5)])
+            .collect();
+        for base in [false, true] {
+            check_op(
+                &format!("experts {n}x{h}x{inner}, {k} of {count}, base: {base}"),
+                &mut rng,
+                &inputs,
+                &weights,
+                &[],
+                |tape, x, w| {
+                    let bank = w.chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect();
+                    let mut load = vec![0; count];
+                    chosen.iter().for_each(|&e| load[e as usize] += 1);
+                    let routes = Routes { experts: Arc::new(chosen.clone()), weights: x[1].clone(), load, balance_loss: 0.0 };
+                    vec![ops::experts(tape, &x[0], &routes, Arc::new(bank), base.then_some(&x[2]))]
+                },
+                |at| {
+                    let mut y = if base { at[2].clone() } else { vec![0.0; n * h] };
+                    for (slot, &e) in chosen.iter().enumerate() {
+                        let t = slot / k;
+                        let (gate_up, down) = (&at[3 + 2 * e as usize], &at[4 + 2 * e as usize]);
+                        let hidden = math::swiglu(&math::linear(&at[0][t * h..][..h], gate_up, None, h), inner);
+                        for (y, o) in y[t * h..][..h].iter_mut().zip(math::linear(&hidden, down, None, inner)) {
+                            *y += at[1][slot] * o;
+                        }
+                    }
+                    vec![y]
+                },
+            );
+        }
+    }
+}
+
+/// Log-probabilities of the targets, and entropies.
+fn head_reference(x: &[f64], head: &[f64], h: usize, vocab: usize, targets: &[u32]) -> (Vec<f64>, Vec<f64>) {
+    let logits = math::linear(x, head, None, h);
+    let rows = logits.chunks(vocab).map(math::log_softmax);
+    let both = rows.zip(targets).map(|(lp, &t)| (lp[t as usize], -lp.iter().map(|v| v.exp() * v).sum::<f64>()));
+    both.unzip()
+}
+
+#[test]
+fn losses_on_the_head() {
+    // The largest vocabulary's chunks are shorter than the batch.
+    for (seed, (n, h, vocab)) in [(1, 1, 1), (3, 5, 2), (33, 16, 31), (70, 19, 130), (35, 3, 33_000)].into_iter().enumerate() {
+        let mut rng = Rng::new(seed as u64);
+        let x = [Matrix::random(&mut rng, n, h, 1.0)];
+        let head = [Matrix::random(&mut rng, vocab, h, 0.7)];
+        let targets: Vec<u32> = (0..n).map(|_| rng.below(vocab) as u32).collect();
+        // Some tokens carry no loss, as prompts do.
+        let weights: Vec<f32> = (0..n).map(|i| if i % 3 == 1 { 0.0 } else { rng.normal() }).collect();
+        let reference = |at: &[Vec<f64>], sign: f64| {
+            let (lp, entropy) = head_reference(&at[0], &at[1], h, vocab, &targets);
+            let loss = lp.iter().zip(&weights).map(|(lp, w)| sign * lp * f64::from(*w)).sum();
+            (vec![lp, entropy], loss)
+        };
+        check(
+            &format!("cross_entropy {n}x{h}x{vocab}"),
+            &x,
+            &head,
+            |tape, x, w| {
+                let stats = ops::cross_entropy(tape, &x[0], w[0], &targets, &weights);
+                vec![stats.logprobs, stats.entropies]
+            },
+            |at| reference(at, -1.0),
+        );
+        check(
+            &format!("log_probs {n}x{h}x{vocab}"),
+            &x,
+            &head,
+            |tape, x, w| {
+                let stats = ops::log_probs(tape.params(), &x[0], w[0], &targets);
+                ops::seed_log_probs(tape.params(), &x[0], w[0], &targets, &weights);
+                vec![stats.logprobs, stats.entropies]
+            },
+            |at| reference(at, 1.0),
+        );
+        let teacher_hidden = h + 3;
+        let teacher = [Matrix::random(&mut rng, vocab, teacher_hidden, 0.5)];
+        let teacher_x = Matrix::random(&mut rng, n, teacher_hidden, 1.0);
+        let wide = |m: &Matrix| m.data.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+        let target: Vec<Vec<f64>> =
+            math::linear(&wide(&teacher_x), &wide(&teacher[0]), None, teacher_hidden).chunks(vocab).map(math::log_softmax).collect();
+        check(
+            &format!("distill_kl {n}x{h}x{vocab}"),
+            &x,
+            &head,
+            |tape, x, w| {
+                let (params, handles) = params_of(&teacher);
+                vec![ops::distill_kl(tape, &x[0], w[0], (&params, &teacher_x.constant(), handles[0]), &weights)]
+            },
+            |at| {
+                let logits = math::linear(&at[0], &at[1], None, h);
+                let kl: Vec<f64> = logits
+                    .chunks(vocab)
+                    .zip(&target)
+                    .map(|(row, p)| p.iter().zip(math::log_softmax(row)).map(|(p, q)| p.exp() * (p - q)).sum())
+                    .collect();
+                let loss = kl.iter().zip(&weights).map(|(kl, w)| kl * f64::from(*w)).sum();
+                (vec![kl], loss)
+            },
+        );
+    }
+}
+
+/// Scoring and distillation without recording leave gradients alone.
+#[test]
+fn inference_seeds_no_gradient() {
+    let mut rng = Rng::new(5);
+    let (x, head) = (Matrix::random(&mut rng, 4, 6, 1.0), [Matrix::random(&mut rng, 9, 6, 1.0)]);
+    let (params, w) = params_of(&head);
+    let leaf = x.leaf(&Tape::recording(&params));
+    let tape = Tape::inference(&params);
+    ops::cross_entropy(&tape, &leaf, w[0], &[1, 2, 3, 4], &[1.0; 4]);
+    ops::distill_kl(&tape, &leaf, w[0], (&params, &x.constant(), w[0]), &[1.0; 4]);
+    assert!(leaf.take_grad().is_none());
+    assert!(params.grads().iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn recomputed() {
+    let mut rng = Rng::new(11);
+    let (n, h, inner) = (21, 10, 13);
+    let x = [Matrix::random(&mut rng, n, h, 1.0)];
+    let w = [
+        Matrix::random(&mut rng, 1, h, 1.0),
+        Matrix::random(&mut rng, 2 * inner, h, 0.5),
+        Matrix::random(&mut rng, h, inner, 0.5),
+    ];
+    check_op(
+        "a recomputed block, twice, beside its own residual",
+        &mut rng,
+        &x,
+        &w,
+        &[],
+        |tape, x, w| {
+            let w = w.to_vec();
+            let block = move |tape: &Tape, x: &Tensor| {
+                let y = ops::rms_norm(tape, x, w[0], EPS);
+                let y = ops::linear(tape, &ops::swiglu(tape, &ops::linear(tape, &y, w[1], None)), w[2], None);
+                ops::add(tape, x, &y)
+            };
+            let y = tape.recomputed(&x[0], block.clone());
+            let z = tape.recomputed(&y, block);
+            vec![ops::add(tape, &z, &x[0]), y]
+        },
+        |at| {
+            let block = |x: &[f64]| -> Vec<f64> {
+                let y = math::rms_norm(x, &at[1], f64::from(EPS));
+                let y = math::linear(&math::swiglu(&math::linear(&y, &at[2], None, h), inner), &at[3], None, inner);
+                x.iter().zip(y).map(|(a, b)| a + b).collect()
+            };
+            let y = block(&at[0]);
+            vec![block(&y).iter().zip(&at[0]).map(|(a, b)| a + b).collect(), y]
+        },
+    );
+}

@@ -1,0 +1,144 @@
+//! What all stages share: the recipe, the run folder, the way to speak, and the wish to stop.
+
+use std::path::PathBuf;
+
+use data::Tokenizer;
+use model::{Model, ModelConfig};
+use serde_json::{Value, json};
+
+use crate::TrainError;
+use crate::ledger::{Meter, StageCost};
+use crate::problems::ProblemSource;
+use crate::run::folder::RunFolder;
+use crate::run::recipe::{Recipe, Reference};
+
+/// Where a stage stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The stage.
+    pub stage: &'a str,
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub total: u64,
+    /// What is watched: a name and its value.
+    pub headline: (&'a str, f64),
+    /// Tokens per second, lately.
+    pub tokens_per_second: f64,
+    /// Share of the machine's matrix-product ceiling, lately.
+    pub ceiling_share: f64,
+    /// Seconds left, as it goes.
+    pub seconds_left: f64,
+}
+
+/// Who is told what happens.
+pub trait Reporter {
+    /// A stage begins or goes on.
+    fn stage(&self, name: &str, kind: &str, index: usize, count: usize);
+    /// A step was done; called after every one.
+    fn progress(&self, p: &Progress);
+    /// A stage has ended.
+    fn stage_done(&self, name: &str, cost: &StageCost, summary: &str);
+    /// A fresh sample of the model's thinking on a fixed problem.
+    fn sample(&self, stage: &str, step: u64, prompt: &str, completion: &str);
+    /// Something worth a line.
+    fn note(&self, text: &str);
+    /// Whether to save and stop.
+    fn stop(&self) -> bool;
+}
+
+/// A run under way.
+pub struct Context<'a> {
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// The run folder.
+    pub folder: &'a RunFolder,
+    /// Who is told.
+    pub reporter: &'a dyn Reporter,
+    /// Problems and verifier, where the recipe draws any.
+    pub problems: Option<ProblemSource>,
+    /// Operations per second of large matrix products on this machine.
+    pub ceiling: f64,
+}
+
+impl Context<'_> {
+    /// The problems. Recipes that need them are checked to have them.
+    pub fn problems(&self) -> Result<&ProblemSource, TrainError> {
+        self.problems.as_ref().ok_or_else(|| TrainError::Recipe("this recipe has no `problems`".into()))
+    }
+
+    /// The folder of a reference: an earlier stage's, or a path.
+    pub fn dir(&self, reference: &str) -> Result<PathBuf, TrainError> {
+        match self.recipe.reference(reference) {
+            Reference::Path(path) => Ok(path.to_path_buf()),
+            _ => Ok(self.folder.stage_dir(reference)?),
+        }
+    }
+
+    /// The model and tokenizer of an earlier stage or a Hugging Face folder.
+    pub fn model(&self, reference: &str) -> Result<(Model, Tokenizer), TrainError> {
+        let dir = self.dir(reference)?;
+        let (model, tokenizer) = (Model::load(&dir)?, Tokenizer::load(&dir)?);
+        let (tokens, vocab) = (tokenizer.vocab_size(), model.config().vocab_size());
+        if tokens > vocab {
+            return Err(TrainError::TokenizerMismatch { path: dir, tokens, vocab });
+        }
+        Ok((model, tokenizer))
+    }
+
+    /// A model of `[models]` with random weights, for a tokenizer.
+    pub fn fresh_model(&self, name: &str, tokenizer: &Tokenizer) -> Result<Model, TrainError> {
+        let config = fresh_config(self.recipe, name, tokenizer.vocab_size(), tokenizer.eos_id(), tokenizer.pad_id())?;
+        Ok(Model::random(config, self.recipe.seed))
+    }
+
+    /// A meter for a stage, going on from what it has cost.
+    pub fn meter(&self, stage: &str, before: Option<StageCost>) -> Meter {
+        let (cores, price) = (tensor::threads::threads(), self.recipe.machine.price_per_core_hour);
+        match before {
+            Some(before) => Meter::resume(before, cores, price),
+            None => Meter::start(stage, cores, price),
+        }
+    }
+
+    /// The cost of a stage that is done.
+    pub fn cost_of(&self, stage: &str) -> Result<Option<StageCost>, TrainError> {
+        let done = self.folder.done(stage)?;
+        Ok(done.and_then(|v| serde_json::from_value(v["cost"].clone()).ok()))
+    }
+}
+
+/// An entry of `[models]` as a configuration: the vocabulary is the tokenizer's, and what is not stated is ordinary.
+pub fn fresh_config(recipe: &Recipe, name: &str, vocab: usize, eos: Option<u32>, pad: Option<u32>) -> Result<ModelConfig, TrainError> {
+    let Reference::Model(table) = recipe.reference(name) else {
+        return Err(TrainError::Recipe(format!("there is no `models.{name}` in the recipe")));
+    };
+    let stated = serde_json::to_value(table).map_err(|e| TrainError::Recipe(format!("models.{name}: {e}")))?;
+    let deepseek = stated["model_type"] == "deepseek_v3";
+    let mut config = json!({
+        "vocab_size": vocab, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "max_position_embeddings": 1024, "initializer_range": 0.02, "tie_word_embeddings": true,
+        "num_key_value_heads": stated["num_attention_heads"],
+    });
+    if deepseek {
+        let more = json!({
+            "architectures": ["DeepseekV3ForCausalLM"], "n_group": 1, "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 1.0,
+            "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": null,
+        });
+        merge(&mut config, &more);
+    }
+    if let Some(eos) = eos {
+        config["eos_token_id"] = eos.into();
+    }
+    if let Some(pad) = pad {
+        config["pad_token_id"] = pad.into();
+    }
+    merge(&mut config, &stated);
+    ModelConfig::from_value(&config).map_err(|source| TrainError::Config { name: name.to_owned(), source })
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    if let (Some(into), Some(from)) = (into.as_object_mut(), from.as_object()) {
+        into.extend(from.iter().map(|(k, v)| (k.clone(), v.clone())));
+    }
+}

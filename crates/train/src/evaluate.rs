@@ -1,0 +1,340 @@
+//! Evaluation: a model's completions of problems, scored, with intervals.
+//!
+//! Every problem is answered once greedily and `samples` times by sampling. A problem's completions are a function of
+//! the seed, its prompt and the model alone: neither the other problems nor their order change them.
+
+use std::collections::BTreeMap;
+
+use data::{Message, Tokenizer, encode_prompt};
+use engine::{Completion, Engine, EngineError, FinishReason, Limits, Request, Sampling};
+use model::Model;
+use serde_json::{Value, json};
+use tasks::verify::Rational;
+use tasks::{Problem, Verdict, Verifier, answer_of};
+use tensor::Rng;
+use thiserror::Error;
+
+use crate::stats::{Estimate, majority, wilson};
+
+/// Problems of one run of the engine: enough to keep it full, few enough to stop soon when asked to.
+const PROBLEMS_AT_ONCE: usize = 128;
+
+/// The score from which a completion counts as right. Verifiers that give part marks (external ones may) do not make
+/// a half right answer right.
+const RIGHT: f32 = 0.999;
+
+/// How to evaluate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EvalSettings {
+    /// K: sampled completions of each problem. With 0 only the greedy one is drawn, and the scores over samples are
+    /// those of no trials.
+    pub samples: usize,
+    /// Of the samples.
+    pub temperature: f32,
+    /// Tokens of a completion at most; fewer where the model's context ends before.
+    pub max_new: usize,
+    /// Of the samples.
+    pub seed: u64,
+}
+
+/// Shares of problems, with 95 % intervals.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// The greedy completion is right.
+    pub pass_at_1: Estimate,
+    /// At least one of the K samples is right.
+    pub pass_at_k: Estimate,
+    /// The answer that most of the K samples gave is right; of equally common answers, the one given first.
+    pub maj_at_k: Estimate,
+    /// Problems counted.
+    pub problems: usize,
+}
+
+impl Scores {
+    /// `{"problems", "pass@1", "pass@8", "maj@8"}` for eight samples.
+    pub fn to_json(&self, samples: usize) -> Value {
+        let mut out = json!({"problems": self.problems, "pass@1": self.pass_at_1});
+        out[format!("pass@{samples}")] = json!(self.pass_at_k);
+        out[format!("maj@{samples}")] = json!(self.maj_at_k);
+        out
+    }
+}
+
+/// A problem with its greedy completion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graded {
+    /// The problem.
+    pub problem: Problem,
+    /// What the model wrote, with the tags and without control tokens.
+    pub completion: String,
+    /// The verifier's score, 0 to 1.
+    pub score: f32,
+    /// The verifier's reason.
+    pub reason: String,
+    /// Whether it was cut off before it ended.
+    pub truncated: bool,
+}
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Over all problems.
+    pub all: Scores,
+    /// By the problems' task.
+    pub by_task: BTreeMap<String, Scores>,
+    /// The greedy completions, in the problems' order.
+    pub greedy: Vec<Graded>,
+    /// Tokens generated, samples included.
+    pub tokens: usize,
+    /// Share of all completions that were cut off.
+    pub truncated_share: f64,
+    /// Tokens of a completion on average.
+    pub mean_tokens: f64,
+    /// K.
+    pub k: usize,
+}
+
+/// Why an evaluation did not take place.
+#[derive(Debug, Error)]
+pub enum EvaluateError {
+    /// Nothing to evaluate on.
+    #[error("there are no problems to evaluate on")]
+    NoProblems,
+    /// A prompt that cannot be encoded, or completions that cannot be decoded.
+    #[error("problem {problem}: {source}")]
+    Data {
+        /// The problem, counted from 1.
+        problem: usize,
+        /// What is wrong.
+        source: data::DataError,
+    },
+    /// A prompt that leaves no room for an answer.
+    #[error(
+        "the prompt of problem {problem} has {tokens} tokens, but the model's context is {context}: \
+         shorten the problem or take a model with a longer context"
+    )]
+    TooLong {
+        /// The problem, counted from 1.
+        problem: usize,
+        /// Tokens of its prompt.
+        tokens: usize,
+        /// The model's context.
+        context: usize,
+    },
+    /// The engine refused a prompt.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// `keep_going` said no.
+    #[error("the evaluation was stopped")]
+    Stopped,
+}
+
+/// What is kept of one problem.
+struct Outcome {
+    greedy: bool,
+    any: bool,
+    majority: bool,
+}
+
+/// Evaluates a model on problems. `keep_going` is asked at every token; once it says no, the evaluation ends with
+/// [`EvaluateError::Stopped`].
+///
+/// # Errors
+/// No problems, a prompt that does not fit the context, text that the tokenizer or its template refuses.
+pub fn evaluate(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    problems: &[Problem],
+    verifier: &dyn Verifier,
+    s: &EvalSettings,
+    keep_going: &dyn Fn() -> bool,
+) -> Result<Evaluation, EvaluateError> {
+    if problems.is_empty() {
+        return Err(EvaluateError::NoProblems);
+    }
+    let requests = requests(model, tokenizer, problems, s)?;
+    let mut engine = Engine::new(model, Limits::default());
+    let (mut outcomes, mut greedy) = (Vec::new(), Vec::new());
+    let (mut tokens, mut truncated, mut completions) = (0, 0, 0);
+    for (i, (problems, pairs)) in problems.chunks(PROBLEMS_AT_ONCE).zip(requests.chunks(2 * PROBLEMS_AT_ONCE)).enumerate() {
+        let first = i * PROBLEMS_AT_ONCE;
+        let drawn = engine.run(pairs, |_| keep_going())?;
+        if !keep_going() {
+            return Err(EvaluateError::Stopped);
+        }
+        // Per problem the greedy completion, then the samples.
+        let drawn: Vec<Vec<&Completion>> = drawn.chunks(2).map(|pair| pair.iter().flatten().collect()).collect();
+        let mut texts = Vec::with_capacity(drawn.len());
+        for (j, all) in drawn.iter().enumerate() {
+            let decode = |c: &&Completion| completion_text(tokenizer, &c.token_ids);
+            let decoded: Result<Vec<String>, _> = all.iter().map(decode).collect();
+            texts.push(decoded.map_err(|source| EvaluateError::Data { problem: first + j + 1, source })?);
+        }
+        let items: Vec<(&Problem, &str)> =
+            problems.iter().zip(&texts).flat_map(|(p, texts)| texts.iter().map(move |t| (p, t.as_str()))).collect();
+        let mut verdicts = verifier.score_batch(&items).into_iter();
+        for ((problem, all), texts) in problems.iter().zip(&drawn).zip(texts) {
+            let verdicts: Vec<Verdict> = verdicts.by_ref().take(all.len()).collect();
+            outcomes.push(outcome(&verdicts, &texts));
+            tokens += all.iter().map(|c| c.token_ids.len()).sum::<usize>();
+            truncated += all.iter().filter(|c| c.finish_reason == FinishReason::Length).count();
+            completions += all.len();
+            let (verdict, completion) = (verdicts.into_iter().next(), texts.into_iter().next());
+            let verdict = verdict.unwrap_or_else(|| Verdict::wrong("the verifier gave no verdict"));
+            greedy.push(Graded {
+                problem: problem.clone(),
+                completion: completion.unwrap_or_default(),
+                score: verdict.score,
+                reason: verdict.reason,
+                truncated: all[0].finish_reason == FinishReason::Length,
+            });
+        }
+    }
+    let mut by_task: BTreeMap<String, Vec<&Outcome>> = BTreeMap::new();
+    for (problem, outcome) in problems.iter().zip(&outcomes) {
+        by_task.entry(problem.task.clone()).or_default().push(outcome);
+    }
+    Ok(Evaluation {
+        all: scores(&outcomes.iter().collect::<Vec<_>>(), s.samples),
+        by_task: by_task.into_iter().map(|(task, of)| (task, scores(&of, s.samples))).collect(),
+        greedy,
+        tokens,
+        truncated_share: truncated as f64 / completions as f64,
+        mean_tokens: tokens as f64 / completions as f64,
+        k: s.samples,
+    })
+}
+
+/// The tokens that end a completion: the end tokens of the tokenizer and of the model.
+pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut ids = model.config().eos_token_id().to_vec();
+    ids.extend(tokenizer.eos_id());
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// What a completion says: control tokens are left out, `<think>` and `<answer>` tags stay, whatever kind of token the
+/// tokenizer makes of them.
+///
+/// # Errors
+/// As [`Tokenizer::decode`].
+pub fn completion_text(tokenizer: &Tokenizer, ids: &[u32]) -> data::Result<String> {
+    let kept: Vec<u32> = ids.iter().copied().filter(|&id| !tokenizer.is_special(id) || is_tag(tokenizer, id)).collect();
+    tokenizer.decode(&kept, false)
+}
+
+/// Whether a control token is one of the tags of a completion.
+pub fn is_tag(tokenizer: &Tokenizer, id: u32) -> bool {
+    let text = tokenizer.token_text(id);
+    text.is_some_and(|t| ["<think>", "</think>", "<answer>", "</answer>"].contains(&t.as_str()))
+}
+
+/// Two requests for each problem: the greedy one and the samples.
+fn requests(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    problems: &[Problem],
+    s: &EvalSettings,
+) -> Result<Vec<Request>, EvaluateError> {
+    let context = model.config().max_position_embeddings().min(model.positions());
+    let stop_tokens = stop_tokens(model, tokenizer);
+    let mut requests = Vec::with_capacity(2 * problems.len());
+    for (i, problem) in problems.iter().enumerate() {
+        let prompt = encode_prompt(tokenizer, &[Message::user(problem.prompt.as_str())])
+            .map_err(|source| EvaluateError::Data { problem: i + 1, source })?;
+        if prompt.len() >= context {
+            return Err(EvaluateError::TooLong { problem: i + 1, tokens: prompt.len(), context });
+        }
+        let path: Vec<u64> = prompt.iter().map(|&id| u64::from(id)).collect();
+        let greedy = Request {
+            samples: 1,
+            max_new: s.max_new.min(context - prompt.len()),
+            sampling: Sampling::greedy(),
+            stop_tokens: stop_tokens.clone(),
+            seed: Rng::at(s.seed, &path).next_u64(),
+            prompt,
+        };
+        let sampling = Sampling { temperature: s.temperature, ..Sampling::default() };
+        let samples = Request { samples: s.samples, sampling, ..greedy.clone() };
+        requests.extend([greedy, samples]);
+    }
+    Ok(requests)
+}
+
+/// Of the greedy completion and the samples, in this order.
+fn outcome(verdicts: &[Verdict], texts: &[String]) -> Outcome {
+    let right: Vec<bool> = verdicts.iter().map(|v| v.score >= RIGHT).collect();
+    let votes: Vec<Option<Vote>> = texts[1..].iter().map(|text| vote(text)).collect();
+    let at = |i: usize| right.get(i).copied().unwrap_or(false);
+    Outcome {
+        greedy: at(0),
+        any: right.iter().skip(1).any(|&r| r),
+        majority: majority(&votes).is_some_and(|winner| at(winner + 1)),
+    }
+}
+
+/// An answer as it is counted: equal numbers are one answer, however they are written.
+#[derive(Debug, PartialEq)]
+enum Vote {
+    Number(Rational),
+    Text(String),
+}
+
+fn vote(completion: &str) -> Option<Vote> {
+    let answer = answer_of(completion).filter(|a| !a.is_empty())?;
+    let text = || answer.split_whitespace().collect::<Vec<_>>().join(" ");
+    Some(Rational::parse(answer).map_or_else(|| Vote::Text(text()), Vote::Number))
+}
+
+fn scores(outcomes: &[&Outcome], samples: usize) -> Scores {
+    let share = |trials: usize, right: fn(&Outcome) -> bool| {
+        wilson(outcomes.iter().take(trials).filter(|o| right(o)).count() as u64, trials as u64)
+    };
+    let n = outcomes.len();
+    let sampled = if samples == 0 { 0 } else { n };
+    Scores {
+        pass_at_1: share(n, |o| o.greedy),
+        pass_at_k: share(sampled, |o| o.any),
+        maj_at_k: share(sampled, |o| o.majority),
+        problems: n,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completion(answer: &str) -> String {
+        format!("<think>so</think><answer>{answer}</answer>")
+    }
+
+    /// Numbers are counted by value, missing answers do not vote, and of equally common answers the first wins.
+    #[test]
+    fn the_majority_is_counted_by_value() {
+        let verdict = |right: bool| if right { Verdict::right() } else { Verdict::wrong("no") };
+        let of = |greedy: bool, samples: &[(&str, bool)]| {
+            let texts: Vec<String> =
+                std::iter::once("greedy".to_owned()).chain(samples.iter().map(|(a, _)| completion(a))).collect();
+            let verdicts: Vec<Verdict> =
+                std::iter::once(verdict(greedy)).chain(samples.iter().map(|&(_, r)| verdict(r))).collect();
+            let o = outcome(&verdicts, &texts);
+            (o.greedy, o.any, o.majority)
+        };
+        assert_eq!(of(true, &[("7", false), ("1/2", true), ("0.50", true)]), (true, true, true));
+        assert_eq!(of(false, &[("7", false), ("8", true)]), (false, true, false));
+        assert_eq!(of(false, &[("", false), ("", false), ("8", true)]), (false, true, true));
+        assert_eq!(of(false, &[("a  b", true), ("c", false), ("a b", true)]), (false, true, true));
+        assert_eq!(of(true, &[]), (true, false, false));
+    }
+
+    #[test]
+    fn scores_without_samples_are_those_of_no_trials() {
+        let outcome = Outcome { greedy: true, any: false, majority: false };
+        let s = scores(&[&outcome, &outcome], 0);
+        assert_eq!((s.pass_at_1.value, s.pass_at_k, s.problems), (1.0, wilson(0, 0), 2));
+        let json = s.to_json(8);
+        assert_eq!(json["pass@1"]["value"], 1.0);
+        assert_eq!(json["maj@8"]["low"], 0.0);
+    }
+}

@@ -1,0 +1,317 @@
+//! The page: one file that needs nothing else, readable with scripts off, on a telephone and in the dark.
+
+use std::fmt::Write;
+
+use super::axis::{Unit, bytes, digits, duration, money, percent, price, short};
+use super::svg::{LineChart, Row, escape, intervals, shares};
+use super::{Evaluation, RunReport, charts, sample};
+use crate::ledger::{Claim, StageCost};
+use crate::run::metrics::{Line, keys};
+use crate::stats::Estimate;
+
+/// How a chart looks in a file of its own.
+pub(super) const SVG_STYLE: &str = concat!("<style>", include_str!("plot.css"), "</style>");
+
+/// The whole page.
+pub(super) fn page(report: &RunReport, metrics: &[Line]) -> String {
+    let mut body = String::new();
+    header(report, &mut body);
+    reinforcement(report, metrics, &mut body);
+    measured(report, &mut body);
+    curves(report, metrics, &mut body);
+    samples(report, &mut body);
+    ledger(report, &mut body);
+    claims(&report.claims, &mut body);
+    fine_print(report, metrics, &mut body);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{} · Shoestring</title>\n\
+         <style>\n{}{}</style>\n</head>\n<body>\n<main>\n{body}</main>\n<div id=\"tip\"></div>\n\
+         <script>\n{}</script>\n</body>\n</html>\n",
+        escape(&report.name),
+        include_str!("page.css"),
+        include_str!("plot.css"),
+        include_str!("page.js"),
+    )
+}
+
+/// What was trained, on what, in how long, at what price, and what reinforcement bought.
+fn headline(report: &RunReport) -> String {
+    let total = report.total();
+    let first = |text: &str| {
+        let mut chars = text.chars();
+        chars.next().map(|c| c.to_uppercase().chain(chars).collect::<String>()).unwrap_or_default()
+    };
+    let model = if report.model.is_empty() { "a model".to_owned() } else { report.model.clone() };
+    let task = if report.task.is_empty() { String::new() } else { format!(" {}", escape(&report.task)) };
+    let learnt = format!(
+        "{} learnt{task} in <em>{}</em> for <em>{}</em>",
+        escape(&first(&model)),
+        duration(total.seconds),
+        price(total.cost)
+    );
+    match report.before_and_after() {
+        Some((before, after)) => {
+            let (from, to) = (before.pass_at_1.value, after.pass_at_1.value);
+            let verb = if to >= from { "raised" } else { "lowered" };
+            format!(
+                "{learnt}; reinforcement {verb} pass@1 from <em>{}</em> to <em>{}</em>.",
+                percent(from),
+                percent(to)
+            )
+        }
+        None => format!("{learnt}."),
+    }
+}
+
+fn header(report: &RunReport, out: &mut String) {
+    let total = report.total();
+    let _ = write!(
+        out,
+        "<p class=\"kicker\">Shoestring · {} · seed {}</p>\n<h1>{}</h1>\n<dl class=\"facts\">\n",
+        escape(&report.name),
+        report.seed,
+        headline(report)
+    );
+    let mut fact = |name: &str, value: String, note: String| {
+        let _ = writeln!(out, "<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>");
+    };
+    if let Some((before, after)) = report.before_and_after() {
+        let gain = (after.pass_at_1.value - before.pass_at_1.value) * 100.0;
+        let sign = if gain < 0.0 { "−" } else { "+" };
+        fact("from reinforcement", format!("{sign}{:.0} points", gain.abs()), "of pass@1, held-out problems".into());
+    }
+    fact("time", duration(total.seconds), format!("{} of core time", duration(total.cpu_seconds)));
+    fact("price", money(total.cost), format!("at {} per core-hour", money(report.price_per_core_hour)));
+    fact("tokens", short(total.tokens as f64), "read and written".into());
+    fact("operations", short(total.operations as f64), "multiplications and additions".into());
+    fact("peak memory", bytes(total.peak_memory_bytes), total.joules.map(energy).unwrap_or_default());
+    out.push_str("</dl>\n");
+}
+
+fn energy(joules: f64) -> String {
+    format!("{} kJ of energy", digits(joules / 1000.0, 3))
+}
+
+fn figure(chart: &str, title: &str, caption: &str, out: &mut String) {
+    let caption = if caption.is_empty() { String::new() } else { format!("<figcaption>{caption}</figcaption>") };
+    let title = if title.is_empty() { String::new() } else { format!("<h3>{}</h3>", escape(title)) };
+    let _ = writeln!(out, "<figure>{title}{chart}{caption}</figure>");
+}
+
+fn draw(chart: &LineChart, caption: &str, out: &mut String) {
+    figure(&chart.render(""), &chart.title, caption, out);
+}
+
+/// Charts next to each other, as many in a row as stay readable.
+fn draw_grid(charts: Vec<LineChart>, out: &mut String) {
+    let width = charts::panel_width(charts.len());
+    open_grid(charts.len(), out);
+    for chart in charts {
+        draw(&LineChart { width, ..chart }, "", out);
+    }
+    out.push_str("</div>\n");
+}
+
+fn open_grid(count: usize, out: &mut String) {
+    let class = match count {
+        1 => "one",
+        2 | 4 => "two",
+        _ => "three",
+    };
+    let _ = writeln!(out, "<div class=\"grid {class}\">");
+}
+
+fn reinforcement(report: &RunReport, metrics: &[Line], out: &mut String) {
+    let stages = charts::reinforced(metrics);
+    let Some(chart) = charts::reinforcement(report, metrics) else { return };
+    out.push_str("<h2>Learning to reason</h2>\n<p class=\"lead\">The model answers problems, a verifier scores the answers, and what scored above its group becomes more likely. Nobody shows it a solution here.</p>\n");
+    draw(&chart, "Bars on the marks are 95 % intervals over the held-out problems.", out);
+    let panels = [
+        (keys::COMPLETION_LENGTH, "How long it thinks", "tokens per answer"),
+        (keys::ENTROPY, "How open it stays", "entropy, nats per token"),
+        (keys::REWARD, "Reward of each reinforced model", "reward"),
+    ];
+    // The chart above shows the reward of one model already.
+    let wanted = panels.into_iter().filter(|(key, ..)| *key != keys::REWARD || stages.len() > 1);
+    let drawn = wanted.filter_map(|(key, title, label)| {
+        charts::over_steps(metrics, &stages, key, title, label, Unit::Plain)
+    });
+    draw_grid(drawn.collect(), out);
+}
+
+fn columns(evaluation: &Evaluation) -> Vec<(String, Estimate)> {
+    let k = evaluation.samples;
+    let mut columns = vec![("pass@1".to_owned(), evaluation.pass_at_1)];
+    if k > 1 {
+        columns.push((format!("maj@{k}"), evaluation.maj_at_k));
+        columns.push((format!("pass@{k}"), evaluation.pass_at_k));
+    }
+    columns
+}
+
+fn measured(report: &RunReport, out: &mut String) {
+    let Some((_, first)) = report.evaluation.first() else { return };
+    let legend: Vec<String> = columns(first).into_iter().map(|(name, _)| name).collect();
+    let rows = |pairs: &[(String, Evaluation)]| -> Vec<Row> {
+        let row = |(name, evaluation): &(String, Evaluation)| Row {
+            name: name.clone(),
+            values: columns(evaluation).into_iter().map(|(_, value)| value).collect(),
+        };
+        pairs.iter().map(row).collect()
+    };
+    let _ = write!(
+        out,
+        "<h2>What each stage bought</h2>\n<p class=\"lead\">{} held-out problems that no stage trained on. pass@1 is one greedy answer; {}</p>\n",
+        first.problems,
+        match first.samples {
+            0 | 1 => "bars are 95 % intervals.".to_owned(),
+            k => format!(
+                "maj@{k} is the most common of {k} sampled answers; pass@{k} asks whether any of them is right. Bars are 95 % intervals."
+            ),
+        }
+    );
+    figure(&intervals("Held-out problems solved, by stage", &legend, &rows(&report.evaluation), 880.0), "", "", out);
+    if !report.evaluation_by_task.is_empty() {
+        let count = report.evaluation_by_task.len();
+        open_grid(count, out);
+        for (task, pairs) in &report.evaluation_by_task {
+            let width = charts::panel_width(count);
+            let chart = intervals(&format!("{task}, by stage"), &legend, &rows(pairs), width);
+            figure(&chart, &task.replace('_', " "), "", out);
+        }
+        out.push_str("</div>\n");
+    }
+    out.push_str("<details><summary>The same as a table</summary><div class=\"scroll\"><table><thead><tr><th>stage</th>");
+    for name in &legend {
+        let _ = write!(out, "<th>{name}</th>");
+    }
+    out.push_str("</tr></thead><tbody>");
+    for (name, evaluation) in &report.evaluation {
+        let _ = write!(out, "<tr><td>{}</td>", escape(name));
+        for (_, value) in columns(evaluation) {
+            let _ = write!(
+                out,
+                "<td>{}<small>{:.1}–{:.1}</small></td>",
+                percent(value.value),
+                value.low * 100.0,
+                value.high * 100.0
+            );
+        }
+        out.push_str("</tr>");
+    }
+    out.push_str("</tbody></table></div></details>\n");
+}
+
+fn curves(report: &RunReport, metrics: &[Line], out: &mut String) {
+    let losses = charts::losses(metrics);
+    let overlays: Vec<LineChart> =
+        report.overlays.iter().filter_map(|overlay| charts::overlay(overlay, metrics)).collect();
+    if losses.is_none() && overlays.is_empty() {
+        return;
+    }
+    out.push_str("<h2>Learning from text</h2>\n<p class=\"lead\">Surprise at the next token, in nats: lower is better. Each stage has its own texts, so that its curve begins where it likes.</p>\n");
+    if let Some(chart) = losses {
+        draw(&chart, "", out);
+    }
+    if !overlays.is_empty() {
+        draw_grid(overlays, out);
+    }
+}
+
+fn samples(report: &RunReport, out: &mut String) {
+    if report.samples.is_empty() {
+        return;
+    }
+    out.push_str("<h2>In its own words</h2>\n<p class=\"lead\">The same problems, answered by the stages side by side. Thinking is dimmed.</p>\n");
+    for one in &report.samples {
+        out.push_str(&sample::card(one));
+        out.push('\n');
+    }
+}
+
+fn ledger(report: &RunReport, out: &mut String) {
+    if report.stages.is_empty() {
+        return;
+    }
+    let _ = write!(
+        out,
+        "<h2>What it cost</h2>\n<p class=\"lead\">Operations are counted op by op; time, memory{} are read from the system; money is wall time on all cores at {} per core-hour.</p>\n",
+        if report.total().joules.is_some() { " and energy" } else { "" },
+        money(report.price_per_core_hour)
+    );
+    let part = |stage: &StageCost| (stage.name.clone(), stage.seconds, duration(stage.seconds));
+    let parts: Vec<_> = report.stages.iter().map(part).collect();
+    figure(&shares("Time by stage", &parts, 880.0), "Where the time went", "", out);
+    out.push_str("<div class=\"scroll\"><table><thead><tr><th>stage</th><th>time</th><th>core time</th><th>tokens</th><th>tokens/s</th><th>operations</th><th>operations/s</th><th>peak memory</th><th>energy</th><th>price</th></tr></thead><tbody>\n");
+    for stage in &report.stages {
+        let _ = writeln!(out, "<tr>{}</tr>", cost_cells(stage));
+    }
+    let _ = writeln!(out, "</tbody><tfoot><tr>{}</tr></tfoot></table></div>", cost_cells(&report.total()));
+}
+
+fn cost_cells(stage: &StageCost) -> String {
+    let rate = |count: u64| {
+        if count == 0 || stage.seconds <= 0.0 { "–".to_owned() } else { short(count as f64 / stage.seconds) }
+    };
+    let count = |count: u64| if count == 0 { "–".to_owned() } else { short(count as f64) };
+    let joules = stage.joules.map_or("–".to_owned(), |joules| format!("{} kJ", digits(joules / 1000.0, 3)));
+    let cells = [
+        escape(&stage.name),
+        duration(stage.seconds),
+        duration(stage.cpu_seconds),
+        count(stage.tokens),
+        rate(stage.tokens),
+        count(stage.operations),
+        rate(stage.operations),
+        bytes(stage.peak_memory_bytes),
+        joules,
+        money(stage.cost),
+    ];
+    cells.map(|cell| format!("<td>{cell}</td>")).concat()
+}
+
+fn claims(claims: &[Claim], out: &mut String) {
+    if claims.is_empty() {
+        return;
+    }
+    out.push_str("<h2>What it shows</h2>\n<p class=\"lead\">Each claim is a ratio against its baseline in this same run. One whose 95 % interval reaches 1 is not shown, however good the ratio looks.</p>\n<ul class=\"claims\">\n");
+    for claim in claims {
+        let (class, state) = match claim {
+            _ if claim.shown => ("shown", "✓ shown"),
+            _ if claim.refuted() => ("refuted", "✗ the opposite"),
+            _ => ("open", "○ not shown"),
+        };
+        let _ = writeln!(
+            out,
+            "<li><span class=\"state {class}\">{state}</span><span>{}<small>against {}</small></span><span class=\"ratio\">×{}<small>{} to {}</small></span></li>",
+            escape(&claim.name),
+            escape(&claim.baseline),
+            digits(claim.ratio, 3),
+            digits(claim.low, 3),
+            if claim.high > 1e6 { "∞".to_owned() } else { digits(claim.high, 3) }
+        );
+    }
+    out.push_str("</ul>\n");
+}
+
+fn fine_print(report: &RunReport, metrics: &[Line], out: &mut String) {
+    let others = charts::others(metrics);
+    if !others.is_empty() || !report.recipe.is_empty() {
+        out.push_str("<h2>Everything else</h2>\n");
+    }
+    if !others.is_empty() {
+        let _ = write!(out, "<details><summary>{} more curves</summary>", others.len());
+        draw_grid(others, out);
+        out.push_str("</details>\n");
+    }
+    if !report.recipe.is_empty() {
+        let recipe = escape(&report.recipe);
+        let _ = writeln!(out, "<details><summary>The recipe, with every default stated</summary><pre>{recipe}</pre></details>");
+    }
+    let machine = match report.machine.as_str() {
+        "" => String::new(),
+        machine => format!(" Run on {}.", escape(machine)),
+    };
+    let _ = writeln!(out, "<footer>Made by Shoestring {}.{machine} The numbers of this page are in <code>report.json</code>, those of its curves in <code>metrics.jsonl</code>.</footer>", env!("CARGO_PKG_VERSION"));
+}

@@ -1,0 +1,84 @@
+//! Sampling answers to problems and scoring them: what reinforcement and rejection sampling share.
+
+use data::{Message, Tokenizer, encode_prompt};
+use engine::{Completion, Engine, FinishReason, Limits, Request, Sampling};
+use model::Model;
+use tasks::{Problem, Reward, RewardConfig, Verifier};
+
+use crate::TrainError;
+use crate::evaluate::{completion_text, stop_tokens};
+
+/// How answers are sampled.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleSettings {
+    /// Answers per problem.
+    pub group: usize,
+    /// Tokens of an answer at most.
+    pub max_new: usize,
+    /// Temperature.
+    pub temperature: f32,
+    /// Seed of the first problem; the others count up.
+    pub seed: u64,
+}
+
+/// One sampled answer.
+pub struct Answer {
+    /// Tokens and log-probabilities.
+    pub completion: Completion,
+    /// Its text, tags included.
+    pub text: String,
+    /// What it earns.
+    pub reward: Reward,
+    /// Whether it ran out of tokens.
+    pub truncated: bool,
+}
+
+/// A problem with its answers.
+pub struct Group {
+    /// The problem.
+    pub problem: Problem,
+    /// Its prompt's ids.
+    pub prompt: Vec<u32>,
+    /// The answers.
+    pub answers: Vec<Answer>,
+}
+
+/// Samples and scores a group of answers to every problem; also gives the tokens computed.
+pub fn sample(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    problems: Vec<Problem>,
+    verifier: &dyn Verifier,
+    rewards: &RewardConfig,
+    s: SampleSettings,
+) -> Result<(Vec<Group>, u64), TrainError> {
+    let stop_tokens = stop_tokens(model, tokenizer);
+    let sampling = Sampling { temperature: s.temperature, ..Sampling::default() };
+    let mut requests = Vec::with_capacity(problems.len());
+    for (i, p) in problems.iter().enumerate() {
+        let prompt = encode_prompt(tokenizer, &[Message::user(p.prompt.clone())])?;
+        let seed = s.seed.wrapping_add(i as u64);
+        requests.push(Request { prompt, samples: s.group, max_new: s.max_new, sampling, stop_tokens: stop_tokens.clone(), seed });
+    }
+    let mut engine = Engine::new(model, Limits::default());
+    let results = engine.run(&requests, |_| true)?;
+    let mut texts = Vec::new();
+    for c in results.iter().flatten() {
+        texts.push(completion_text(tokenizer, &c.token_ids)?);
+    }
+    let items: Vec<(&Problem, &str)> =
+        texts.iter().enumerate().map(|(i, t)| (&problems[i / s.group], t.as_str())).collect();
+    let verdicts = verifier.score_batch(&items);
+    let mut scored = texts.into_iter().zip(verdicts);
+    let mut groups = Vec::with_capacity(problems.len());
+    for ((problem, request), completions) in problems.into_iter().zip(requests).zip(results) {
+        let answers = completions.into_iter().zip(&mut scored).map(|(completion, (text, verdict))| Answer {
+            reward: rewards.combine(verdict.score, verdict.reason, &text),
+            truncated: completion.finish_reason == FinishReason::Length,
+            completion,
+            text,
+        });
+        groups.push(Group { problem, prompt: request.prompt, answers: answers.collect() });
+    }
+    Ok((groups, engine.computed_tokens() as u64))
+}

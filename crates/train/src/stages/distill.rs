@@ -1,0 +1,153 @@
+//! `distill`: what a teacher knows, taught to a student: by its accepted traces, by its distribution over every token
+//! of worked solutions, or by scoring the student's own answers.
+
+use data::{Document, Message, encode_chat, pack};
+use model::{Model, whole};
+use serde_json::json;
+use tasks::{Mix, RewardConfig, Style};
+use tensor::{Tape, ops};
+
+use super::StageResult;
+use super::pretrain::step_outcome;
+use super::sft::{conversations, nth};
+use crate::TrainError;
+use crate::context::Context;
+use crate::learner::{Learner, Rhythm, StepOutcome};
+use crate::policy::{Rollout, flatten};
+use crate::rollout::{SampleSettings, sample};
+use crate::run::metrics::keys;
+use crate::run::recipe::{DistillMethod, DistillStage, Reference};
+use crate::step::{StepOptions, score};
+
+/// Training problems of this stage come after those of rejection sampling.
+const FIRST_PROBLEM: u64 = 1 << 35;
+
+pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainError> {
+    let teacher = ctx.model(&s.teacher)?;
+    let (model, tokenizer) = match ctx.recipe.reference(&s.student) {
+        Reference::Model(_) => (ctx.fresh_model(&s.student, &teacher.1)?, teacher.1),
+        _ => ctx.model(&s.student)?,
+    };
+    let teacher = teacher.0;
+    if teacher.config().vocab_size() != model.config().vocab_size() && s.method != DistillMethod::Traces {
+        let what = format!("stage `{}`: teacher and student have different vocabularies; only method = \"traces\" can do that", s.name);
+        return Err(TrainError::Recipe(what));
+    }
+    let traces = match (&s.traces, s.method) {
+        (Some(stage), DistillMethod::Traces) => conversations(&tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), s.seq_len)?,
+        _ => Vec::new(),
+    };
+    let tokens: usize = traces.iter().map(|d| d.ids.len() - 1).sum();
+    let total = if s.steps > 0 { s.steps } else { (s.epochs * tokens as u64).div_ceil(s.batch_tokens as u64).max(1) };
+    let rhythm = Rhythm {
+        total,
+        sample_every: s.sample_every,
+        checkpoint_every: s.checkpoint_every,
+        checkpoint_seconds: s.checkpoint_seconds,
+    };
+    let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
+    let mut learner = Learner::new(model, tokenizer, &s.optimizer);
+    let seed = ctx.recipe.seed;
+    let cost = learner.run(
+        ctx,
+        &s.name,
+        &s.schedule,
+        rhythm,
+        |l, step, factor, _| match s.method {
+            DistillMethod::Traces => {
+                let mut docs = Vec::new();
+                let mut tokens = 0;
+                while tokens < s.batch_tokens {
+                    let doc = nth(&traces, seed, l.cursor).clone();
+                    l.cursor += 1;
+                    tokens += doc.ids.len() - 1;
+                    docs.push(doc);
+                }
+                let options = StepOptions { recompute: s.recompute, accumulate: s.accumulate, loss_limit: l.loss_limit(), ..StepOptions::default() };
+                step_outcome(l, pack(&docs), options, factor)
+            }
+            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor),
+            DistillMethod::OnPolicy => on_policy_step(ctx, s, l, &teacher, mix.as_ref(), step, factor),
+        },
+        |_, _, _| Ok(()),
+    )?;
+    let summary = format!("{} steps, {} traces", total, traces.len());
+    Ok(StageResult { cost, summary, figures: json!({"steps": total, "traces": traces.len()}) })
+}
+
+/// `KL(teacher ‖ student)` over the answers of worked problems.
+fn logits_step(ctx: &Context, s: &DistillStage, l: &mut Learner, teacher: &Model, mix: Option<&Mix>, factor: f32) -> Result<StepOutcome, TrainError> {
+    let source = ctx.problems()?;
+    let mut docs = Vec::new();
+    let mut tokens = 0;
+    while tokens < s.batch_tokens {
+        let index = FIRST_PROBLEM + l.cursor;
+        l.cursor += 1;
+        let problem = source.train(mix, index);
+        let answer = source.worked(&problem, Style::Careful, index);
+        let doc: Document = encode_chat(&l.tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into();
+        if doc.ids.len() <= s.seq_len + 1 {
+            tokens += doc.ids.len() - 1;
+            docs.push(doc);
+        }
+    }
+    let batch = pack(&docs);
+    let total: f32 = batch.weights.iter().sum();
+    let weights: Vec<f32> = batch.weights.iter().map(|w| w / total).collect();
+    l.model.params_mut().zero_grads();
+    let segments = whole(&batch.lens);
+    let kl = {
+        let student = Tape::recording(l.model.params());
+        let pass = l.model.forward(&student, &batch.tokens, &segments, Default::default(), None);
+        let given = Tape::inference(teacher.params());
+        let taught = teacher.forward(&given, &batch.tokens, &segments, Default::default(), None);
+        let kl = ops::distill_kl(&student, &pass.hidden, l.model.head(), (teacher.params(), &taught.hidden, teacher.head()), &weights);
+        student.backward();
+        kl
+    };
+    let loss = kl.iter().zip(&weights).map(|(k, w)| f64::from(*k) * f64::from(*w)).sum();
+    let report = l.optimizer.step(l.model.params_mut(), factor);
+    let values = vec![(keys::LOSS, loss), ("grad_norm", f64::from(report.grad_norm))];
+    Ok(StepOutcome { values, tokens: 2 * batch.tokens.len() as u64, skipped: report.skipped, enough: false })
+}
+
+/// Reverse KL on the student's own answers: the slope of `KL(student ‖ teacher)` by each sampled token's
+/// log-probability is the difference of the two log-probabilities.
+fn on_policy_step(ctx: &Context, s: &DistillStage, l: &mut Learner, teacher: &Model, mix: Option<&Mix>, step: u64, factor: f32) -> Result<StepOutcome, TrainError> {
+    let source = ctx.problems()?;
+    let problems = (0..s.prompts as u64).map(|i| source.train(mix, FIRST_PROBLEM + l.cursor + i)).collect();
+    l.cursor += s.prompts as u64;
+    let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, step]).next_u64();
+    let settings = SampleSettings { group: 1, max_new: s.max_new, temperature: s.temperature as f32, seed };
+    let (groups, sampled) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+    let accuracy = groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>() / groups.len() as f64;
+    let rollouts: Vec<Rollout> = groups
+        .into_iter()
+        .flat_map(|g| g.answers.into_iter().map(move |a| (g.prompt.clone(), a.completion)))
+        .map(|(prompt, c)| Rollout { prompt, completion: c.token_ids, old: c.logprobs, reference: None, advantage: 0.0 })
+        .collect();
+    let total: usize = rollouts.iter().map(|r| r.completion.len()).sum();
+    l.model.params_mut().zero_grads();
+    let mut kl = 0.0;
+    for part in rollouts.chunks(64) {
+        let flat = flatten(&part.iter().collect::<Vec<_>>());
+        let taught = score(teacher, &flat.tokens, &flat.targets, &flat.lens);
+        let tape = Tape::recording(l.model.params());
+        let pass = l.model.forward(&tape, &flat.tokens, &whole(&flat.lens), Default::default(), None);
+        let mut slopes = vec![0.0; flat.tokens.len()];
+        let mut at = 0;
+        for (r, len) in part.iter().zip(&flat.lens) {
+            for (i, old) in (at + r.prompt.len() - 1..at + len).zip(&r.old) {
+                let gap = old - taught.logprobs[i];
+                kl += f64::from(gap) / total as f64;
+                slopes[i] = gap / total as f32;
+            }
+            at += len;
+        }
+        ops::seed_log_probs(l.model.params(), &pass.hidden, l.model.head(), &flat.targets, &slopes);
+        tape.backward();
+    }
+    let report = l.optimizer.step(l.model.params_mut(), factor);
+    let values = vec![("kl", kl), (keys::ACCURACY, accuracy), ("grad_norm", f64::from(report.grad_norm))];
+    Ok(StepOutcome { values, tokens: sampled + total as u64, skipped: report.skipped, enough: false })
+}

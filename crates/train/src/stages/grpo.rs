@@ -1,0 +1,247 @@
+//! `grpo`: reinforcement learning from verifiers alone.
+
+use model::Model;
+use serde_json::json;
+use tasks::{Mix, RewardConfig};
+
+use super::StageResult;
+use crate::TrainError;
+use crate::context::Context;
+use crate::ledger::Meter;
+use crate::learner::{Learner, Rhythm, StepOutcome};
+use crate::objective::{Clip, Objective, objective};
+use crate::policy::{PolicySettings, PolicyStats, Rollout, flatten, policy_step};
+use crate::rollout::{Group, SampleSettings, sample};
+use crate::run::metrics::keys;
+use crate::run::recipe::GrpoStage;
+use crate::step::{StepOptions, score};
+
+/// Training problems of this stage come after those of fine-tuning.
+const FIRST_PROBLEM: u64 = 1 << 33;
+/// Rounds of replacing groups that teach nothing.
+const ROUNDS: usize = 3;
+/// Held-out problems that are tried greedily during the stage.
+const EVAL_PROBLEMS: usize = 60;
+
+pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainError> {
+    let (model, tokenizer) = ctx.model(&s.from)?;
+    let mut reference = if s.kl_coefficient > 0.0 { Some(ctx.model(&s.from)?.0) } else { None };
+    let mix = ctx.problems()?.training_mix(&s.mix)?;
+    let budget = budget(ctx, s)?;
+    let rhythm = Rhythm {
+        total: s.steps,
+        sample_every: s.sample_every,
+        checkpoint_every: s.checkpoint_every,
+        checkpoint_seconds: s.checkpoint_seconds,
+    };
+    let mut learner = Learner::new(model, tokenizer, &s.optimizer);
+    let mut last = (0.0, 0.0);
+    let cost = learner.run(
+        ctx,
+        &s.name,
+        &s.schedule,
+        rhythm,
+        |l, step, factor, meter| {
+            if s.reference_every > 0 && step > 0 && step.is_multiple_of(s.reference_every) {
+                if let Some(r) = &mut reference {
+                    r.params_mut().data_mut().copy_from_slice(l.model.params().data());
+                }
+            }
+            let outcome = one_step(ctx, s, l, step, factor, mix.as_ref(), reference.as_ref())?;
+            last = (outcome.values[0].1, outcome.values[1].1);
+            let enough = budget.is_some_and(|b| spent(meter) >= b);
+            Ok(StepOutcome { enough, ..outcome })
+        },
+        |l, step, metrics| {
+            if s.eval_every > 0 && step.is_multiple_of(s.eval_every) {
+                metrics.log(step, &[(keys::EVAL_ACCURACY, greedy_accuracy(ctx, s, l)?)])?;
+            }
+            Ok(())
+        },
+    )?;
+    let summary = format!("reward {:.3}, accuracy of samples {:.1} %", last.0, 100.0 * last.1);
+    Ok(StageResult { cost, summary, figures: json!({"reward": last.0, "accuracy": last.1}) })
+}
+
+/// Operations that this stage may spend: those of the stages that it is compared with.
+fn budget(ctx: &Context, s: &GrpoStage) -> Result<Option<u64>, TrainError> {
+    let mut sum = 0;
+    for stage in &s.budget_of {
+        sum += ctx.cost_of(stage)?.map_or(0, |c| c.operations);
+    }
+    Ok((!s.budget_of.is_empty()).then_some(sum))
+}
+
+/// Operations so far, the present step included.
+fn spent(meter: &Meter) -> u64 {
+    meter.operations()
+}
+
+/// Samples, scores, and moves the policy.
+fn one_step(
+    ctx: &Context,
+    s: &GrpoStage,
+    l: &mut Learner,
+    step: u64,
+    factor: f32,
+    mix: Option<&Mix>,
+    reference: Option<&Model>,
+) -> Result<StepOutcome, TrainError> {
+    let objective = objective(s.objective);
+    let (groups, sampled, drawn) = collect(ctx, s, l, step, mix)?;
+    let figures = Figures::of(&groups, drawn);
+    let mut rollouts = Vec::new();
+    for g in &groups {
+        let rewards: Vec<f32> = g.answers.iter().map(|a| a.reward.total - overlong(s, a.completion.token_ids.len())).collect();
+        for (a, advantage) in g.answers.iter().zip(objective.advantages(&rewards)) {
+            let (completion, old) = (a.completion.token_ids.clone(), a.completion.logprobs.clone());
+            rollouts.push(Rollout { prompt: g.prompt.clone(), completion, old, reference: None, advantage });
+        }
+    }
+    if let Some(reference) = reference {
+        with_reference(reference, &mut rollouts);
+    }
+    let (stats, trained) = update(s, l, &rollouts, objective, factor);
+    let values = vec![
+        (keys::REWARD, figures.reward),
+        (keys::ACCURACY, figures.accuracy),
+        (keys::REWARD_STD, figures.reward_std),
+        ("format", figures.format),
+        (keys::COMPLETION_LENGTH, figures.length),
+        ("truncated_share", figures.truncated),
+        ("zero_variance_share", figures.flat),
+        (keys::ENTROPY, stats.entropy),
+        ("kl", stats.kl),
+        ("clip_share", stats.clip_share),
+        ("mismatched_logprobs", stats.mismatched as f64),
+        ("grad_norm", f64::from(stats.report.grad_norm)),
+        ("learning_rate_factor", f64::from(factor)),
+    ];
+    // A step in which no group taught anything is no failure.
+    let skipped = stats.report.skipped && !stats.report.grad_norm.is_finite();
+    Ok(StepOutcome { values, tokens: sampled + trained as u64, skipped, enough: false })
+}
+
+/// Groups for one step. With dynamic sampling, groups without variance are replaced by fresh ones, in a few rounds.
+fn collect(ctx: &Context, s: &GrpoStage, l: &mut Learner, step: u64, mix: Option<&Mix>) -> Result<(Vec<Group>, u64, Vec<(f64, f64)>), TrainError> {
+    let source = ctx.problems()?;
+    let rewards = RewardConfig { accuracy: s.reward.accuracy as f32, format: s.reward.format as f32 };
+    let (mut groups, mut tokens, mut drawn) = (Vec::new(), 0, Vec::new());
+    for round in 0..if s.dynamic_sampling { ROUNDS } else { 1 } {
+        let want = s.prompts - groups.len();
+        let problems = (0..want as u64).map(|i| source.train(mix, FIRST_PROBLEM + l.cursor + i)).collect();
+        let settings = SampleSettings {
+            group: s.group,
+            max_new: s.max_new,
+            temperature: s.temperature as f32,
+            seed: tensor::Rng::at(ctx.recipe.seed, &[step, round as u64]).next_u64(),
+        };
+        l.cursor += want as u64;
+        let (fresh, n) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &rewards, settings)?;
+        tokens += n;
+        drawn.extend(fresh.iter().flat_map(|g| g.answers.iter().map(|a| (f64::from(a.reward.total), f64::from(a.reward.components[0].1)))));
+        let last = round + 1 == ROUNDS;
+        groups.extend(fresh.into_iter().filter(|g| !s.dynamic_sampling || last || varies(g)));
+        if groups.len() >= s.prompts {
+            break;
+        }
+    }
+    Ok((groups, tokens, drawn))
+}
+
+fn varies(g: &Group) -> bool {
+    g.answers.iter().any(|a| a.reward.total != g.answers[0].reward.total)
+}
+
+/// DAPO's soft punishment of answers that come near the limit.
+fn overlong(s: &GrpoStage, len: usize) -> f32 {
+    if s.overlong_buffer == 0 {
+        return 0.0;
+    }
+    let over = (len + s.overlong_buffer).saturating_sub(s.max_new);
+    (s.overlong_penalty * over as f64 / s.overlong_buffer as f64) as f32
+}
+
+/// Fills in the reference model's log-probabilities.
+fn with_reference(reference: &Model, rollouts: &mut [Rollout]) {
+    for part in rollouts.chunks_mut(64) {
+        let flat = flatten(&part.iter().collect::<Vec<_>>());
+        let stats = score(reference, &flat.tokens, &flat.targets, &flat.lens);
+        let mut at = 0;
+        for (r, len) in part.iter_mut().zip(&flat.lens) {
+            r.reference = Some(stats.logprobs[at + r.prompt.len() - 1..at + len].to_vec());
+            at += len;
+        }
+    }
+}
+
+/// `epochs · minibatches` optimizer steps; the statistics of the first, and the tokens trained on in all.
+fn update(s: &GrpoStage, l: &mut Learner, rollouts: &[Rollout], objective: &dyn Objective, factor: f32) -> (PolicyStats, usize) {
+    let mut first: Option<PolicyStats> = None;
+    let mut trained = 0;
+    // Whole groups stay together.
+    let size = (rollouts.len() / s.group).div_ceil(s.minibatches).max(1) * s.group;
+    for _ in 0..s.epochs {
+        for part in rollouts.chunks(size) {
+            let part: Vec<&Rollout> = part.iter().collect();
+            let settings = PolicySettings {
+                objective,
+                clip: Clip { low: s.clip_low as f32, high: s.clip_high as f32 },
+                kl: s.kl,
+                kl_coefficient: s.kl_coefficient as f32,
+                max_new: s.max_new,
+                sequences: part.len(),
+                tokens: part.iter().map(|r| r.completion.len()).sum(),
+                options: StepOptions {
+                    recompute: s.recompute,
+                    router_bias_rate: s.router_bias_rate as f32,
+                    accumulate: s.accumulate,
+                    ..StepOptions::default()
+                },
+            };
+            let stats = policy_step(&mut l.model, &mut l.optimizer, &part, &settings, factor);
+            trained += stats.trained_tokens;
+            first.get_or_insert(stats);
+        }
+    }
+    (first.expect("at least one minibatch"), trained)
+}
+
+fn greedy_accuracy(ctx: &Context, s: &GrpoStage, l: &Learner) -> Result<f64, TrainError> {
+    let source = ctx.problems()?;
+    let problems: Vec<_> = source.held_out().iter().take(EVAL_PROBLEMS).cloned().collect();
+    let n = problems.len().max(1) as f64;
+    let settings = SampleSettings { group: 1, max_new: s.max_new, temperature: 0.0, seed: 0 };
+    let (groups, _) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+    Ok(groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>() / n)
+}
+
+struct Figures {
+    reward: f64,
+    reward_std: f64,
+    accuracy: f64,
+    format: f64,
+    length: f64,
+    truncated: f64,
+    flat: f64,
+}
+
+impl Figures {
+    /// Reward and accuracy over all answers drawn (also of groups that were replaced), the rest over those kept.
+    fn of(groups: &[Group], drawn: Vec<(f64, f64)>) -> Figures {
+        let n = drawn.len().max(1) as f64;
+        let reward = drawn.iter().map(|d| d.0).sum::<f64>() / n;
+        let answers = || groups.iter().flat_map(|g| &g.answers);
+        let count = answers().count().max(1) as f64;
+        let mean = |f: &dyn Fn(&crate::rollout::Answer) -> f64| answers().map(f).sum::<f64>() / count;
+        Figures {
+            reward,
+            reward_std: (drawn.iter().map(|d| (d.0 - reward).powi(2)).sum::<f64>() / n).sqrt(),
+            accuracy: drawn.iter().map(|d| d.1).sum::<f64>() / n,
+            format: mean(&|a| f64::from(a.reward.components[1].1)),
+            length: mean(&|a| a.completion.token_ids.len() as f64),
+            truncated: mean(&|a| f64::from(u8::from(a.truncated))),
+            flat: groups.iter().filter(|g| !varies(g)).count() as f64 / groups.len().max(1) as f64,
+        }
+    }
+}

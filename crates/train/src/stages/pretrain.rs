@@ -1,0 +1,203 @@
+//! `pretrain`: next-token prediction on worked solutions or on the user's text.
+
+use std::path::Path;
+
+use data::{Document, Packed, ShardWriter, Shards, Tokenizer, chunk_document, is_held_out, pack, permutation, read_texts_with};
+use serde_json::json;
+use tasks::Mix;
+
+use super::StageResult;
+use crate::TrainError;
+use crate::context::Context;
+use crate::learner::{Learner, Rhythm, StepOutcome};
+use crate::problems::ProblemSource;
+use crate::run::metrics::{Metrics, keys};
+use crate::run::recipe::{Files, PretrainStage, Source};
+use crate::step::{StepOptions, score, train_step};
+
+/// Documents whose held-out loss is measured.
+const HELD_OUT_DOCUMENTS: u64 = 256;
+/// Indices from here on are never trained on, nor drawn for a tokenizer.
+const HELD_OUT_START: u64 = 1 << 40;
+
+/// A stream of documents that can be read from anywhere.
+enum Stream<'a> {
+    Problems { source: &'a ProblemSource, mix: Option<Mix>, hurried_share: f64 },
+    Shards { shards: Shards, seed: u64, seq_len: usize },
+}
+
+impl Stream<'_> {
+    /// Token ids of document `index`, in pieces of at most `seq_len + 1`. Files are shuffled anew in every epoch.
+    fn document(&self, tokenizer: &Tokenizer, index: u64, seq_len: usize) -> Result<Vec<Vec<u32>>, TrainError> {
+        match self {
+            Stream::Problems { source, mix, hurried_share } => {
+                let mut ids = tokenizer.encode(&source.document(mix.as_ref(), index, *hurried_share))?;
+                ids.extend(tokenizer.eos_id());
+                Ok(chunk_document(&ids, seq_len + 1).into_iter().map(<[u32]>::to_vec).collect())
+            }
+            Stream::Shards { shards, seed, .. } => {
+                let n = shards.len_documents();
+                let ids = shards.document(permutation(*seed, index / n, n)(index % n))?;
+                Ok(vec![ids])
+            }
+        }
+    }
+}
+
+pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, TrainError> {
+    let (model, tokenizer) = match (&s.from, &s.model) {
+        (Some(from), _) => ctx.model(from)?,
+        (None, Some(name)) => {
+            let tokenizer = Tokenizer::load(&ctx.dir(&s.tokenizer)?)?;
+            (ctx.fresh_model(name, &tokenizer)?, tokenizer)
+        }
+        (None, None) => return Err(TrainError::Recipe(format!("stage `{}` needs `model` or `from`", s.name))),
+    };
+    let context = model.config().max_position_embeddings();
+    if s.seq_len > context {
+        return Err(TrainError::TooLong {
+            what: format!("`seq_len` of stage `{}`", s.name),
+            tokens: s.seq_len,
+            limit: context,
+            remedy: "lower it, or raise the model's max_position_embeddings",
+        });
+    }
+    let dir = ctx.folder.stage_dir(&s.name)?;
+    let seed = ctx.recipe.seed;
+    let (train, held_out, held_out_bytes) = match &s.source {
+        Source::Problems => {
+            let source = ctx.problems()?;
+            let mix = source.training_mix(&s.mix)?;
+            let stream = Stream::Problems { source, mix, hurried_share: s.hurried_share };
+            let held = (0..HELD_OUT_DOCUMENTS).map(|i| stream.document(&tokenizer, HELD_OUT_START + i, s.seq_len));
+            let held: Vec<Vec<u32>> = held.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+            (stream, held, None)
+        }
+        Source::Files(files) => {
+            let (shards, held, bytes) = shards(ctx, &dir.join("shards"), files, &tokenizer, s.seq_len)?;
+            (Stream::Shards { shards, seed, seq_len: s.seq_len }, held, Some(bytes))
+        }
+    };
+    let total = s.tokens.div_ceil(s.batch_tokens as u64);
+    let rhythm = Rhythm {
+        total,
+        sample_every: s.sample_every,
+        checkpoint_every: s.checkpoint_every,
+        checkpoint_seconds: s.checkpoint_seconds,
+    };
+    let options = StepOptions {
+        mtp_weight: s.mtp_weight as f32,
+        router_bias_rate: s.router_bias_rate as f32,
+        balance_alpha: s.balance_alpha as f32,
+        recompute: s.recompute,
+        accumulate: s.accumulate,
+        loss_limit: 0.0,
+    };
+    let mut learner = Learner::new(model, tokenizer, &s.optimizer);
+    let cost = learner.run(
+        ctx,
+        &s.name,
+        &s.schedule,
+        rhythm,
+        |l, step, factor, _| {
+            let mut docs = Vec::new();
+            let mut tokens = 0;
+            while tokens < s.batch_tokens {
+                for ids in train.document(&l.tokenizer, l.cursor, s.seq_len)? {
+                    tokens += ids.len() - 1;
+                    docs.push(Document::plain(ids));
+                }
+                l.cursor += 1;
+            }
+            // The bias of the routers stands still at the end (V3 report, section 4.2).
+            let router_bias_rate = if step * 10 >= total * 9 { 0.0 } else { options.router_bias_rate };
+            step_outcome(l, pack(&docs), StepOptions { router_bias_rate, loss_limit: l.loss_limit(), ..options }, factor)
+        },
+        |l, step, metrics| {
+            if s.eval_every > 0 && step.is_multiple_of(s.eval_every) {
+                let losses = held_out_losses(l, &held_out);
+                metrics.log(step, &[(keys::EVAL_LOSS, mean(&losses))])?;
+            }
+            Ok(())
+        },
+    )?;
+    let losses = held_out_losses(&learner, &held_out);
+    let mut figures = json!({"held_out_losses": losses, "held_out_loss": mean(&losses)});
+    let mut summary = format!("held-out loss {:.3}", mean(&losses));
+    if let Some(bytes) = held_out_bytes {
+        let nats: f64 = losses.iter().zip(&held_out).map(|(l, d)| l * (d.len() - 1) as f64).sum();
+        let bits = nats / std::f64::consts::LN_2 / bytes as f64;
+        figures["bits_per_byte"] = bits.into();
+        figures["held_out_bytes"] = bytes.into();
+        summary += &format!(", {bits:.3} bits per byte over {bytes} held-out bytes");
+    }
+    Ok(StageResult { cost, summary, figures })
+}
+
+/// A step of next-token prediction, as an outcome for the loop.
+pub(super) fn step_outcome(l: &mut Learner, batch: Packed, options: StepOptions, factor: f32) -> Result<StepOutcome, TrainError> {
+    let tokens = batch.tokens.len() as u64;
+    let stats = train_step(&mut l.model, &mut l.optimizer, batch, &options, factor);
+    if !stats.report.skipped {
+        l.saw_loss(stats.loss);
+    }
+    let mut values = vec![(keys::LOSS, stats.loss), ("grad_norm", f64::from(stats.report.grad_norm)), ("learning_rate_factor", f64::from(factor))];
+    values.extend(stats.mtp_loss.map(|l| ("mtp_loss", l)));
+    values.extend(stats.max_load.map(|l| ("max_expert_load", l)));
+    Ok(StepOutcome { values, tokens, skipped: stats.report.skipped, enough: false })
+}
+
+fn mean(x: &[f64]) -> f64 {
+    x.iter().sum::<f64>() / x.len().max(1) as f64
+}
+
+/// Mean negative log-likelihood per token of each document, in nats.
+fn held_out_losses(l: &Learner, docs: &[Vec<u32>]) -> Vec<f64> {
+    let mut out = Vec::new();
+    for part in docs.chunks(64) {
+        let packed = pack(&part.iter().map(|ids| Document::plain(ids.clone())).collect::<Vec<_>>());
+        let stats = score(&l.model, &packed.tokens, &packed.targets, &packed.lens);
+        let mut at = 0;
+        for len in packed.lens {
+            out.push(-stats.logprobs[at..at + len].iter().map(|&x| f64::from(x)).sum::<f64>() / len as f64);
+            at += len;
+        }
+    }
+    out
+}
+
+/// The files as token shards (made once), and the held-out documents with the number of their bytes.
+fn shards(ctx: &Context, dir: &Path, files: &Files, tokenizer: &Tokenizer, seq_len: usize) -> Result<(Shards, Vec<Vec<u32>>, u64), TrainError> {
+    let (train_dir, held_dir, info) = (dir.join("train"), dir.join("held_out"), dir.join("held_out_bytes"));
+    if !info.is_file() {
+        std::fs::create_dir_all(dir).map_err(crate::run::RunError::io("create", dir))?;
+        let mut train = ShardWriter::create(&train_dir, tokenizer.vocab_size())?;
+        let mut held = ShardWriter::create(&held_dir, tokenizer.vocab_size())?;
+        let mut bytes = 0u64;
+        for (i, text) in read_texts_with(&files.path, &files.extensions)?.texts().enumerate() {
+            let text = text?;
+            // The place in the sorted list decides, so that every kind of document has its share.
+            let is_held = is_held_out(&(i as u64).to_le_bytes(), ctx.recipe.seed, files.held_out_one_in as u64);
+            let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+            ids.extend(tokenizer.encode_untrusted(&text)?);
+            ids.extend(tokenizer.eos_id());
+            if is_held {
+                bytes += text.len() as u64;
+            }
+            for piece in chunk_document(&ids, seq_len + 1).into_iter().filter(|p| p.len() > 1) {
+                if is_held { held.push_document(piece)? } else { train.push_document(piece)? }
+            }
+        }
+        train.finish()?;
+        held.finish()?;
+        crate::run::folder::write_atomic(&info, bytes.to_string().as_bytes())?;
+    }
+    let (train, held) = (Shards::open(&train_dir)?, Shards::open(&held_dir)?);
+    if train.len_documents() == 0 || held.len_documents() == 0 {
+        let what = format!("{}: too few documents to hold one in {} out", files.path.display(), files.held_out_one_in);
+        return Err(TrainError::Recipe(what));
+    }
+    let text = std::fs::read_to_string(&info).map_err(crate::run::RunError::io("read", &info))?;
+    let held = (0..held.len_documents()).map(|i| held.document(i)).collect::<Result<Vec<_>, _>>()?;
+    Ok((train, held, text.trim().parse().unwrap_or(0)))
+}

@@ -1,0 +1,106 @@
+//! `sft`: supervised fine-tuning on conversations, with the loss on the assistant's turns.
+
+use data::{Document, Message, Tokenizer, encode_chat, pack, permutation, read_conversations};
+use serde_json::json;
+use tasks::Style;
+
+use super::StageResult;
+use super::pretrain::step_outcome;
+use crate::TrainError;
+use crate::context::Context;
+use crate::learner::{Learner, Rhythm};
+use crate::run::recipe::{Data, SftStage};
+use crate::step::StepOptions;
+
+/// Training problems of this stage come after those of pretraining.
+const FIRST_PROBLEM: u64 = 1 << 32;
+
+pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError> {
+    let (model, tokenizer) = ctx.model(&s.from)?;
+    let fixed = match &s.data {
+        Data::Problems => None,
+        Data::Jsonl { jsonl } => Some(conversations(&tokenizer, jsonl, s.seq_len)?),
+        Data::Stage { stage } => Some(conversations(&tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), s.seq_len)?),
+    };
+    let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
+    let rhythm = Rhythm {
+        total: s.steps,
+        sample_every: s.sample_every,
+        checkpoint_every: s.checkpoint_every,
+        checkpoint_seconds: s.checkpoint_seconds,
+    };
+    let options = StepOptions {
+        mtp_weight: s.mtp_weight as f32,
+        router_bias_rate: s.router_bias_rate as f32,
+        balance_alpha: s.balance_alpha as f32,
+        recompute: s.recompute,
+        accumulate: s.accumulate,
+        loss_limit: 0.0,
+    };
+    let mut learner = Learner::new(model, tokenizer, &s.optimizer);
+    let seed = ctx.recipe.seed;
+    let cost = learner.run(
+        ctx,
+        &s.name,
+        &s.schedule,
+        rhythm,
+        |l, _, factor, _| {
+            let mut docs = Vec::new();
+            let mut tokens = 0;
+            while tokens < s.batch_tokens {
+                let index = l.cursor;
+                l.cursor += 1;
+                let doc = match &fixed {
+                    Some(all) => nth(all, seed, index).clone(),
+                    None => worked(ctx, &l.tokenizer, mix.as_ref(), index, s.hurried_share)?,
+                };
+                if doc.ids.len() > s.seq_len + 1 {
+                    continue;
+                }
+                tokens += doc.ids.len() - 1;
+                docs.push(doc);
+            }
+            step_outcome(l, pack(&docs), StepOptions { loss_limit: l.loss_limit(), ..options }, factor)
+        },
+        |_, _, _| Ok(()),
+    )?;
+    Ok(StageResult { cost, summary: format!("loss {:.3}", learner.usual_loss), figures: json!({"loss": learner.usual_loss}) })
+}
+
+/// Document `index` of an endless, in every epoch newly shuffled list.
+pub(super) fn nth(all: &[Document], seed: u64, index: u64) -> &Document {
+    let n = all.len() as u64;
+    &all[permutation(seed, index / n, n)(index % n) as usize]
+}
+
+/// A worked problem as a conversation.
+fn worked(ctx: &Context, tokenizer: &Tokenizer, mix: Option<&tasks::Mix>, index: u64, hurried_share: f64) -> Result<Document, TrainError> {
+    let problems = ctx.problems()?;
+    let index = FIRST_PROBLEM + index;
+    let problem = problems.train(mix, index);
+    let hurried = tasks::Rng::new(&[ctx.recipe.seed, index, 0x5f7]).chance(hurried_share);
+    let style = if hurried { Style::Hurried } else { Style::Careful };
+    let answer = problems.worked(&problem, style, index);
+    Ok(encode_chat(tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into())
+}
+
+/// The conversations of a JSONL file. One that does not fit is an error that names its number.
+pub(super) fn conversations(tokenizer: &Tokenizer, path: &std::path::Path, seq_len: usize) -> Result<Vec<Document>, TrainError> {
+    let mut docs = Vec::new();
+    for (i, c) in read_conversations(path)?.into_iter().enumerate() {
+        let doc: Document = encode_chat(tokenizer, &c.messages)?.into();
+        if doc.ids.len() > seq_len + 1 {
+            return Err(TrainError::TooLong {
+                what: format!("{}: conversation {}", path.display(), i + 1),
+                tokens: doc.ids.len(),
+                limit: seq_len + 1,
+                remedy: "raise `seq_len`, or shorten it",
+            });
+        }
+        docs.push(doc);
+    }
+    if docs.is_empty() {
+        return Err(TrainError::Recipe(format!("{}: it holds no conversation to learn from", path.display())));
+    }
+    Ok(docs)
+}
