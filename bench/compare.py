@@ -40,6 +40,7 @@ import os
 import queue
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -383,7 +384,7 @@ class Opponent:
         threading.Thread(target=self.read, daemon=True).start()
         try:
             self.until("ready", args.timeout)
-        except Failed:
+        except BaseException:
             self.close()
             raise
         log(f"{self.name}: ready ({self.chosen})")
@@ -549,6 +550,7 @@ def main():
         args.shape = args.shape[0]
         return worker(args)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no worker is left behind
     begin = time.monotonic()
     log = lambda text: print(f"[{time.monotonic() - begin:5.0f} s] {text}", flush=True)
     if not os.access(args.binary, os.X_OK):

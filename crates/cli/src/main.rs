@@ -1,6 +1,8 @@
 //! The `shoestring` binary.
 
 mod commands;
+mod live;
+mod model_files;
 mod output;
 mod progress;
 
@@ -23,6 +25,16 @@ enum Command {
     Launch(commands::run::Launch),
     /// Perform a recipe.
     Run(commands::run::Run),
+    /// Talk with a model.
+    Chat(commands::chat::Chat),
+    /// Continue prompts: text, token ids, log-probabilities.
+    Generate(commands::generate::Generate),
+    /// Log-probabilities of given tokens or text.
+    Score(commands::score::Score),
+    /// How many problems a model solves.
+    Eval(commands::eval::Eval),
+    /// Parameters, operations and cache of a model, counted.
+    Inspect(commands::inspect::Inspect),
     /// Measure how fast this machine runs the engine.
     #[command(subcommand)]
     Bench(commands::bench::Bench),
@@ -36,10 +48,15 @@ fn main() {
     let result = match cli.command {
         Command::Launch(a) => commands::run::launch(&a),
         Command::Run(a) => commands::run::run(&a),
+        Command::Chat(a) => commands::chat::run(&a),
+        Command::Generate(a) => commands::generate::run(&a),
+        Command::Score(a) => commands::score::run(&a),
+        Command::Eval(a) => commands::eval::run(&a),
+        Command::Inspect(a) => commands::inspect::run(&a),
         Command::Bench(b) => commands::bench::run(&b),
     };
     if let Err(e) = result {
-        eprintln!("error: {e:#}");
+        eprintln!("error: {}", output::sentence(&e));
         std::process::exit(2);
     }
 }

@@ -33,11 +33,30 @@ impl Output {
         }
         line(title)?;
         for row in value[rows].as_array().into_iter().flatten() {
-            let cells: Vec<String> = row.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {:>8}", show(v))).collect();
+            let cells: Vec<String> =
+                row.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {:>8}", show(v))).collect();
             line(&format!("  {}", cells.join("  ")))?;
         }
         Ok(())
     }
+}
+
+/// A value as one line of JSON; 32-bit floats as the shortest decimals that read back to them.
+pub fn json_line(value: &impl serde::Serialize) -> Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
+/// An error as one sentence: each cause once, though many of our errors already state theirs.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(|c| c.to_string()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Writes a line to stdout. A reader that has gone away ends the program quietly.
@@ -53,7 +72,13 @@ fn show(value: &Value) -> String {
     match value {
         Value::Number(n) if n.is_f64() => {
             let x = n.as_f64().unwrap_or(f64::NAN);
-            if x.abs() >= 1e5 { format!("{x:.3e}") } else if x.abs() >= 100.0 { format!("{x:.1}") } else { format!("{x:.4}") }
+            if x.abs() >= 1e5 {
+                format!("{x:.3e}")
+            } else if x.abs() >= 100.0 {
+                format!("{x:.1}")
+            } else {
+                format!("{x:.4}")
+            }
         }
         Value::String(s) => s.clone(),
         other => other.to_string(),

@@ -40,10 +40,7 @@ impl AtomicFile {
     }
 
     /// Hands the file to `finish` for last changes, then makes it durable under its final name.
-    pub(crate) fn commit_with(
-        mut self,
-        finish: impl FnOnce(&mut File) -> std::io::Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn commit_with(mut self, finish: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
         let writer = self.writer.take().expect("a file is committed once");
         let done = writer.into_inner().map_err(|e| e.into_error()).and_then(|mut file| {
             finish(&mut file)?;

@@ -15,8 +15,8 @@ use crate::{DataError, Result};
 /// The file types that [`read_texts`] takes from a folder.
 pub const TEXT_EXTENSIONS: &[&str] = &[
     "txt", "md", "rst", "tex", "org", "adoc", "html", "htm", "xml", "css", "py", "rs", "c", "h", "cc", "cpp",
-    "hpp", "cu", "go", "java", "kt", "js", "ts", "rb", "pl", "lua", "sh", "sql", "r", "jl", "hs", "ml", "scala",
-    "swift", "toml", "yaml", "yml", "ini", "csv", "tsv", "jsonl", "parquet",
+    "hpp", "cu", "go", "java", "kt", "js", "ts", "rb", "pl", "lua", "sh", "sql", "r", "jl", "hs", "ml",
+    "scala", "swift", "toml", "yaml", "yml", "ini", "csv", "tsv", "jsonl", "parquet",
 ];
 
 /// A text file longer than this comes in pieces, each a document, cut at an empty line, a line end or, failing

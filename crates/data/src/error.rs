@@ -189,7 +189,9 @@ pub enum DataError {
     },
 
     /// A token id outside of the vocabulary.
-    #[error("document {document} holds the token id {found} at position {position}: the vocabulary has {vocab_size} ids")]
+    #[error(
+        "document {document} holds the token id {found} at position {position}: the vocabulary has {vocab_size} ids"
+    )]
     TokenRange {
         /// The document, counted from 0.
         document: u64,

@@ -24,8 +24,7 @@ pub mod split;
 pub mod tokenizer;
 
 pub use chat::{
-    DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Message, Sample, encode_chat, encode_prompt,
-    render_chat,
+    DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Message, Sample, encode_chat, encode_prompt, render_chat,
 };
 pub use corpus::{Corpus, TextDocument, read_texts, read_texts_with};
 pub use error::DataError;

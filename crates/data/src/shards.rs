@@ -145,8 +145,8 @@ impl Shards {
         }
         let mut bytes = [0u8; HEADER];
         file.read_exact(&mut bytes).map_err(io_error("read", &path))?;
-        let header = Header::from_bytes(&bytes)
-            .map_err(|(field, found, expected)| wrong(field, found, expected))?;
+        let header =
+            Header::from_bytes(&bytes).map_err(|(field, found, expected)| wrong(field, found, expected))?;
         let expected = header.file_length();
         if expected != Some(length) {
             let expected = expected.map_or("a possible size".to_owned(), |n| format!("{n} bytes"));

@@ -19,15 +19,18 @@ struct Job {
     run: *const (dyn Fn(usize) + Sync),
     pieces: usize,
 }
-// SAFETY: the pointee is Sync and outlives the job: `parallel` returns only after every worker has left it.
+// SAFETY: the pointee is Sync and outlives the job: `parallel` takes the job back and returns only after every
+// worker that has entered it has left it.
 unsafe impl Send for Job {}
 
 struct Shared {
+    /// The job under way; none once all its pieces are handed out, so that nobody waits for a worker that is late.
     job: Mutex<Option<Job>>,
     wake: Condvar,
     /// Counts jobs; a worker has a new one when it differs from what it saw last.
     epoch: AtomicUsize,
     next: AtomicUsize,
+    /// Workers inside the job; they enter under the lock on `job`.
     working: AtomicUsize,
     /// The first panic of a worker in the current job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -88,11 +91,10 @@ pub fn parallel(pieces: usize, f: impl Fn(usize) + Sync) {
     }
     let shared = &pool.as_ref().expect("made above").shared;
     let run: &(dyn Fn(usize) + Sync) = &f;
-    // SAFETY: only the lifetime is erased; all workers have left the job before this function returns.
+    // SAFETY: only the lifetime is erased; no worker is inside the job, or can enter it, when this function returns.
     let run = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(run) };
     let job = Job { run, pieces };
     shared.next.store(0, Relaxed);
-    shared.working.store(wanted, Relaxed);
     {
         let mut slot = shared.job.lock().expect("no piece runs under this lock");
         *slot = Some(job);
@@ -100,6 +102,7 @@ pub fn parallel(pieces: usize, f: impl Fn(usize) + Sync) {
         shared.wake.notify_all();
     }
     let mine = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(shared, job)));
+    *shared.job.lock().expect("no piece runs under this lock") = None;
     let mut spins = 0;
     while shared.working.load(Acquire) > 0 {
         spins += 1;
@@ -183,6 +186,9 @@ fn worker(shared: &Shared) {
                 slot = shared.wake.wait(slot).expect("no piece runs under this lock");
             }
             seen = shared.epoch.load(Acquire);
+            if slot.is_some() {
+                shared.working.fetch_add(1, Relaxed);
+            }
             *slot
         };
         if shared.stop.load(Acquire) {

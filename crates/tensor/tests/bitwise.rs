@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
-use tensor::ops::{self, AttentionShape, Expert, KvLayer, MlaDims, PAGE, Pairs, RopeTable, RouterShape, Segment};
+use tensor::ops::{
+    self, AttentionShape, Expert, KvLayer, MlaDims, PAGE, Pairs, RopeTable, RouterShape, Segment,
+};
 use tensor::threads::set_threads;
 use tensor::{Params, Rng, Tape, Tensor, Weight};
 
@@ -19,7 +21,12 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 fn cases(n: u32) -> ProptestConfig {
-    ProptestConfig { cases: n, rng_seed: RngSeed::Fixed(7), failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: n,
+        rng_seed: RngSeed::Fixed(7),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 /// A batch of tokens, given by their numbers, through one op: for each output, one row per token.
@@ -200,7 +207,8 @@ struct Sequences {
 impl Sequences {
     fn random(rng: &mut Rng, lens: Vec<usize>, shape: AttentionShape) -> Sequences {
         let n = lens.iter().sum();
-        let widths = [shape.heads * shape.qk_dim, shape.kv_heads * shape.qk_dim, shape.kv_heads * shape.v_dim];
+        let widths =
+            [shape.heads * shape.qk_dim, shape.kv_heads * shape.qk_dim, shape.kv_heads * shape.v_dim];
         // Some heads are sharp, so that weights underflow and the running maximum moves; values include tiny ones.
         let sharp = 1.0 + rng.below(8) as f32;
         let small = if rng.below(3) == 0 { 1e-37 } else { 1.0 };
@@ -218,8 +226,10 @@ impl Sequences {
     }
     /// All sequences packed, in the given order.
     fn packed(&self, order: &[usize]) -> Matrix {
-        let rows: Vec<usize> = order.iter().flat_map(|&s| self.start(s)..self.start(s) + self.lens[s]).collect();
-        let segments: Vec<Segment> = order.iter().map(|&s| Segment { rows: self.lens[s], past: 0, pages: Vec::new() }).collect();
+        let rows: Vec<usize> =
+            order.iter().flat_map(|&s| self.start(s)..self.start(s) + self.lens[s]).collect();
+        let segments: Vec<Segment> =
+            order.iter().map(|&s| Segment { rows: self.lens[s], past: 0, pages: Vec::new() }).collect();
         let mut out = self.run(&rows, &segments, None);
         // Back to the order of the sequences.
         let mut back = vec![0; rows.len()];
@@ -318,8 +328,14 @@ fn the_whole_step_has_the_same_bits_on_any_number_of_threads() {
             same_bits(&format!("{name} on {threads} threads"), got, want);
         }
     }
-    let find = |list: &[(&str, Vec<f32>)], name: &str| list.iter().find(|(n, _)| *n == name).expect("by name").1.clone();
-    same_bits("gradients with recomputation", &find(&model::step(true), "gradients"), &find(&want, "gradients"));
+    let find = |list: &[(&str, Vec<f32>)], name: &str| {
+        list.iter().find(|(n, _)| *n == name).expect("by name").1.clone()
+    };
+    same_bits(
+        "gradients with recomputation",
+        &find(&model::step(true), "gradients"),
+        &find(&want, "gradients"),
+    );
 }
 
 /// Packed panels follow the weights: nothing of the old values is left after a change.
@@ -329,11 +345,28 @@ fn changed_weights_are_packed_anew() {
     let mut rng = Rng::new(9);
     let (x, w) = (Matrix::random(&mut rng, 5, 20, 1.0), Matrix::random(&mut rng, 40, 20, 1.0));
     let (mut params, handles) = params_of(&[Matrix::random(&mut rng, 40, 20, 1.0)]);
-    let run = |params: &Params, w: Weight| matrix(&ops::linear(&Tape::inference(params), &x.constant(), w, None)).data;
+    let run = |params: &Params, w: Weight| {
+        matrix(&ops::linear(&Tape::inference(params), &x.constant(), w, None)).data
+    };
     let old = run(&params, handles[0]);
     params.data_mut().copy_from_slice(&w.data);
     let (fresh, same) = params_of(&[w]);
     let new = run(&params, handles[0]);
     same_bits("after a change", &new, &run(&fresh, same[0]));
     assert_ne!(old, new);
+}
+
+/// A sum that underflows to -0 stays the same whether or not a later token shares its tile.
+#[test]
+fn zeros_keep_their_sign_in_any_tile() {
+    let _turn = turn();
+    let one = |data: &[f32]| Matrix { rows: 3, cols: 1, data: data.to_vec() };
+    let qkv = [one(&[1.0; 3]), one(&[-80.0, 0.0, 0.0]), one(&[-1e-20, -0.0, 5.0])];
+    let shape = AttentionShape { heads: 1, kv_heads: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
+    let all = Sequences { lens: vec![3], qkv, shape };
+    let want = all.packed(&[0]);
+    let part =
+        |rows: &[usize]| all.run(rows, &[Segment { rows: rows.len(), past: 0, pages: Vec::new() }], None);
+    same_bits("the first two tokens", &part(&[0, 1]).data, &want.data[..2]);
+    same_bits("the first token", &part(&[0]).data, &want.data[..1]);
 }

@@ -69,7 +69,8 @@ fn a_tensor_used_twice_sums_its_gradients() {
             vec![ops::add(tape, &z, &ops::linear(tape, &y, w[0], None)), y]
         },
         |at| {
-            let y: Vec<f64> = at[0].iter().zip(math::linear(&at[0], &at[1], None, k)).map(|(a, b)| a + b).collect();
+            let y: Vec<f64> =
+                at[0].iter().zip(math::linear(&at[0], &at[1], None, k)).map(|(a, b)| a + b).collect();
             let z = math::linear(&y, &at[1], None, k);
             vec![y.iter().zip(&z).map(|(y, z)| 2.0 * y + z).collect(), y]
         },
@@ -191,7 +192,9 @@ fn rotary_heads() {
             for n in [1, 5, 67] {
                 let positions: Vec<u32> = (0..n).map(|_| rng.below(300) as u32).collect();
                 let rotated = |x: &[f64], t: usize| -> Vec<f64> {
-                    x.chunks(dim).flat_map(|h| math::rotate(h, &inv_freq, scaling, positions[t], pairs)).collect()
+                    x.chunks(dim)
+                        .flat_map(|h| math::rotate(h, &inv_freq, scaling, positions[t], pairs))
+                        .collect()
                 };
                 let (wq, wk) = (heads * dim, kv_heads * dim);
                 let x = [Matrix::random(&mut rng, n, wq + 2 * wk, 1.0)];
@@ -203,7 +206,8 @@ fn rotary_heads() {
                         &[],
                         unused,
                         |tape, x, _| {
-                            let (q, k, v) = ops::split_qkv(tape, &x[0], (heads, kv_heads, dim), &positions, table);
+                            let (q, k, v) =
+                                ops::split_qkv(tape, &x[0], (heads, kv_heads, dim), &positions, table);
                             vec![q, k, v]
                         },
                         |at| {
@@ -344,7 +348,9 @@ fn attention() {
                 let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale };
                 vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments(&lens), None)]
             },
-            |at| vec![math::attention(&at[0], &at[1], &at[2], Heads { heads, kv_heads, qk, v, scale }, &lens)],
+            |at| {
+                vec![math::attention(&at[0], &at[1], &at[2], Heads { heads, kv_heads, qk, v, scale }, &lens)]
+            },
         );
     }
 }
@@ -352,11 +358,26 @@ fn attention() {
 #[test]
 fn route() {
     let shapes = [
-        (RouterShape { experts: 1, top_k: 1, groups: 1, top_groups: 1, normalize: true, scaling: 1.0 }, vec![5]),
-        (RouterShape { experts: 7, top_k: 3, groups: 1, top_groups: 1, normalize: true, scaling: 2.5 }, vec![1, 40, 2]),
-        (RouterShape { experts: 16, top_k: 4, groups: 4, top_groups: 2, normalize: true, scaling: 1.0 }, vec![70, 9]),
-        (RouterShape { experts: 33, top_k: 2, groups: 11, top_groups: 3, normalize: false, scaling: 0.5 }, vec![67]),
-        (RouterShape { experts: 6, top_k: 2, groups: 6, top_groups: 4, normalize: true, scaling: 1.0 }, vec![3, 3]),
+        (
+            RouterShape { experts: 1, top_k: 1, groups: 1, top_groups: 1, normalize: true, scaling: 1.0 },
+            vec![5],
+        ),
+        (
+            RouterShape { experts: 7, top_k: 3, groups: 1, top_groups: 1, normalize: true, scaling: 2.5 },
+            vec![1, 40, 2],
+        ),
+        (
+            RouterShape { experts: 16, top_k: 4, groups: 4, top_groups: 2, normalize: true, scaling: 1.0 },
+            vec![70, 9],
+        ),
+        (
+            RouterShape { experts: 33, top_k: 2, groups: 11, top_groups: 3, normalize: false, scaling: 0.5 },
+            vec![67],
+        ),
+        (
+            RouterShape { experts: 6, top_k: 2, groups: 6, top_groups: 4, normalize: true, scaling: 1.0 },
+            vec![3, 3],
+        ),
     ];
     for (seed, (shape, lens)) in shapes.into_iter().enumerate() {
         let mut rng = Rng::new(seed as u64);
@@ -382,7 +403,9 @@ fn route() {
                     |tape, x, _| {
                         let routes = ops::route(tape, &x[0], &bias, shape, &lens, alpha);
                         assert_eq!(*routes.experts, chosen, "choice of {shape:?}");
-                        let load: Vec<u32> = (0..e).map(|i| chosen.iter().filter(|&&c| c as usize == i).count() as u32).collect();
+                        let load: Vec<u32> = (0..e)
+                            .map(|i| chosen.iter().filter(|&&c| c as usize == i).count() as u32)
+                            .collect();
                         assert_eq!(routes.load, load);
                         if used {
                             routes.weights.add_grad(Buf::copy_of(&slopes));
@@ -390,7 +413,8 @@ fn route() {
                         vec![values(&routes.weights), vec![routes.balance_loss]]
                     },
                     |at| {
-                        let weights = math::route_weights(&at[0], &chosen, k, e, shape.normalize, shape.scaling);
+                        let weights =
+                            math::route_weights(&at[0], &chosen, k, e, shape.normalize, shape.scaling);
                         let balance = math::balance_loss(&at[0], &chosen, k, e, &lens, alpha);
                         let through: f64 = weights.iter().zip(&slopes).map(|(w, s)| w * f64::from(*s)).sum();
                         (vec![weights, vec![balance]], balance + if used { through } else { 0.0 })
@@ -403,14 +427,16 @@ fn route() {
 
 #[test]
 fn experts() {
-    let cases = [(1, 1, 1, 1, 1), (5, 3, 7, 4, 2), (40, 16, 33, 9, 3), (131, 17, 12, 4, 4), (70, 32, 16, 24, 1)];
+    let cases =
+        [(1, 1, 1, 1, 1), (5, 3, 7, 4, 2), (40, 16, 33, 9, 3), (131, 17, 12, 4, 4), (70, 32, 16, 24, 1)];
     for (seed, (n, h, inner, count, k)) in cases.into_iter().enumerate() {
         let mut rng = Rng::new(seed as u64);
         // Distinct experts per token, ascending, from the lower half where there is room: the others stay empty.
         let used = if count >= 2 * k { count / 2 } else { count };
         let chosen: Vec<u32> = (0..n)
             .flat_map(|_| {
-                let mut row: Vec<u32> = common::shuffled(&mut rng, used)[..k].iter().map(|&e| e as u32).collect();
+                let mut row: Vec<u32> =
+                    common::shuffled(&mut rng, used)[..k].iter().map(|&e| e as u32).collect();
                 row.sort_unstable();
                 row
             })
@@ -421,7 +447,9 @@ fn experts() {
             Matrix::random(&mut rng, n, h, 1.0),
         ];
         let weights: Vec<Matrix> = (0..count)
-            .flat_map(|_| [Matrix::random(&mut rng, 2 * inner, h, 0.5), Matrix::random(&mut rng, h, inner, 0.5)])
+            .flat_map(|_| {
+                [Matrix::random(&mut rng, 2 * inner, h, 0.5), Matrix::random(&mut rng, h, inner, 0.5)]
+            })
             .collect();
         for base in [false, true] {
             check_op(
@@ -434,7 +462,12 @@ fn experts() {
                     let bank = w.chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect();
                     let mut load = vec![0; count];
                     chosen.iter().for_each(|&e| load[e as usize] += 1);
-                    let routes = Routes { experts: Arc::new(chosen.clone()), weights: x[1].clone(), load, balance_loss: 0.0 };
+                    let routes = Routes {
+                        experts: Arc::new(chosen.clone()),
+                        weights: x[1].clone(),
+                        load,
+                        balance_loss: 0.0,
+                    };
                     vec![ops::experts(tape, &x[0], &routes, Arc::new(bank), base.then_some(&x[2]))]
                 },
                 |at| {
@@ -442,8 +475,10 @@ fn experts() {
                     for (slot, &e) in chosen.iter().enumerate() {
                         let t = slot / k;
                         let (gate_up, down) = (&at[3 + 2 * e as usize], &at[4 + 2 * e as usize]);
-                        let hidden = math::swiglu(&math::linear(&at[0][t * h..][..h], gate_up, None, h), inner);
-                        for (y, o) in y[t * h..][..h].iter_mut().zip(math::linear(&hidden, down, None, inner)) {
+                        let hidden =
+                            math::swiglu(&math::linear(&at[0][t * h..][..h], gate_up, None, h), inner);
+                        for (y, o) in y[t * h..][..h].iter_mut().zip(math::linear(&hidden, down, None, inner))
+                        {
                             *y += at[1][slot] * o;
                         }
                     }
@@ -458,14 +493,17 @@ fn experts() {
 fn head_reference(x: &[f64], head: &[f64], h: usize, vocab: usize, targets: &[u32]) -> (Vec<f64>, Vec<f64>) {
     let logits = math::linear(x, head, None, h);
     let rows = logits.chunks(vocab).map(math::log_softmax);
-    let both = rows.zip(targets).map(|(lp, &t)| (lp[t as usize], -lp.iter().map(|v| v.exp() * v).sum::<f64>()));
+    let both =
+        rows.zip(targets).map(|(lp, &t)| (lp[t as usize], -lp.iter().map(|v| v.exp() * v).sum::<f64>()));
     both.unzip()
 }
 
 #[test]
 fn losses_on_the_head() {
     // The largest vocabulary's chunks are shorter than the batch.
-    for (seed, (n, h, vocab)) in [(1, 1, 1), (3, 5, 2), (33, 16, 31), (70, 19, 130), (35, 3, 33_000)].into_iter().enumerate() {
+    for (seed, (n, h, vocab)) in
+        [(1, 1, 1), (3, 5, 2), (33, 16, 31), (70, 19, 130), (35, 3, 33_000)].into_iter().enumerate()
+    {
         let mut rng = Rng::new(seed as u64);
         let x = [Matrix::random(&mut rng, n, h, 1.0)];
         let head = [Matrix::random(&mut rng, vocab, h, 0.7)];
@@ -502,22 +540,32 @@ fn losses_on_the_head() {
         let teacher = [Matrix::random(&mut rng, vocab, teacher_hidden, 0.5)];
         let teacher_x = Matrix::random(&mut rng, n, teacher_hidden, 1.0);
         let wide = |m: &Matrix| m.data.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
-        let target: Vec<Vec<f64>> =
-            math::linear(&wide(&teacher_x), &wide(&teacher[0]), None, teacher_hidden).chunks(vocab).map(math::log_softmax).collect();
+        let target: Vec<Vec<f64>> = math::linear(&wide(&teacher_x), &wide(&teacher[0]), None, teacher_hidden)
+            .chunks(vocab)
+            .map(math::log_softmax)
+            .collect();
         check(
             &format!("distill_kl {n}x{h}x{vocab}"),
             &x,
             &head,
             |tape, x, w| {
                 let (params, handles) = params_of(&teacher);
-                vec![ops::distill_kl(tape, &x[0], w[0], (&params, &teacher_x.constant(), handles[0]), &weights)]
+                vec![ops::distill_kl(
+                    tape,
+                    &x[0],
+                    w[0],
+                    (&params, &teacher_x.constant(), handles[0]),
+                    &weights,
+                )]
             },
             |at| {
                 let logits = math::linear(&at[0], &at[1], None, h);
                 let kl: Vec<f64> = logits
                     .chunks(vocab)
                     .zip(&target)
-                    .map(|(row, p)| p.iter().zip(math::log_softmax(row)).map(|(p, q)| p.exp() * (p - q)).sum())
+                    .map(|(row, p)| {
+                        p.iter().zip(math::log_softmax(row)).map(|(p, q)| p.exp() * (p - q)).sum()
+                    })
                     .collect();
                 let loss = kl.iter().zip(&weights).map(|(kl, w)| kl * f64::from(*w)).sum();
                 (vec![kl], loss)
@@ -570,7 +618,12 @@ fn recomputed() {
         |at| {
             let block = |x: &[f64]| -> Vec<f64> {
                 let y = math::rms_norm(x, &at[1], f64::from(EPS));
-                let y = math::linear(&math::swiglu(&math::linear(&y, &at[2], None, h), inner), &at[3], None, inner);
+                let y = math::linear(
+                    &math::swiglu(&math::linear(&y, &at[2], None, h), inner),
+                    &at[3],
+                    None,
+                    inner,
+                );
                 x.iter().zip(y).map(|(a, b)| a + b).collect()
             };
             let y = block(&at[0]);

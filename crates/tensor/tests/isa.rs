@@ -14,8 +14,23 @@ const CHILD: &str = "SHOESTRING_TEST_PRINTS_HASHES";
 
 /// Values that differ where an implementation is careless: zeros of both signs, subnormals, ends of the range.
 fn awkward(rng: &mut Rng, n: usize) -> Vec<f32> {
-    let special = [0.0, -0.0, 1e-40, -1e-40, f32::MIN_POSITIVE, 88.0, -87.0, -87.5, 100.0, -1e30, 1e30, f32::NEG_INFINITY];
-    (0..n).map(|_| if rng.below(4) == 0 { special[rng.below(special.len())] } else { rng.normal() * 30.0 }).collect()
+    let special = [
+        0.0,
+        -0.0,
+        1e-40,
+        -1e-40,
+        f32::MIN_POSITIVE,
+        88.0,
+        -87.0,
+        -87.5,
+        100.0,
+        -1e30,
+        1e30,
+        f32::NEG_INFINITY,
+    ];
+    (0..n)
+        .map(|_| if rng.below(4) == 0 { special[rng.below(special.len())] } else { rng.normal() * 30.0 })
+        .collect()
 }
 
 fn elementary() -> Vec<f32> {
@@ -34,7 +49,9 @@ fn elementary() -> Vec<f32> {
         math::scale(&mut y, 0.7);
         out.extend(y);
         out.extend(finite.iter().map(|v| math::ln(v.abs())));
-        out.extend(x.iter().filter(|v| v.abs() < 1e6).flat_map(|&v| [math::sin_cos(v).0, math::sin_cos(v).1]));
+        out.extend(
+            x.iter().filter(|v| v.abs() < 1e6).flat_map(|&v| [math::sin_cos(v).0, math::sin_cos(v).1]),
+        );
         let (lse, entropy) = ops::normalizer(&finite);
         out.extend([lse, entropy]);
     }
@@ -43,7 +60,8 @@ fn elementary() -> Vec<f32> {
     zeros.iter_mut().for_each(|z| *z = -0.0);
     out.extend([math::sum(&zeros), math::max(&zeros), math::dot(&zeros, &zeros)]);
     // Maps every float of a coarse grid over all exponents.
-    let mut grid: Vec<f32> = (0..1 << 16).map(|i| f32::from_bits(i << 16 | 0x1234)).filter(|v| !v.is_nan()).collect();
+    let mut grid: Vec<f32> =
+        (0..1 << 16).map(|i| f32::from_bits(i << 16 | 0x1234)).filter(|v| !v.is_nan()).collect();
     math::exp_sum(&mut grid, 0.0);
     out.extend(grid);
     out
@@ -52,16 +70,35 @@ fn elementary() -> Vec<f32> {
 fn products() -> Vec<f32> {
     let mut rng = Rng::new(2);
     let mut out = Vec::new();
-    for (m, k, n) in [(1, 1, 1), (1, 64, 300), (2, 300, 130), (3, 40, 64), (5, 17, 31), (13, 600, 33), (100, 31, 70), (97, 257, 161)] {
+    for (m, k, n) in [
+        (1, 1, 1),
+        (1, 64, 300),
+        (2, 300, 130),
+        (3, 40, 64),
+        (5, 17, 31),
+        (13, 600, 33),
+        (100, 31, 70),
+        (97, 257, 161),
+    ] {
         let (a, b) = (Matrix::random(&mut rng, m, k, 1.0).data, Matrix::random(&mut rng, n, k, 1.0).data);
         let mut panels = vec![0.0; packed_len(n, k)];
         pack_transposed(&b, n, k, k, &mut panels);
         let mut c = vec![0.0; m * n];
-        gemm(&[Product { a: Left::rows(&a, k), b: Right::packed(&panels, k), m, k, n, c: 0 }], &mut c, n, false);
+        gemm(
+            &[Product { a: Left::rows(&a, k), b: Right::packed(&panels, k), m, k, n, c: 0 }],
+            &mut c,
+            n,
+            false,
+        );
         out.extend_from_slice(&c);
         // Aᵀ · C, added to C's own start.
         let mut d = vec![-0.0; k * n];
-        gemm(&[Product { a: Left::transposed(&a, k), b: Right::rows(&c, n), m: k, k: m, n, c: 0 }], &mut d, n, true);
+        gemm(
+            &[Product { a: Left::transposed(&a, k), b: Right::rows(&c, n), m: k, k: m, n, c: 0 }],
+            &mut d,
+            n,
+            true,
+        );
         out.extend(d);
     }
     out
@@ -88,7 +125,16 @@ fn optimizer() -> Vec<f32> {
     let mut draw = |s: f32| Matrix::random(&mut rng, 1, n, s).data;
     let (mut p, g, mut m, mut v) = (draw(1.0), draw(0.1), draw(0.1), draw(0.1));
     v.iter_mut().for_each(|v| *v *= *v);
-    let c = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.3, correction2: 0.2, grad_scale: 0.7 };
+    let c = AdamW {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        correction1: 0.3,
+        correction2: 0.2,
+        grad_scale: 0.7,
+    };
     adamw(&mut p, &g, &mut m, &mut v, c);
     let norm = squared_norm(&g).to_bits();
     [p, m, v, vec![f32::from_bits(norm as u32), f32::from_bits((norm >> 32) as u32)]].concat()
@@ -96,7 +142,12 @@ fn optimizer() -> Vec<f32> {
 
 fn print_hashes() {
     println!("hash isa {:?}", simd::isa());
-    let parts = [("elementary", elementary()), ("products", products()), ("vanishing", vanishing()), ("optimizer", optimizer())];
+    let parts = [
+        ("elementary", elementary()),
+        ("products", products()),
+        ("vanishing", vanishing()),
+        ("optimizer", optimizer()),
+    ];
     for (name, values) in parts.into_iter().chain(model::step(false)) {
         println!("hash {name}: {:016x}", hash(&values));
     }
@@ -116,13 +167,18 @@ fn every_instruction_set_gives_the_same_bits() {
             let out = command.output().expect("a test can run itself");
             let text = String::from_utf8_lossy(&out.stdout).into_owned();
             assert!(out.status.success(), "on {isa:?}: {text}{}", String::from_utf8_lossy(&out.stderr));
-            let lines: Vec<String> = text.lines().filter_map(|l| l.find("hash ").map(|at| l[at..].to_owned())).collect();
+            let lines: Vec<String> =
+                text.lines().filter_map(|l| l.find("hash ").map(|at| l[at..].to_owned())).collect();
             assert_eq!(lines[0], format!("hash isa {isa:?}"), "the variable names the instruction set");
             lines[1..].to_vec()
         })
         .collect();
     assert!(children[0].len() > 8, "{:?}", children[0]);
     for (lines, isa) in children.iter().zip(simd::available()) {
-        assert_eq!(lines, children.last().expect("the fallback is always there"), "{isa:?} against the fallback");
+        assert_eq!(
+            lines,
+            children.last().expect("the fallback is always there"),
+            "{isa:?} against the fallback"
+        );
     }
 }

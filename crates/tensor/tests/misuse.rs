@@ -27,11 +27,21 @@ fn products() {
     refused("output rows that overlap", || run(&[fits], 7));
     refused("output rows in one place", || run(&[fits], 0));
     refused("a left factor that is too short", || run(&[Product { a: Left::rows(&a[..63], 8), ..fits }], 8));
-    refused("a left stride that overflows", || run(&[Product { a: Left::rows(&a, usize::MAX / 4 + 1), m: 5, ..fits }], 8));
-    refused("a picked row outside", || run(&[Product { a: Left { rows: Some(&[0, 9, 0, 0, 0, 0, 0, 0]), ..fits.a }, ..fits }], 8));
-    refused("too few picked rows", || run(&[Product { a: Left { rows: Some(&[0; 7]), ..fits.a }, ..fits }], 8));
-    refused("a picked column outside", || run(&[Product { a: Left { cols: Some(&[0, 0, 0, 64, 0, 0, 0, 0]), ..fits.a }, ..fits }], 8));
-    refused("a right factor that is too short", || run(&[Product { b: Right::rows(&b[..63], 8), ..fits }], 8));
+    refused("a left stride that overflows", || {
+        run(&[Product { a: Left::rows(&a, usize::MAX / 4 + 1), m: 5, ..fits }], 8)
+    });
+    refused("a picked row outside", || {
+        run(&[Product { a: Left { rows: Some(&[0, 9, 0, 0, 0, 0, 0, 0]), ..fits.a }, ..fits }], 8)
+    });
+    refused("too few picked rows", || {
+        run(&[Product { a: Left { rows: Some(&[0; 7]), ..fits.a }, ..fits }], 8)
+    });
+    refused("a picked column outside", || {
+        run(&[Product { a: Left { cols: Some(&[0, 0, 0, 64, 0, 0, 0, 0]), ..fits.a }, ..fits }], 8)
+    });
+    refused("a right factor that is too short", || {
+        run(&[Product { b: Right::rows(&b[..63], 8), ..fits }], 8)
+    });
     let narrow = Right { data: &b[..PANEL], k_stride: 0, panel_stride: 1 };
     run(&[Product { a: Left::rows(&a, 1), b: narrow, m: 1, k: 1, n: PANEL, c: 0 }], 64);
     refused("a whole panel behind the end", || {
@@ -55,26 +65,40 @@ fn attention() {
     let params = Params::new([]);
     let run = |shape: AttentionShape, rows: usize, segments: &[Segment], cache: Option<&mut KvLayer>| {
         let t = |cols: usize| Tensor::constant(Buf::zeros(rows * cols), rows, cols);
-        let (q, k, v) = (t(shape.heads * shape.qk_dim), t(shape.kv_heads * shape.qk_dim), t(shape.kv_heads * shape.v_dim));
+        let (q, k, v) = (
+            t(shape.heads * shape.qk_dim),
+            t(shape.kv_heads * shape.qk_dim),
+            t(shape.kv_heads * shape.v_dim),
+        );
         ops::attention(&Tape::inference(&params), (&q, &k, &v), shape, segments, cache);
     };
     let on = |rows: usize, past: usize, pages: &[u32]| Segment { rows, past, pages: pages.to_vec() };
     let mut cache = KvLayer::default();
     cache.grow(4, &shape);
     run(shape, 5, &[on(2, 0, &[0]), on(3, 2, &[0])], Some(&mut cache));
-    refused("two tokens for one place", || run(shape, 5, &[on(2, 0, &[0]), on(3, 1, &[0])], Some(&mut cache)));
-    refused("one page twice in a sequence", || run(shape, PAGE + 1, &[on(PAGE + 1, 0, &[1, 1])], Some(&mut cache)));
+    refused("two tokens for one place", || {
+        run(shape, 5, &[on(2, 0, &[0]), on(3, 1, &[0])], Some(&mut cache))
+    });
+    refused("one page twice in a sequence", || {
+        run(shape, PAGE + 1, &[on(PAGE + 1, 0, &[1, 1])], Some(&mut cache))
+    });
     refused("a page that is not there", || run(shape, 1, &[on(1, 0, &[4])], Some(&mut cache)));
     refused("too few pages", || run(shape, 1, &[on(1, PAGE, &[0])], Some(&mut cache)));
     refused("a past that overflows", || run(shape, 2, &[on(2, usize::MAX, &[0])], Some(&mut cache)));
-    refused("rows that overflow", || run(shape, 1, &[on(usize::MAX, 1, &[0]), on(2, 0, &[1])], Some(&mut cache)));
+    refused("rows that overflow", || {
+        run(shape, 1, &[on(usize::MAX, 1, &[0]), on(2, 0, &[1])], Some(&mut cache))
+    });
     refused("rows that are not covered", || run(shape, 3, &[on(2, 0, &[0])], Some(&mut cache)));
     let wider = AttentionShape { qk_dim: 40, ..shape };
     refused("pages of another layer", || run(wider, 1, &[on(1, 0, &[0])], Some(&mut cache)));
     refused("old pages of another layer", || run(wider, 1, &[on(1, PAGE, &[0, 1])], Some(&mut cache)));
     refused("a past without a cache", || run(shape, 1, &[on(1, 1, &[])], None));
-    refused("heads that do not divide", || run(AttentionShape { heads: 3, kv_heads: 2, ..shape }, 1, &[on(1, 0, &[])], None));
-    refused("keys without components", || run(AttentionShape { qk_dim: 0, ..shape }, 1, &[on(1, 0, &[])], None));
+    refused("heads that do not divide", || {
+        run(AttentionShape { heads: 3, kv_heads: 2, ..shape }, 1, &[on(1, 0, &[])], None)
+    });
+    refused("keys without components", || {
+        run(AttentionShape { qk_dim: 0, ..shape }, 1, &[on(1, 0, &[])], None)
+    });
     run(shape, 0, &[], None);
 }
 

@@ -37,7 +37,9 @@ fn several_callers_while_the_size_changes() {
                         parallel(3, |_| {
                             count.fetch_add(1, Relaxed);
                         });
-                        part.iter_mut().enumerate().for_each(|(i, x)| *x += (at + i) as u32 + count.load(Relaxed) as u32);
+                        part.iter_mut()
+                            .enumerate()
+                            .for_each(|(i, x)| *x += (at + i) as u32 + count.load(Relaxed) as u32);
                     });
                     assert!(seen.iter().enumerate().all(|(i, &x)| x as usize == i + 3));
                 }
@@ -62,7 +64,10 @@ fn a_panic_keeps_its_message_and_leaves_the_pool_parallel() {
                 });
             }));
             let panic = panic.expect_err("some thread of each kind takes a piece");
-            let message = panic.downcast_ref::<&str>().map(|m| (*m).to_owned()).or(panic.downcast_ref::<String>().cloned());
+            let message = panic
+                .downcast_ref::<&str>()
+                .map(|m| (*m).to_owned())
+                .or(panic.downcast_ref::<String>().cloned());
             assert_eq!(message.as_deref(), Some("on purpose"));
             let count = AtomicUsize::new(0);
             parallel(1000, |_| {

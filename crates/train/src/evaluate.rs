@@ -51,10 +51,12 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// `{"problems", "pass@1", "pass@8", "maj@8"}` for eight samples.
+    /// `{"problems", "pass@1", "pass@8", "maj@8"}` for eight samples. With one sample `pass@1` is the greedy one's.
     pub fn to_json(&self, samples: usize) -> Value {
         let mut out = json!({"problems": self.problems, "pass@1": self.pass_at_1});
-        out[format!("pass@{samples}")] = json!(self.pass_at_k);
+        if samples != 1 {
+            out[format!("pass@{samples}")] = json!(self.pass_at_k);
+        }
         out[format!("maj@{samples}")] = json!(self.maj_at_k);
         out
     }
@@ -73,6 +75,13 @@ pub struct Graded {
     pub reason: String,
     /// Whether it was cut off before it ended.
     pub truncated: bool,
+}
+
+impl Graded {
+    /// Whether the greedy completion counts as right.
+    pub fn is_right(&self) -> bool {
+        self.score >= RIGHT
+    }
 }
 
 /// What an evaluation found.
@@ -156,22 +165,28 @@ pub fn evaluate(
     let mut engine = Engine::new(model, Limits::default());
     let (mut outcomes, mut greedy) = (Vec::new(), Vec::new());
     let (mut tokens, mut truncated, mut completions) = (0, 0, 0);
-    for (i, (problems, pairs)) in problems.chunks(PROBLEMS_AT_ONCE).zip(requests.chunks(2 * PROBLEMS_AT_ONCE)).enumerate() {
+    for (i, (problems, pairs)) in
+        problems.chunks(PROBLEMS_AT_ONCE).zip(requests.chunks(2 * PROBLEMS_AT_ONCE)).enumerate()
+    {
         let first = i * PROBLEMS_AT_ONCE;
         let drawn = engine.run(pairs, |_| keep_going())?;
         if !keep_going() {
             return Err(EvaluateError::Stopped);
         }
         // Per problem the greedy completion, then the samples.
-        let drawn: Vec<Vec<&Completion>> = drawn.chunks(2).map(|pair| pair.iter().flatten().collect()).collect();
+        let drawn: Vec<Vec<&Completion>> =
+            drawn.chunks(2).map(|pair| pair.iter().flatten().collect()).collect();
         let mut texts = Vec::with_capacity(drawn.len());
         for (j, all) in drawn.iter().enumerate() {
             let decode = |c: &&Completion| completion_text(tokenizer, &c.token_ids);
             let decoded: Result<Vec<String>, _> = all.iter().map(decode).collect();
             texts.push(decoded.map_err(|source| EvaluateError::Data { problem: first + j + 1, source })?);
         }
-        let items: Vec<(&Problem, &str)> =
-            problems.iter().zip(&texts).flat_map(|(p, texts)| texts.iter().map(move |t| (p, t.as_str()))).collect();
+        let items: Vec<(&Problem, &str)> = problems
+            .iter()
+            .zip(&texts)
+            .flat_map(|(p, texts)| texts.iter().map(move |t| (p, t.as_str())))
+            .collect();
         let mut verdicts = verifier.score_batch(&items).into_iter();
         for ((problem, all), texts) in problems.iter().zip(&drawn).zip(texts) {
             let verdicts: Vec<Verdict> = verdicts.by_ref().take(all.len()).collect();
@@ -220,7 +235,8 @@ pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
 /// # Errors
 /// As [`Tokenizer::decode`].
 pub fn completion_text(tokenizer: &Tokenizer, ids: &[u32]) -> data::Result<String> {
-    let kept: Vec<u32> = ids.iter().copied().filter(|&id| !tokenizer.is_special(id) || is_tag(tokenizer, id)).collect();
+    let kept: Vec<u32> =
+        ids.iter().copied().filter(|&id| !tokenizer.is_special(id) || is_tag(tokenizer, id)).collect();
     tokenizer.decode(&kept, false)
 }
 
@@ -314,8 +330,9 @@ mod tests {
     fn the_majority_is_counted_by_value() {
         let verdict = |right: bool| if right { Verdict::right() } else { Verdict::wrong("no") };
         let of = |greedy: bool, samples: &[(&str, bool)]| {
-            let texts: Vec<String> =
-                std::iter::once("greedy".to_owned()).chain(samples.iter().map(|(a, _)| completion(a))).collect();
+            let texts: Vec<String> = std::iter::once("greedy".to_owned())
+                .chain(samples.iter().map(|(a, _)| completion(a)))
+                .collect();
             let verdicts: Vec<Verdict> =
                 std::iter::once(verdict(greedy)).chain(samples.iter().map(|&(_, r)| verdict(r))).collect();
             let o = outcome(&verdicts, &texts);

@@ -188,7 +188,8 @@ impl Energy {
     fn read(&mut self) {
         for package in &mut self.packages {
             let Some(now) = read_number(&package.counter) else { continue };
-            let spent = if now >= package.last { now - package.last } else { now + package.range - package.last };
+            let spent =
+                if now >= package.last { now - package.last } else { now + package.range - package.last };
             self.joules += spent as f64 / 1e6;
             package.last = now;
         }

@@ -155,11 +155,7 @@ fn ratio(
         .collect();
     ratios.sort_by(f64::total_cmp);
     let value = quotient((numerator.iter().sum(), baseline.iter().sum()));
-    Estimate {
-        value,
-        low: quantile(&ratios, 0.025).min(value),
-        high: quantile(&ratios, 0.975).max(value),
-    }
+    Estimate { value, low: quantile(&ratios, 0.025).min(value), high: quantile(&ratios, 0.975).max(value) }
 }
 
 /// The quantile of sorted values, with straight lines between them.
@@ -219,7 +215,8 @@ mod tests {
         for samples in 1_u64..=7 {
             for right in 0..=samples {
                 for k in 1..=samples {
-                    let choices: Vec<u32> = (0_u32..1 << samples).filter(|set| set.count_ones() == k as u32).collect();
+                    let choices: Vec<u32> =
+                        (0_u32..1 << samples).filter(|set| set.count_ones() == k as u32).collect();
                     let hits = choices.iter().filter(|set| *set & ((1 << right) - 1) != 0).count();
                     near(pass_at_k(samples, right, k), hits as f64 / choices.len() as f64);
                 }
@@ -273,7 +270,8 @@ mod tests {
         let found = ratio_independent(&first, &second);
         let moments = |values: &[f64]| {
             let mean = values.iter().sum::<f64>() / values.len() as f64;
-            let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
+            let variance =
+                values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
             (mean, variance / values.len() as f64)
         };
         let ((a, va), (b, vb)) = (moments(&first), moments(&second));

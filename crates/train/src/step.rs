@@ -8,9 +8,15 @@ use crate::optim::{Optimizer, StepReport};
 
 pub use data::Packed as Batch;
 
-/// The sum of a batch's loss weights.
-fn weight(batch: &Batch) -> f64 {
-    batch.weights.iter().map(|&w| f64::from(w)).sum()
+fn weight(weights: &[f32]) -> f64 {
+    weights.iter().map(|&w| f64::from(w)).sum()
+}
+
+/// What the losses of a whole step are divided by, however many passes it takes.
+struct Totals {
+    main: f64,
+    mtp: f64,
+    tokens: usize,
 }
 
 /// Cuts a batch into `parts` batches of whole documents and about equal numbers of tokens.
@@ -74,11 +80,11 @@ pub struct StepStats {
 /// One step on the mean loss over the batch's weighted targets.
 pub fn train_step(model: &mut Model, optimizer: &mut Optimizer, batch: Batch, options: &StepOptions, lr_factor: f32) -> StepStats {
     model.params_mut().zero_grads();
-    let total = weight(&batch).max(1e-9);
+    let totals = Totals { main: weight(&batch.weights).max(1e-9), mtp: weight(&one_further(&batch).1).max(1e-9), tokens: batch.tokens.len() };
     let mut balance = Balance::default();
     let (mut loss, mut mtp_loss) = (0.0, 0.0);
     for part in split(batch, options.accumulate) {
-        let (l, m, loads) = accumulate(model, &part, total, options);
+        let (l, m, loads) = accumulate(model, &part, &totals, options);
         loss += l;
         mtp_loss += m;
         balance.add(loads);
@@ -96,20 +102,25 @@ pub fn train_step(model: &mut Model, optimizer: &mut Optimizer, batch: Batch, op
     StepStats { loss, mtp_loss: has_mtp.then_some(mtp_loss), max_load: balance.max_load(), report }
 }
 
-/// Adds the gradient of `Σ weight · nll / total` (and of the MTP loss) to the arena; returns both losses.
-fn accumulate(model: &Model, batch: &Batch, total: f64, options: &StepOptions) -> (f64, f64, Vec<ExpertLoad>) {
+/// Adds a pass's share of the gradient of the step's losses to the arena; returns its share of both.
+fn accumulate(model: &Model, batch: &Batch, totals: &Totals, options: &StepOptions) -> (f64, f64, Vec<ExpertLoad>) {
     let tape = Tape::recording(model.params());
     let segments = whole(&batch.lens);
-    let pass = model.forward(&tape, &batch.tokens, &segments, options.pass(), None);
+    // The balance loss is a mean over the tokens of a pass: this pass's share of the step's mean.
+    let mut pass_options = options.pass();
+    pass_options.balance_alpha *= batch.tokens.len() as f32 / totals.tokens.max(1) as f32;
+    let pass = model.forward(&tape, &batch.tokens, &segments, pass_options, None);
     let mut loads = pass.loads;
-    let weights: Vec<f32> = batch.weights.iter().map(|w| (f64::from(*w) / total) as f32).collect();
+    let scaled = |weights: &[f32], factor: f64| -> Vec<f32> { weights.iter().map(|w| (f64::from(*w) * factor) as f32).collect() };
+    let weights = scaled(&batch.weights, 1.0 / totals.main);
     let stats = ops::cross_entropy(&tape, &pass.hidden, model.head(), &batch.targets, &weights);
     let loss = weighted_nll(&stats, &weights);
     let mut mtp_loss = 0.0;
     if model.has_mtp() && options.mtp_weight > 0.0 {
-        let mtp = model.forward_mtp(&tape, &pass.hidden, &batch.targets, &segments, options.pass());
+        let mtp = model.forward_mtp(&tape, &pass.hidden, &batch.targets, &segments, pass_options);
         loads.extend(mtp.loads);
-        let (targets, weights) = one_further(batch, options.mtp_weight);
+        let (targets, weights) = one_further(batch);
+        let weights = scaled(&weights, f64::from(options.mtp_weight) / totals.mtp);
         let stats = ops::cross_entropy(&tape, &mtp.hidden, model.head(), &targets, &weights);
         mtp_loss = weighted_nll(&stats, &weights) / f64::from(options.mtp_weight);
     }
@@ -121,19 +132,16 @@ fn weighted_nll(stats: &TokenStats, weights: &[f32]) -> f64 {
     stats.logprobs.iter().zip(weights).map(|(l, w)| -f64::from(*l) * f64::from(*w)).sum()
 }
 
-/// MTP's targets: the token after the next one, within the document. Weights add up to `total`.
-fn one_further(batch: &Batch, total: f32) -> (Vec<u32>, Vec<f32>) {
+/// MTP's targets: the token after the next one, within the document; the last input of a document has none.
+fn one_further(batch: &Batch) -> (Vec<u32>, Vec<f32>) {
     let (mut targets, mut weights) = (batch.targets.clone(), vec![0.0; batch.weights.len()]);
     let mut at = 0;
     for &len in &batch.lens {
-        for i in at..at + len - 1 {
-            targets[i] = batch.targets[i + 1];
-            weights[i] = batch.weights[i + 1];
-        }
+        let (from, to) = (at + 1..at + len, at..at + len - 1);
+        targets[to.clone()].copy_from_slice(&batch.targets[from.clone()]);
+        weights[to].copy_from_slice(&batch.weights[from]);
         at += len;
     }
-    let sum: f32 = weights.iter().sum::<f32>().max(1e-9);
-    weights.iter_mut().for_each(|w| *w *= total / sum);
     (targets, weights)
 }
 

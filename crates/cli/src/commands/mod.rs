@@ -1,3 +1,10 @@
 //! The commands, one file each.
 pub mod bench;
+pub mod chat;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+mod ranges;
 pub mod run;
+pub mod score;
+mod words;

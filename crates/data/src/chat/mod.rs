@@ -6,6 +6,7 @@
 //! (module `trace`), and the ids that come out of it are checked: none of them is a control token, whatever the
 //! content spells. Conversations without such text encode exactly as the rendered string does.
 
+mod bounds;
 mod render;
 mod trace;
 
@@ -143,7 +144,13 @@ pub fn encode_chat(tok: &Tokenizer, messages: &[Message]) -> Result<Sample> {
 ///
 /// Some vocabularies treat the beginning of a text specially (a dummy space), so the text is encoded from its
 /// beginning where that continues `before`; otherwise a token would straddle the cut, and the segment stands alone.
-fn next_segment(tok: &Tokenizer, full: &Marked, before: &[u32], start: usize, end: usize) -> Result<Vec<u32>> {
+fn next_segment(
+    tok: &Tokenizer,
+    full: &Marked,
+    before: &[u32],
+    start: usize,
+    end: usize,
+) -> Result<Vec<u32>> {
     if start == end {
         return Ok(Vec::new());
     }
@@ -166,11 +173,9 @@ fn learned_len(tok: &Tokenizer, segment: &[u32]) -> Result<usize> {
 fn check_roles(messages: &[Message]) -> Result<()> {
     match messages.iter().position(|m| !ROLES.contains(&m.role.as_str())) {
         None => Ok(()),
-        Some(index) => Err(DataError::Role {
-            index,
-            found: messages[index].role.clone(),
-            expected: ROLES.join(", "),
-        }),
+        Some(index) => {
+            Err(DataError::Role { index, found: messages[index].role.clone(), expected: ROLES.join(", ") })
+        }
     }
 }
 

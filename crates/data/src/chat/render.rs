@@ -4,10 +4,10 @@ use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context};
 use serde::Serialize;
 
-use super::Message;
+use super::{Message, bounds};
 use crate::tokenizer::Tokenizer;
 use crate::{DataError, Result};
 
@@ -20,7 +20,10 @@ const FUEL_PER_MESSAGE: u64 = 4_000;
 const BASE_OUTPUT: usize = 1 << 20;
 
 /// The longest template that is parsed, in bytes; the longest published ones have some 20 thousand.
-const MAX_TEMPLATE: usize = 1 << 20;
+const MAX_TEMPLATE: usize = 1 << 17;
+
+/// The longest text that `tojson` writes, in bytes.
+const MAX_JSON: usize = 4 << 20;
 
 /// Renders messages whose roles were checked.
 pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
@@ -35,14 +38,16 @@ pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_promp
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.map_err(|e| problem(&e))?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_unknown_method_callback(method);
     env.set_fuel(Some(BASE_FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + content as u64 / 4));
     env.add_function("raise_exception", |text: String| -> std::result::Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, text))
     });
     env.add_filter("tojson", to_json);
 
-    let source = without_generation_tags(template);
+    bounds::install(&mut env, bounds::BASE_WEIGHT + 16 * messages.len() as u64 + content as u64 / 4);
+
+    let source = bounds::instrument(template).map_err(|problem| DataError::Template { problem })?;
     let template = env.template_from_named_str("chat_template", &source).map_err(|e| problem(&e))?;
     let values: Vec<Value> = messages
         .iter()
@@ -72,6 +77,16 @@ pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_promp
         Err(e) => return Err(problem(&e)),
     }
     String::from_utf8(output.bytes).map_err(|e| DataError::Template { problem: e.to_string() })
+}
+
+/// Python's methods of strings, lists and dicts.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> std::result::Result<Value, Error> {
+    // A width or precision can ask for gigabytes, which are charged for only when they are there.
+    if name == "format" && value.as_str().is_some_and(|s| s.contains(':')) {
+        let problem = "`format` may not use format specifications in a chat template";
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
 /// The innermost reason of an error in a template, which is where `raise_exception` speaks.
@@ -106,46 +121,26 @@ impl io::Write for Limited {
     }
 }
 
-/// `transformers` marks assistant turns with `{% generation %}` blocks, which change nothing in the output.
-fn without_generation_tags(template: &str) -> String {
-    let mut out = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let end = start + length + 2;
-        let inner = &rest[start + 2..end - 2];
-        let bare = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        out.push_str(&rest[..start]);
-        match bare {
-            "generation" => out.push_str(&rest[start..end].replace("generation", "if true")),
-            "endgeneration" => out.push_str(&rest[start..end].replace("endgeneration", "endif")),
-            _ => out.push_str(&rest[start..end]),
-        }
-        rest = &rest[end..];
-    }
-    out.push_str(rest);
-    out
-}
-
 /// `json.dumps(value, ensure_ascii=False, indent=…)` as Python writes it.
-fn to_json(value: &Value, kwargs: Kwargs) -> std::result::Result<Value, Error> {
+fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> std::result::Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     // Accepted and without effect: the default here is what templates ask for with them.
     let _: Option<Value> = kwargs.get("ensure_ascii")?;
     let _: Option<Value> = kwargs.get("separators")?;
     let _: Option<Value> = kwargs.get("sort_keys")?;
     kwargs.assert_all_used()?;
-    let mut bytes = Vec::new();
+    let mut json = Limited { bytes: Vec::new(), limit: MAX_JSON };
     let written = match indent {
         Some(n) => {
             let spaces = " ".repeat(n.min(16));
             let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Spaced)),
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, Spaced)),
     };
     written.map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
-    Ok(Value::from(String::from_utf8_lossy(&bytes).into_owned()))
+    state.consume_fuel(json.bytes.len() as u64 / 4)?;
+    Ok(Value::from(String::from_utf8_lossy(&json.bytes).into_owned()))
 }
 
 /// JSON on one line with the spaces that Python puts after commas and colons.

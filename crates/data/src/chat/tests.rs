@@ -29,8 +29,7 @@ fn default() -> &'static Tokenizer {
 }
 
 fn learned(tok: &Tokenizer, sample: &Sample) -> String {
-    let ids: Vec<u32> =
-        sample.ids.iter().zip(&sample.loss).filter(|(_, l)| **l).map(|(id, _)| *id).collect();
+    let ids: Vec<u32> = sample.ids.iter().zip(&sample.loss).filter(|(_, l)| **l).map(|(id, _)| *id).collect();
     tok.decode(&ids, false).unwrap()
 }
 
@@ -184,14 +183,44 @@ fn unknown_roles_are_refused() {
 /// Protects: a server that renders somebody's template stays up: work, output, memory and recursion are bounded.
 #[test]
 fn hostile_templates_end_quickly() {
+    let doubling =
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+    let prints = [
+        "ns.x",
+        "ns.x ~ ''",
+        "','.join([ns.x])",
+        "ns.x|string",
+        "ns.x|tojson",
+        "'%s'|format(ns.x)",
+        "ns.x|pprint",
+        "'{}'.format(ns.x)",
+        "{ns.x: 1}",
+        "ns.x|join",
+        "ns.x|first",
+        "ns.x|min",
+        "ns.x|upper",
+        "debug()",
+    ];
+    let prints = prints.map(|p| format!("{doubling}{{{{ {p} }}}}"));
     let templates = [
+        "{% set ns = namespace(x={}) %}{% for i in range(60) %}{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x ~ '' }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x|chain(ns.x) %}{% endfor %}{{ ns.x|length }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x|length }}",
+        "{% set ns = namespace(x=1) %}{% set ns.x = ns %}{{ ns }}",
+        "{% macro f(a, b='}%) in') %}{{ f([a, a], 1) }}{% endmacro %}{{ f([1]) }}",
+        "{% for x in [[1]] recursive %}{{ x ~ '' }}{{ loop([[x, x]]) }}{% endfor %}",
+        "{% with x = [1] %}{{ x }}{% endwith %}",
+        "{{ ([0] * 100000000) ~ '' }}",
+        "{{ ([0]*100000000) == [0] *99999999 }}",
+        "{{ range(99999)|map('default', range(99999)|list)|string }}",
+        "{{ '%}' ~ [0] * 9 }}{# ' #}",
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
         "{% for a in range(99999999) %}{{ 'x' * 10000 }}{% endfor %}",
         "{{ 'x' * 1000000000 }}",
         "{% set ns = namespace(x='abcdefgh') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
         "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-        "{{ messages | tojson(indent=9999999999) }}",
+        "{{ 'x' * 100000 | tojson(indent=9999999999) }}",
         "{{ 'a'.replace('', 'b' * 100000).replace('b', 'c' * 100000) }}",
         "{{ '%099999999d' | format(1) }}",
         "{{ '{:999999999}'.format(1) }}",
@@ -202,25 +231,87 @@ fn hostile_templates_end_quickly() {
         "{% if %}",
         "{% generation %}x",
         "{{ '",
+        "{{ 'é{",
     ];
     let tok = default();
-    for template in templates.into_iter().map(str::to_owned).chain([
+    for template in templates.into_iter().map(str::to_owned).chain(prints).chain([
         "(".repeat(100_000),
         format!("{{{{ {}1{} }}}}", "(".repeat(50_000), ")".repeat(50_000)),
         "{% if true %}".repeat(20_000),
         format!("{{{{ {} }}}}", "[".repeat(50_000)),
     ]) {
         let tok = Tokenizer::with_chat_template(tok.clone(), template.clone());
-        eprintln!("{}", &template[..template.len().min(60)]);
         let start = Instant::now();
         let result = encode_prompt(&tok, &[Message::user("hi")]);
         let shown: String = template.chars().take(60).collect();
-        assert!(start.elapsed() < Duration::from_millis(1500), "{shown} took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(600), "{shown} took {:?}", start.elapsed());
         if !template.starts_with('(') {
             assert!(result.is_err(), "{shown} gave {result:?}");
         }
     }
 }
+
+proptest! {
+    /// Protects: templates put together from pieces that are known to be dangerous neither panic nor run away.
+    #[test]
+    fn random_templates_end_quickly(pieces in prop::collection::vec(0usize..PIECES.len(), 1..14)) {
+        let template: String = pieces.iter().map(|&i| PIECES[i]).collect();
+        let tok = default().clone().with_chat_template(template.clone());
+        let start = Instant::now();
+        let _ = encode_chat(&tok, &[Message::user("hi <|end|> * %}"), Message::assistant("{{ x }}")]);
+        prop_assert!(start.elapsed() < Duration::from_secs(3), "{} took {:?}", template, start.elapsed());
+    }
+}
+
+const PIECES: &[&str] = &[
+    "{% set x = [x, x] %}",
+    "{% set x = x + x %}",
+    "{% set x = x ~ x %}",
+    "{% set x = {'a': x, 'b': [x, x]} %}",
+    "{% set x = messages %}",
+    "{% set x = namespace(a=[1], b='b') %}",
+    "{% set x.a = [x.a, x.a] %}",
+    "{% set x.a = x %}",
+    "{% for x in [x, x, x] %}",
+    "{% for a, x in [[x, x]] recursive %}",
+    "{% for i in range(50) %}",
+    "{% endfor %}",
+    "{% if x %}",
+    "{% endif %}",
+    "{% macro f(x, y=[x, x]) %}",
+    "{% endmacro %}",
+    "{{ f([x, x]) }}",
+    "{{ loop([[x, x]]) }}",
+    "{{ x }}",
+    "{{ x ~ '' }}",
+    "{{ x | tojson(indent=2) }}",
+    "{{ x | string | length }}",
+    "{{ x | join(x) }}",
+    "{{ x == [x] }}",
+    "{{ x | sort }}",
+    "{{ '{}'.format(x) }}",
+    "{{ messages[0].content }}",
+    "{{ x.split('') | list }}",
+    "{% set x = x | map('string') | list %}",
+    "{% set x = x | string %}",
+    "{% set x = x.replace('', x) %}",
+    "{% set x %}{{ x }}{{ x }}{% endset %}",
+    "{# x #}",
+    "{% raw %}",
+    "{% endraw %}",
+    "{{ '",
+    "' }}",
+    "{% ",
+    " %}",
+    "é",
+    "{",
+    "}",
+    "{{ messages[1].content }}",
+    "<|end|>",
+    "{%- set x = x | list -%}",
+    "{{ x | items | list }}",
+    "{{ caller() }}",
+];
 
 /// Protects: what templates of published models use works as it does in Python.
 #[test]
@@ -230,12 +321,26 @@ fn python_habits_of_templates() {
         ("{{ messages[0].content.split('<')[0] | trim }}|", "hi|"),
         ("{{ messages | tojson }}", r#"[{"role": "user", "content": " hi <b> é"}]"#),
         ("{{ {'a': [], 'b': 1} | tojson(indent=2) }}", "{\n  \"a\": [],\n  \"b\": 1\n}"),
-        ("{{ 'tools' if tools else 'none' }}{{ strftime_now is defined }}", "nonefalse"),
+        ("{{ 'tools' if tools else 'none' }}{{ strftime_now is defined }}", "noneFalse"),
         ("{% generation %}\nx{%- endgeneration %}\ny", "xy"),
         ("  {% if true %}\na\n  {% endif %}\nb", "a\nb"),
         ("{% set loop_messages = messages[1:] %}{{ loop_messages | length }}", "0"),
         ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}", ""),
         ("{{ eos_token }}{{ bos_token }}", "<|end|>"),
+        ("{{ '=' * 3 }}{{ 2 * 3 }}{{ 2 ** 3 }}{# it's * #}", "===68"),
+        ("{%- set a, b = 'x=1', \"%}\" -%}\n {{ a + b }}", "x=1%}"),
+        ("{% for k, v in {'in': 1}.items() -%}\n {{ k }}={{ v }}{% endfor %}", "in=1"),
+        (
+            "{% macro f(a, b='(,', c=[1, 2]) %}{{ a }}{{ b }}{{ c[1] }}{% endmacro %}{{ f(1) }}{{ f(1, c='xyz') }}",
+            "1(,21(,y",
+        ),
+        ("{% raw %}{% set a = {{ b * c }}{% endraw %}", "{% set a = {{ b * c }}"),
+        (
+            "{% set ns = namespace(list=[]) %}{% for i in range(40) %}{% set ns.list = ns.list + [i] %}{% endfor %}{{ ns.list|length }}",
+            "40",
+        ),
+        ("{{ messages | map(attribute='role') | join(',') }}{{ ['a'] | map('upper') | list }}", "user['A']"),
+        ("{% set x %}\nblock{% endset %}{{ x }}", "block"),
         ("{{ (messages | selectattr('role', 'equalto', 'user') | list) | length }}", "1"),
         ("{{ messages[0].get('name', 'nobody') }}", "nobody"),
         ("{{ 'a' if 'tool_calls' in messages[0] else 'b' }}", "b"),
@@ -250,6 +355,7 @@ fn python_habits_of_templates() {
 /// Protects: the reason that a template gives reaches the person.
 #[test]
 fn raise_exception_speaks() {
-    let e = render_chat(default(), &[Message { role: "tool".into(), content: "x".into() }], true).unwrap_err();
+    let e =
+        render_chat(default(), &[Message { role: "tool".into(), content: "x".into() }], true).unwrap_err();
     assert!(e.to_string().contains("knows the roles system, user and assistant, not tool"), "{e}");
 }

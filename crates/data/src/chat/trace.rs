@@ -128,8 +128,7 @@ impl Marks {
 /// Three characters of the last private-use plane that occur in no message and not in the template.
 fn unused_marks(tok: &Tokenizer, messages: &[Message]) -> Option<Marks> {
     let template = tok.chat_template().unwrap_or_default();
-    let taken =
-        |c: &char| template.contains(*c) || messages.iter().any(|m| m.content.contains(*c));
+    let taken = |c: &char| template.contains(*c) || messages.iter().any(|m| m.content.contains(*c));
     let mut free = ('\u{10f000}'..='\u{10fffd}').filter(|c| !taken(c));
     Some(Marks { open_assistant: free.next()?, open_user: free.next()?, close: free.next()? })
 }
@@ -146,11 +145,7 @@ impl Marked {
             .spans
             .iter()
             .filter(|s| s.start < end && s.end > start)
-            .map(|s| Span {
-                start: s.start.max(start) - start,
-                end: s.end.min(end) - start,
-                trust: s.trust,
-            })
+            .map(|s| Span { start: s.start.max(start) - start, end: s.end.min(end) - start, trust: s.trust })
             .collect();
         Marked { text: self.text[start..end].to_owned(), spans }
     }
@@ -169,9 +164,8 @@ impl Marked {
             done = span.end;
         }
         parts.extend(tok.encode_at(&self.text[done..], Trust::Full)?);
-        let control = |ids: &[u32]| -> Vec<u32> {
-            ids.iter().copied().filter(|&id| tok.is_protected(id)).collect()
-        };
+        let control =
+            |ids: &[u32]| -> Vec<u32> { ids.iter().copied().filter(|&id| tok.is_protected(id)).collect() };
         Ok(if control(&whole) == control(&parts) { whole } else { parts })
     }
 }

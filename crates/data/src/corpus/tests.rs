@@ -102,7 +102,9 @@ fn long_files_come_in_pieces() {
     let path = write(dir.path(), "long.txt", &story);
     let pieces = texts(read_texts(&path).unwrap());
     assert!(pieces.len() > 2);
-    assert!(pieces.iter().all(|p| p.len() <= PIECE_BYTES + 1 && p.starts_with("Once") && p.ends_with("end.\n\n")));
+    assert!(
+        pieces.iter().all(|p| p.len() <= PIECE_BYTES + 1 && p.starts_with("Once") && p.ends_with("end.\n\n"))
+    );
     assert_eq!(pieces.concat(), story);
 
     let unbroken = "é".repeat(PIECE_BYTES);

@@ -15,10 +15,12 @@ fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
 
 /// Writes a column `messages` as dataset tools do: a list of structures, here with two turns per row.
 fn write_parquet(path: &Path, rows: usize) {
-    let schema = "message schema { required group messages (LIST) { repeated group list { required group element {
+    let schema =
+        "message schema { required group messages (LIST) { repeated group list { required group element {
         required binary role (UTF8); required binary content (UTF8); } } } }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, Default::default()).unwrap();
+    let mut writer =
+        SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, Default::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let mut levels = Vec::new();
     let (mut roles, mut contents) = (Vec::<ByteArray>::new(), Vec::<ByteArray>::new());

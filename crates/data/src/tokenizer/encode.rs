@@ -139,9 +139,10 @@ impl Tokenizer {
         let mut done = 0;
         for (start, end) in forbidden {
             // Offsets pass through normalizers; take no part twice and never cut a character.
-            let start = text.floor_char_boundary(start.max(done));
-            let end = text.ceil_char_boundary(end.max(start));
-            ids.extend(self.encode_around(&text[done.min(start)..start], trust, depth + 1)?);
+            let whole = |at: &usize| text.is_char_boundary(*at);
+            let start = (done..=start.clamp(done, text.len())).rev().find(whole).unwrap_or(done);
+            let end = (end.max(start)..=text.len()).find(whole).unwrap_or(text.len());
+            ids.extend(self.encode_around(&text[done..start], trust, depth + 1)?);
             ids.extend(self.encode_chars(&text[start..end], trust)?);
             done = end;
         }

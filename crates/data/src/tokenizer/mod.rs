@@ -164,10 +164,8 @@ impl Tokenizer {
 
         // The library can switch off special tokens only, so in this copy every protected token is special.
         let mut plain_vocabulary = AddedVocabulary::new();
-        let marked: Vec<tokenizers::AddedToken> = added
-            .iter()
-            .map(|(_, t)| t.clone().special(is_protected(t)))
-            .collect();
+        let marked: Vec<tokenizers::AddedToken> =
+            added.iter().map(|(_, t)| t.clone().special(is_protected(t))).collect();
         plain_vocabulary.add_tokens(&marked, inner.get_model(), inner.get_normalizer());
         plain_vocabulary.set_encode_special_tokens(true);
         for (id, token) in &added {
@@ -189,7 +187,8 @@ impl Tokenizer {
                 files::MAX_VOCAB - 1
             ));
         }
-        for (key, token) in [("eos_token", &names.eos), ("bos_token", &names.bos), ("pad_token", &names.pad)] {
+        for (key, token) in [("eos_token", &names.eos), ("bos_token", &names.bos), ("pad_token", &names.pad)]
+        {
             if let Some(token) = token
                 && inner.token_to_id(token).is_none()
             {

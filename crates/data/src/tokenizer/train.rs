@@ -7,12 +7,17 @@ use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::SplitDelimiterBehavior;
 
 use super::{Names, Tokenizer};
 use crate::error::guard;
 use crate::{DataError, Result};
+
+/// What merges may not cross: digits stand alone; words and signs take the space before them, and the one behind
+/// them where a digit follows, so that ` + ` between two numbers is one token and not three.
+const PIECES: &str = r"\p{N}| ?[^\s\p{L}\p{N}]+ (?=\p{N})| ?\p{L}+ (?=\p{N})| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+";
 
 /// What to train.
 #[derive(Clone, Debug, Default)]
@@ -66,10 +71,12 @@ impl Tokenizer {
             .chain(added.iter().map(|t| tokenizers::AddedToken::from(t.as_str(), false).normalized(false)))
             .collect();
 
+        let split = Split::new(SplitPattern::Regex(PIECES.into()), SplitDelimiterBehavior::Isolated, false)
+            .map_err(|e| DataError::Training { problem: e.to_string() })?;
         let mut inner = tokenizers::Tokenizer::new(BPE::default());
         inner.with_pre_tokenizer(Some(Sequence::new(vec![
-            PreTokenizerWrapper::Digits(Digits::new(true)),
-            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, true)),
+            PreTokenizerWrapper::Split(split),
+            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false)),
         ])));
         inner.with_decoder(Some(ByteLevel::new(false, false, true)));
         let trainer = BpeTrainer::builder()

@@ -14,6 +14,8 @@ use std::cell::RefCell;
 pub const PANEL: usize = 32;
 /// Steps of k between visits of an output tile; outputs are stored and reloaded exactly, so any value will do.
 const KC: usize = 256;
+/// Distance between copied rows: not a power of two, so that they spread over the cache.
+const ROW: usize = KC + 16;
 /// Rows of one task: a multiple of every micro-kernel's height.
 const MC: usize = 96;
 
@@ -26,9 +28,9 @@ pub struct Left<'a> {
     pub row_stride: usize,
     /// Distance between columns.
     pub col_stride: usize,
-    /// If given, row `m` is row `rows[m]` of the matrix.
+    /// If given, row `m` is row `rows[m]` of the matrix (which then is row-major).
     pub rows: Option<&'a [u32]>,
-    /// If given, column `k` is column `cols[k]` of the matrix.
+    /// If given, column `k` is column `cols[k]` of the matrix (which then is transposed).
     pub cols: Option<&'a [u32]>,
 }
 
@@ -41,11 +43,10 @@ impl<'a> Left<'a> {
     pub fn transposed(data: &'a [f32], stride: usize) -> Left<'a> {
         Left { data, row_stride: 1, col_stride: stride, rows: None, cols: None }
     }
-    /// Whether to read this factor where it lies: packing pays only over many columns, or where the rows are so
-    /// spaced that they would evict one another from the first-level cache.
-    fn in_place(&self, width: usize) -> bool {
-        let plain = self.col_stride == 1 && self.rows.is_none() && self.cols.is_none();
-        plain && width <= 256 && !self.row_stride.is_multiple_of(1024)
+    /// Whether to read this factor where it lies: rows that are not picked, unless they are so spaced that they would
+    /// evict one another from the first-level cache.
+    fn in_place(&self) -> bool {
+        self.col_stride == 1 && self.row_stride != 1 && self.rows.is_none() && !self.row_stride.is_multiple_of(1024)
     }
 }
 
@@ -122,7 +123,7 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Buf> = RefCell::new(Buf::new((MC + LANES) * KC));
+    static SCRATCH: RefCell<Buf> = RefCell::new(Buf::new(MC * ROW));
 }
 
 fn check(p: &Product, out: usize, ldc: usize) {
@@ -171,7 +172,7 @@ kernel! {
         loop {
             let kc = KC.min(p.k - k0);
             let load = accumulate || k0 > 0;
-            let in_place = p.a.in_place(width);
+            let in_place = p.a.in_place();
             if !in_place && kc > 0 {
                 pack_left::<S>(&p.a, m0, rows, k0, kc, scratch);
             }
@@ -184,8 +185,10 @@ kernel! {
                     let strip = S::MR.min(rows - r0);
                     let (a, a_rs, a_ks) = if in_place {
                         (p.a.data.as_ptr().wrapping_add((m0 + r0) * p.a.row_stride + k0), p.a.row_stride, 1)
-                    } else {
+                    } else if p.a.row_stride == 1 {
                         (scratch.as_ptr().add(r0 * kc), 1, strip)
+                    } else {
+                        (scratch.as_ptr().add(r0 * ROW), ROW, 1)
                     };
                     let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
                     Tile { kc, a, a_rs, a_ks, b, right: p.b, c, ldc, cols, load }.run::<S>(strip);
@@ -200,38 +203,28 @@ kernel! {
     }
 }
 
-/// Packs rows of the left factor into strips of `S::MR` rows, k by k; the last strip is as narrow as its rows.
+/// Brings the rows `m0..` and steps `k0..` of the left factor into `to`, where they do not lie well: rows that are
+/// columns of the matrix become strips of `S::MR` values, step by step; picked rows are copied one after another.
 #[inline(always)]
 unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: usize, to: &mut [f32]) {
-    let mut at = 0;
-    for r0 in (0..rows).step_by(S::MR) {
-        let strip = S::MR.min(rows - r0);
-        if a.row_stride == 1 && a.rows.is_none() {
+    if a.row_stride == 1 {
+        let mut at = 0;
+        for r0 in (0..rows).step_by(S::MR) {
+            let strip = S::MR.min(rows - r0);
             for k in 0..kc {
                 let col = a.cols.map_or(k0 + k, |c| c[k0 + k] as usize);
                 let from = &a.data[col * a.col_stride + m0 + r0..][..strip];
-                to[at + k * strip..][..strip].copy_from_slice(from);
+                let to = &mut to[at + k * strip..][..strip];
+                // SAFETY: both slices hold `strip` values, fewer than LANES.
+                unsafe { S::store_partial(to.as_mut_ptr(), strip, S::load_partial(from.as_ptr(), strip)) };
             }
-        } else {
-            for i in 0..strip {
-                let row = a.rows.map_or(m0 + r0 + i, |r| r[m0 + r0 + i] as usize);
-                let base = row * a.row_stride;
-                if a.col_stride == 1 && a.cols.is_none() {
-                    let from = &a.data[base + k0..][..kc];
-                    let dst = &mut to[at + i..at + i + (kc - 1) * strip + 1];
-                    for (k, &v) in from.iter().enumerate() {
-                        // SAFETY: k < kc, and dst has (kc - 1) * strip + 1 values.
-                        unsafe { *dst.get_unchecked_mut(k * strip) = v };
-                    }
-                } else {
-                    for k in 0..kc {
-                        let col = a.cols.map_or(k0 + k, |c| c[k0 + k] as usize);
-                        to[at + i + k * strip] = a.data[base + col * a.col_stride];
-                    }
-                }
-            }
+            at += strip * kc;
         }
-        at += strip * kc;
+    } else {
+        for i in 0..rows {
+            let row = a.rows.map_or(m0 + i, |r| r[m0 + i] as usize);
+            to[i * ROW..][..kc].copy_from_slice(&a.data[row * a.row_stride + k0..][..kc]);
+        }
     }
 }
 

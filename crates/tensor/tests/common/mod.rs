@@ -21,7 +21,8 @@ impl Matrix {
     }
     /// The given rows, in the given order.
     pub fn pick(&self, rows: &[usize]) -> Matrix {
-        let data = rows.iter().flat_map(|&r| self.data[r * self.cols..][..self.cols].iter().copied()).collect();
+        let data =
+            rows.iter().flat_map(|&r| self.data[r * self.cols..][..self.cols].iter().copied()).collect();
         Matrix { rows: rows.len(), cols: self.cols, data }
     }
     /// As an activation without gradient.
@@ -81,13 +82,18 @@ pub fn check(
         assert_eq!(got.len(), want.len(), "{name}: length of output {o}");
         let top = want.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
         for (i, (g, w)) in got.iter().zip(want).enumerate() {
-            assert!((f64::from(*g) - w).abs() <= FORWARD * top, "{name}: output {o}[{i}] is {g}, should be {w} (largest {top})");
+            assert!(
+                (f64::from(*g) - w).abs() <= FORWARD * top,
+                "{name}: output {o}[{i}] is {g}, should be {w} (largest {top})"
+            );
         }
     }
 
     let mut grads: Vec<Vec<f64>> = Vec::new();
     for l in &leaves {
-        grads.push(l.take_grad().map_or(vec![0.0; l.data().len()], |g| g.iter().map(|&v| f64::from(v)).collect()));
+        grads.push(
+            l.take_grad().map_or(vec![0.0; l.data().len()], |g| g.iter().map(|&v| f64::from(v)).collect()),
+        );
     }
     for w in &handles {
         grads.push(params.grads()[w.offset..w.offset + w.len()].iter().map(|&v| f64::from(v)).collect());
@@ -99,8 +105,11 @@ pub fn check(
             continue;
         }
         let largest = got.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
-        let places: Vec<usize> =
-            if got.len() <= sampled { (0..got.len()).collect() } else { (0..sampled).map(|_| rng.below(got.len())).collect() };
+        let places: Vec<usize> = if got.len() <= sampled {
+            (0..got.len()).collect()
+        } else {
+            (0..sampled).map(|_| rng.below(got.len())).collect()
+        };
         for i in places {
             let here = at[t][i];
             at[t][i] = here + STEP;
@@ -119,14 +128,20 @@ pub fn check(
         let step = STEP / (got.len() as f64).sqrt();
         let here = at[t].clone();
         let mut moved = |sign: f64| {
-            at[t].iter_mut().zip(here.iter().zip(&direction)).for_each(|(a, (h, d))| *a = h + sign * step * d);
+            at[t]
+                .iter_mut()
+                .zip(here.iter().zip(&direction))
+                .for_each(|(a, (h, d))| *a = h + sign * step * d);
             reference(&at).1
         };
         let want = (moved(1.0) - moved(-1.0)) / (2.0 * step);
         at[t] = here;
         let slope: f64 = got.iter().zip(&direction).map(|(g, d)| g * d).sum();
         let size = got.iter().map(|g| g * g).sum::<f64>().sqrt().max(1e-3);
-        assert!((slope - want).abs() <= 2.0 * BACKWARD * size, "{name}: slope of tensor {t} is {slope}, should be {want} (norm {size})");
+        assert!(
+            (slope - want).abs() <= 2.0 * BACKWARD * size,
+            "{name}: slope of tensor {t} is {slope}, should be {want} (norm {size})"
+        );
     }
 }
 
@@ -185,7 +200,12 @@ pub fn hash(values: &[f32]) -> u64 {
 pub fn same_bits(what: &str, got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!(g.to_bits() == w.to_bits(), "{what}: value {i} is {g:e} ({:08x}), should be {w:e} ({:08x})", g.to_bits(), w.to_bits());
+        assert!(
+            g.to_bits() == w.to_bits(),
+            "{what}: value {i} is {g:e} ({:08x}), should be {w:e} ({:08x})",
+            g.to_bits(),
+            w.to_bits()
+        );
     }
 }
 

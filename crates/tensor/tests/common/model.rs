@@ -1,9 +1,9 @@
 //! One pass through all ops: two small decoder layers, every loss, forward and backward.
 
 use super::{Matrix, params_of};
+use std::sync::Arc;
 use tensor::ops::{self, AttentionShape, Expert, MlaDims, Pairs, RopeTable, RouterShape, Segment};
 use tensor::{Buf, Rng, Tape, Tensor, Weight};
-use std::sync::Arc;
 
 const HIDDEN: usize = 40;
 const VOCAB: usize = 301;
@@ -12,7 +12,8 @@ const MLA: MlaDims = MlaDims { heads: 3, nope: 8, rope: 6, v: 9 };
 const KV_RANK: usize = 17;
 const INNER: usize = 50;
 const EXPERT_INNER: usize = 24;
-const ROUTER: RouterShape = RouterShape { experts: 9, top_k: 2, groups: 3, top_groups: 2, normalize: true, scaling: 1.5 };
+const ROUTER: RouterShape =
+    RouterShape { experts: 9, top_k: 2, groups: 3, top_groups: 2, normalize: true, scaling: 1.5 };
 /// Lengths of the packed sequences.
 const LENS: [usize; 5] = [70, 1, 130, 64, 9];
 const EPS: f32 = 1e-6;
@@ -31,9 +32,30 @@ fn shapes() -> Vec<(usize, usize)> {
     let MlaDims { heads: mla_heads, nope, rope, v } = MLA;
     let mut list = vec![(VOCAB, HIDDEN), (1, HIDDEN), (VOCAB, HIDDEN)];
     let qkv = (heads + 2 * kv_heads) * dim;
-    list.extend([(1, HIDDEN), (qkv, HIDDEN), (1, qkv), (1, dim), (HIDDEN, heads * dim), (1, HIDDEN), (2 * INNER, HIDDEN), (HIDDEN, INNER)]);
-    list.extend([(1, HIDDEN), (KV_RANK + rope, HIDDEN), (1, KV_RANK), (mla_heads * (nope + v), KV_RANK), (mla_heads * (nope + rope), HIDDEN)]);
-    list.extend([(HIDDEN, mla_heads * v + HIDDEN), (1, HIDDEN), (ROUTER.experts, HIDDEN), (2 * INNER, HIDDEN), (HIDDEN, INNER)]);
+    list.extend([
+        (1, HIDDEN),
+        (qkv, HIDDEN),
+        (1, qkv),
+        (1, dim),
+        (HIDDEN, heads * dim),
+        (1, HIDDEN),
+        (2 * INNER, HIDDEN),
+        (HIDDEN, INNER),
+    ]);
+    list.extend([
+        (1, HIDDEN),
+        (KV_RANK + rope, HIDDEN),
+        (1, KV_RANK),
+        (mla_heads * (nope + v), KV_RANK),
+        (mla_heads * (nope + rope), HIDDEN),
+    ]);
+    list.extend([
+        (HIDDEN, mla_heads * v + HIDDEN),
+        (1, HIDDEN),
+        (ROUTER.experts, HIDDEN),
+        (2 * INNER, HIDDEN),
+        (HIDDEN, INNER),
+    ]);
     list.extend((0..ROUTER.experts).flat_map(|_| [(2 * EXPERT_INNER, HIDDEN), (HIDDEN, EXPERT_INNER)]));
     list
 }
@@ -76,8 +98,13 @@ fn expert_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTab
     let kv = ops::linear(tape, &latent, w.next(), None);
     let q = ops::linear(tape, &y, w.next(), None);
     let (q, k, v) = ops::mla_heads(tape, (&q, &kv, &parts[1]), MLA, &positions(), rope);
-    let shape =
-        AttentionShape { heads: MLA.heads, kv_heads: MLA.heads, qk_dim: MLA.nope + MLA.rope, v_dim: MLA.v, scale: 0.27 };
+    let shape = AttentionShape {
+        heads: MLA.heads,
+        kv_heads: MLA.heads,
+        qk_dim: MLA.nope + MLA.rope,
+        v_dim: MLA.v,
+        scale: 0.27,
+    };
     let y = ops::concat_cols(tape, &ops::attention(tape, (&q, &k, &v), shape, &segments(), None), &y);
     let (s, y) = ops::add_rms_norm(tape, x, &ops::linear(tape, &y, w.next(), None), w.next(), EPS);
     let logits = ops::linear(tape, &y, w.next(), None);
@@ -96,7 +123,9 @@ pub fn step(recompute: bool) -> Vec<(&'static str, Vec<f32>)> {
     let mut rng = Rng::new(17);
     let weights: Vec<Matrix> = shapes()
         .into_iter()
-        .map(|(rows, cols)| Matrix::random(&mut rng, rows, cols, if rows == 1 { 0.7 } else { 1.0 / (cols as f32).sqrt() }))
+        .map(|(rows, cols)| {
+            Matrix::random(&mut rng, rows, cols, if rows == 1 { 0.7 } else { 1.0 / (cols as f32).sqrt() })
+        })
         .collect();
     let (params, w) = params_of(&weights);
     let n: usize = LENS.iter().sum();

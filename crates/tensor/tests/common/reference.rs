@@ -31,7 +31,9 @@ pub fn sigmoid(x: f64) -> f64 {
 
 /// `[n, 2 * inner]` to `[n, inner]`.
 pub fn swiglu(x: &[f64], inner: usize) -> Vec<f64> {
-    x.chunks(2 * inner).flat_map(|row| (0..inner).map(move |i| row[i] * sigmoid(row[i]) * row[inner + i])).collect()
+    x.chunks(2 * inner)
+        .flat_map(|row| (0..inner).map(move |i| row[i] * sigmoid(row[i]) * row[inner + i]))
+        .collect()
 }
 
 /// One head rotated by its position; all first members of pairs come before all second members.
@@ -118,7 +120,14 @@ pub fn choose(scores: &[f64], bias: &[f32], top_k: usize, groups: usize, top_gro
 }
 
 /// The weights of the chosen experts.
-pub fn route_weights(logits: &[f64], chosen: &[u32], top_k: usize, experts: usize, normalize: bool, scaling: f32) -> Vec<f64> {
+pub fn route_weights(
+    logits: &[f64],
+    chosen: &[u32],
+    top_k: usize,
+    experts: usize,
+    normalize: bool,
+    scaling: f32,
+) -> Vec<f64> {
     let mut out = Vec::new();
     for (row, chosen) in logits.chunks(experts).zip(chosen.chunks(top_k)) {
         let s: Vec<f64> = chosen.iter().map(|&e| sigmoid(row[e as usize])).collect();
@@ -129,14 +138,24 @@ pub fn route_weights(logits: &[f64], chosen: &[u32], top_k: usize, experts: usiz
 }
 
 /// DeepSeek-V3's sequence-wise balance loss, `α Σ_i f_i P_i` per sequence, averaged over tokens.
-pub fn balance_loss(logits: &[f64], chosen: &[u32], top_k: usize, experts: usize, lens: &[usize], alpha: f32) -> f64 {
+pub fn balance_loss(
+    logits: &[f64],
+    chosen: &[u32],
+    top_k: usize,
+    experts: usize,
+    lens: &[usize],
+    alpha: f32,
+) -> f64 {
     let tokens: usize = lens.iter().sum();
     let (mut start, mut loss) = (0, 0.0);
     for &len in lens {
-        let scores: Vec<Vec<f64>> =
-            logits[start * experts..(start + len) * experts].chunks(experts).map(|r| r.iter().map(|&l| sigmoid(l)).collect()).collect();
+        let scores: Vec<Vec<f64>> = logits[start * experts..(start + len) * experts]
+            .chunks(experts)
+            .map(|r| r.iter().map(|&l| sigmoid(l)).collect())
+            .collect();
         for i in 0..experts {
-            let count = chosen[start * top_k..(start + len) * top_k].iter().filter(|&&e| e as usize == i).count();
+            let count =
+                chosen[start * top_k..(start + len) * top_k].iter().filter(|&&e| e as usize == i).count();
             let f = (experts * count) as f64 / (top_k * len) as f64;
             let p = scores.iter().map(|s| s[i] / s.iter().sum::<f64>()).sum::<f64>() / len as f64;
             loss += f64::from(alpha) * f * p * len as f64 / tokens as f64;

@@ -35,7 +35,13 @@ pub enum ScheduleKind {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Schedule { kind: ScheduleKind::Cosine, warmup_steps: None, warmup: 0.05, decay: 0.2, final_ratio: 0.1 }
+        Schedule {
+            kind: ScheduleKind::Cosine,
+            warmup_steps: None,
+            warmup: 0.05,
+            decay: 0.2,
+            final_ratio: 0.1,
+        }
     }
 }
 

@@ -36,7 +36,8 @@ impl Axis {
         let last = (max / step + 1e-9).floor() as i64;
         // A lone tick could not give the scale; ranges are never that odd, but a loop must end.
         let ticks = (first..=last.min(first + 40)).map(|index| index as f64 * step);
-        let ticks = ticks.map(|value| (value, tick_text(value, step, unit))).collect();
+        let most = min.abs().max(max.abs());
+        let ticks = ticks.map(|value| (value, tick_text(value, step, most, unit))).collect();
         Axis { label: label.to_owned(), unit, min, max, log: false, ticks }
     }
 
@@ -51,7 +52,7 @@ impl Axis {
         let decades = min.log10().floor() as i32..=max.log10().ceil() as i32;
         let marks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(decade)));
         let inside = marks.filter(|mark| (min..=max).contains(mark));
-        let ticks = inside.map(|mark| (mark, tick_text(mark, mark, Unit::Plain))).collect();
+        let ticks = inside.map(|mark| (mark, tick_text(mark, mark, mark, Unit::Plain))).collect();
         Axis { label: label.to_owned(), unit: Unit::Plain, min, max, log: true, ticks }
     }
 
@@ -69,8 +70,8 @@ impl Axis {
 /// The least and the greatest finite value, never the same and never infinite.
 fn bounds(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let finite = values.into_iter().filter(|value| value.is_finite());
-    let (low, high) =
-        finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+    let (low, high) = finite
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
     if low > high {
         return (0.0, 1.0);
     }
@@ -89,14 +90,14 @@ fn nice_step(range: f64, count: usize) -> f64 {
     digit * power
 }
 
-/// A tick's number with just the digits that its step needs.
-fn tick_text(value: f64, step: f64, unit: Unit) -> String {
+/// A tick's number with just the digits that its step needs, on an axis that goes as far as `most`.
+fn tick_text(value: f64, step: f64, most: f64, unit: Unit) -> String {
     let decimals = |step: f64| (-step.log10() - 1e-9).ceil().clamp(0.0, 12.0) as usize;
     // Without this, rounding could show −0.
     let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
     match unit {
         Unit::Share => format!("{:.*} %", decimals(step * 100.0), value * 100.0).replace('-', "−"),
-        Unit::Plain if value.abs().max(step) >= 10_000.0 => short(value),
+        Unit::Plain if most >= 10_000.0 => short(value),
         Unit::Plain => format!("{value:.*}", decimals(step)).replace('-', "−"),
     }
 }
@@ -152,7 +153,16 @@ pub(super) fn bytes(count: u64) -> String {
 
 /// A price in dollars.
 pub(super) fn money(dollars: f64) -> String {
-    if dollars < 0.0995 { format!("${}", digits(dollars, 3)) } else { format!("${dollars:.2}") }
+    match dollars {
+        _ if dollars <= 0.0 => "$0".into(),
+        _ if dollars < 0.000_05 => "<$0.0001".into(),
+        // Cents need two decimals, parts of a cent up to four.
+        _ if dollars < 0.0995 => {
+            let text = format!("{dollars:.4}");
+            format!("${}", text.strip_suffix("00").unwrap_or(&text))
+        }
+        _ => format!("${dollars:.2}"),
+    }
 }
 
 /// A price as one says it: 1.3 cents, $4.20.
@@ -177,10 +187,19 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_hold_the_data() {
-        assert_eq!(texts(&Axis::over("", Unit::Plain, [0.03, 0.97])), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
-        assert_eq!(texts(&Axis::over("", Unit::Share, [0.0, 1.0])), ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]);
+        assert_eq!(
+            texts(&Axis::over("", Unit::Plain, [0.03, 0.97])),
+            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+        );
+        assert_eq!(
+            texts(&Axis::over("", Unit::Share, [0.0, 1.0])),
+            ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+        );
         assert_eq!(texts(&Axis::linear("", Unit::Plain, 0.0, 237.0)), ["0", "50", "100", "150", "200"]);
-        assert_eq!(texts(&Axis::over("", Unit::Plain, [0.0, 48_000.0])), ["0", "10k", "20k", "30k", "40k", "50k"]);
+        assert_eq!(
+            texts(&Axis::over("", Unit::Plain, [0.0, 48_000.0])),
+            ["0", "10k", "20k", "30k", "40k", "50k"]
+        );
         assert_eq!(texts(&Axis::log_over("", [0.3, 6.2])), ["0.5", "1", "2", "5"]);
         assert!(texts(&Axis::over("", Unit::Plain, [-0.5, 0.5])).contains(&"−0.4"));
     }
@@ -188,7 +207,9 @@ mod tests {
     /// Charts of nothing, of one value and of broken values are still charts.
     #[test]
     fn odd_data_gives_finite_axes() {
-        for values in [vec![], vec![0.0], vec![3.0, 3.0], vec![f64::NAN, 1.0], vec![f64::INFINITY], vec![-2.0]] {
+        for values in
+            [vec![], vec![0.0], vec![3.0, 3.0], vec![f64::NAN, 1.0], vec![f64::INFINITY], vec![-2.0]]
+        {
             for axis in [Axis::over("", Unit::Plain, values.clone()), Axis::log_over("", values.clone())] {
                 assert!(axis.min.is_finite() && axis.max > axis.min && !axis.ticks.is_empty(), "{values:?}");
                 assert!((0.0..=1.0).contains(&axis.place(0.5)));
@@ -205,8 +226,11 @@ mod tests {
         assert_eq!(percent(0.834), "83 %");
         assert_eq!(duration(725.0), "12 min 5 s");
         assert_eq!(duration(3.25), "3.2 s");
-        assert_eq!((money(0.0123), money(0.02), money(0.0), money(1.5)), ("$0.0123".into(), "$0.02".into(), "$0".into(), "$1.50".into()));
-        assert_eq!((price(0.0126), price(0.01), price(2.0)), ("1.3 cents".into(), "1 cent".into(), "$2.00".into()));
+        assert_eq!(
+            [0.0123, 0.02, 0.0, 1.5, 1e-5].map(money),
+            ["$0.0123", "$0.02", "$0", "$1.50", "<$0.0001"]
+        );
+        assert_eq!([0.0126, 0.01, 2.0].map(price), ["1.3 cents", "1 cent", "$2.00"]);
         assert_eq!(bytes(1_610_612_736), "1.5 GiB");
     }
 }

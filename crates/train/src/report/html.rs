@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::axis::{Unit, bytes, digits, duration, money, percent, price, short};
-use super::svg::{LineChart, Row, escape, intervals, shares};
+use super::bars::{Row, intervals, share_colour, shares};
+use super::svg::{LineChart, escape};
 use super::{Evaluation, RunReport, charts, sample};
 use crate::ledger::{Claim, StageCost};
 use crate::run::metrics::{Line, keys};
@@ -79,10 +80,18 @@ fn header(report: &RunReport, out: &mut String) {
     if let Some((before, after)) = report.before_and_after() {
         let gain = (after.pass_at_1.value - before.pass_at_1.value) * 100.0;
         let sign = if gain < 0.0 { "−" } else { "+" };
-        fact("from reinforcement", format!("{sign}{:.0} points", gain.abs()), "of pass@1, held-out problems".into());
+        fact(
+            "from reinforcement",
+            format!("{sign}{:.0} points", gain.abs()),
+            "of pass@1, held-out problems".into(),
+        );
     }
     fact("time", duration(total.seconds), format!("{} of core time", duration(total.cpu_seconds)));
-    fact("price", money(total.cost), format!("at {} per core-hour", money(report.price_per_core_hour)));
+    fact(
+        "price",
+        escape(&money(total.cost)),
+        format!("at {} per core-hour", money(report.price_per_core_hour)),
+    );
     fact("tokens", short(total.tokens as f64), "read and written".into());
     fact("operations", short(total.operations as f64), "multiplications and additions".into());
     fact("peak memory", bytes(total.peak_memory_bytes), total.joules.map(energy).unwrap_or_default());
@@ -94,7 +103,8 @@ fn energy(joules: f64) -> String {
 }
 
 fn figure(chart: &str, title: &str, caption: &str, out: &mut String) {
-    let caption = if caption.is_empty() { String::new() } else { format!("<figcaption>{caption}</figcaption>") };
+    let caption =
+        if caption.is_empty() { String::new() } else { format!("<figcaption>{caption}</figcaption>") };
     let title = if title.is_empty() { String::new() } else { format!("<h3>{}</h3>", escape(title)) };
     let _ = writeln!(out, "<figure>{title}{chart}{caption}</figure>");
 }
@@ -171,7 +181,12 @@ fn measured(report: &RunReport, out: &mut String) {
             ),
         }
     );
-    figure(&intervals("Held-out problems solved, by stage", &legend, &rows(&report.evaluation), 880.0), "", "", out);
+    figure(
+        &intervals("Held-out problems solved, by stage", &legend, &rows(&report.evaluation), 880.0),
+        "",
+        "",
+        out,
+    );
     if !report.evaluation_by_task.is_empty() {
         let count = report.evaluation_by_task.len();
         open_grid(count, out);
@@ -210,7 +225,7 @@ fn curves(report: &RunReport, metrics: &[Line], out: &mut String) {
     if losses.is_none() && overlays.is_empty() {
         return;
     }
-    out.push_str("<h2>Learning from text</h2>\n<p class=\"lead\">Surprise at the next token, in nats: lower is better. Each stage has its own texts, so that its curve begins where it likes.</p>\n");
+    out.push_str("<h2>Learning from text</h2>\n<p class=\"lead\">Surprise at the next token, in nats: lower is better. Stages read different texts, so that only curves of the same kind compare.</p>\n");
     if let Some(chart) = losses {
         draw(&chart, "", out);
     }
@@ -236,28 +251,34 @@ fn ledger(report: &RunReport, out: &mut String) {
     }
     let _ = write!(
         out,
-        "<h2>What it cost</h2>\n<p class=\"lead\">Operations are counted op by op; time, memory{} are read from the system; money is wall time on all cores at {} per core-hour.</p>\n",
-        if report.total().joules.is_some() { " and energy" } else { "" },
+        "<h2>What it cost</h2>\n<p class=\"lead\">Operations are counted op by op; time{} are read from the system; money is wall time on all cores at {} per core-hour.</p>\n",
+        if report.total().joules.is_some() { ", memory and energy" } else { " and memory" },
         money(report.price_per_core_hour)
     );
     let part = |stage: &StageCost| (stage.name.clone(), stage.seconds, duration(stage.seconds));
     let parts: Vec<_> = report.stages.iter().map(part).collect();
     figure(&shares("Time by stage", &parts, 880.0), "Where the time went", "", out);
     out.push_str("<div class=\"scroll\"><table><thead><tr><th>stage</th><th>time</th><th>core time</th><th>tokens</th><th>tokens/s</th><th>operations</th><th>operations/s</th><th>peak memory</th><th>energy</th><th>price</th></tr></thead><tbody>\n");
-    for stage in &report.stages {
-        let _ = writeln!(out, "<tr>{}</tr>", cost_cells(stage));
+    for (index, stage) in report.stages.iter().enumerate() {
+        let swatch = format!("<span class=\"swatch c{}\"></span>", share_colour(index));
+        let _ = writeln!(out, "<tr>{}</tr>", cost_cells(&swatch, stage));
     }
-    let _ = writeln!(out, "</tbody><tfoot><tr>{}</tr></tfoot></table></div>", cost_cells(&report.total()));
+    let _ =
+        writeln!(out, "</tbody><tfoot><tr>{}</tr></tfoot></table></div>", cost_cells("", &report.total()));
 }
 
-fn cost_cells(stage: &StageCost) -> String {
+fn cost_cells(swatch: &str, stage: &StageCost) -> String {
     let rate = |count: u64| {
-        if count == 0 || stage.seconds <= 0.0 { "–".to_owned() } else { short(count as f64 / stage.seconds) }
+        if count == 0 || stage.seconds <= 0.0 {
+            "–".to_owned()
+        } else {
+            short(count as f64 / stage.seconds)
+        }
     };
     let count = |count: u64| if count == 0 { "–".to_owned() } else { short(count as f64) };
     let joules = stage.joules.map_or("–".to_owned(), |joules| format!("{} kJ", digits(joules / 1000.0, 3)));
     let cells = [
-        escape(&stage.name),
+        format!("{swatch}{}", escape(&stage.name)),
         duration(stage.seconds),
         duration(stage.cpu_seconds),
         count(stage.tokens),
@@ -266,7 +287,7 @@ fn cost_cells(stage: &StageCost) -> String {
         rate(stage.operations),
         bytes(stage.peak_memory_bytes),
         joules,
-        money(stage.cost),
+        escape(&money(stage.cost)),
     ];
     cells.map(|cell| format!("<td>{cell}</td>")).concat()
 }
@@ -279,7 +300,7 @@ fn claims(claims: &[Claim], out: &mut String) {
     for claim in claims {
         let (class, state) = match claim {
             _ if claim.shown => ("shown", "✓ shown"),
-            _ if claim.refuted() => ("refuted", "✗ the opposite"),
+            _ if claim.refuted() => ("refuted", "✗ refuted"),
             _ => ("open", "○ not shown"),
         };
         let _ = writeln!(
@@ -307,11 +328,18 @@ fn fine_print(report: &RunReport, metrics: &[Line], out: &mut String) {
     }
     if !report.recipe.is_empty() {
         let recipe = escape(&report.recipe);
-        let _ = writeln!(out, "<details><summary>The recipe, with every default stated</summary><pre>{recipe}</pre></details>");
+        let _ = writeln!(
+            out,
+            "<details><summary>The recipe, with every default stated</summary><pre>{recipe}</pre></details>"
+        );
     }
     let machine = match report.machine.as_str() {
         "" => String::new(),
         machine => format!(" Run on {}.", escape(machine)),
     };
-    let _ = writeln!(out, "<footer>Made by Shoestring {}.{machine} The numbers of this page are in <code>report.json</code>, those of its curves in <code>metrics.jsonl</code>.</footer>", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(
+        out,
+        "<footer>Made by Shoestring {}.{machine} The numbers of this page are in <code>report.json</code>, those of its curves in <code>metrics.jsonl</code>.</footer>",
+        env!("CARGO_PKG_VERSION")
+    );
 }

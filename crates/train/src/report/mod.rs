@@ -1,6 +1,7 @@
 //! The report of a run: `report.json` for programs, `report.html` for people, `curve.svg` for a README.
 
 mod axis;
+mod bars;
 mod charts;
 mod html;
 mod sample;
@@ -90,7 +91,9 @@ impl<'de> Deserialize<'de> for Evaluation {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let map: Map<String, Value> = Map::deserialize(deserializer)?;
         let number = |key: &str| {
-            map.get(key).and_then(Value::as_u64).ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))
+            map.get(key)
+                .and_then(Value::as_u64)
+                .ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))
         };
         let estimate = |key: String| {
             let value = map.get(&key).ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))?;
@@ -98,7 +101,8 @@ impl<'de> Deserialize<'de> for Evaluation {
         };
         let samples = number("samples")?;
         let pass_at_1 = estimate("pass@1".into())?;
-        let of_many = |key: &str| if samples > 1 { estimate(format!("{key}@{samples}")) } else { Ok(pass_at_1) };
+        let of_many =
+            |key: &str| if samples > 1 { estimate(format!("{key}@{samples}")) } else { Ok(pass_at_1) };
         Ok(Evaluation {
             problems: number("problems")?,
             samples,

@@ -39,7 +39,8 @@ pub(super) fn said(text: &str) -> String {
     while let Some(at) = rest.find('<') {
         out.push_str(&escape(&rest[..at]));
         rest = &rest[at..];
-        let tag = ["<think>", "</think>", "<answer>", "</answer>"].into_iter().find(|tag| rest.starts_with(tag));
+        let tag =
+            ["<think>", "</think>", "<answer>", "</answer>"].into_iter().find(|tag| rest.starts_with(tag));
         let Some(tag) = tag else {
             out.push_str("&lt;");
             rest = &rest[1..];

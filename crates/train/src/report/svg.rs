@@ -1,4 +1,4 @@
-//! Charts as SVG: lines with bands, stage bounds and interval marks; rows of intervals; a bar of shares.
+//! Line charts as SVG, with bands, stage bounds and interval marks.
 //!
 //! A chart states classes, not colours, so that a page or a file can give it its own in light and in dark.
 
@@ -84,7 +84,7 @@ impl LineChart {
         };
         let mut svg = String::new();
         open(&mut svg, self.width, self.height, &self.title, style, &frame.hover(&self.series));
-        frame.grid(&mut svg, self.width);
+        frame.grid(&mut svg);
         for (row, entries) in legend.iter().enumerate() {
             let y = 14.0 + 18.0 * row as f64;
             for (x, index) in entries {
@@ -161,13 +161,17 @@ fn legend_rows(series: &[Series], width: f64) -> Vec<Vec<(f64, usize)>> {
     rows
 }
 
-fn open(svg: &mut String, width: f64, height: f64, title: &str, style: &str, data: &str) {
+pub(super) fn open(svg: &mut String, width: f64, height: f64, title: &str, style: &str, data: &str) {
     let class = if width > 600.0 { "plot wide" } else { "plot" };
     let title = escape(title);
     let _ = write!(
         svg,
         r#"<svg xmlns="http://www.w3.org/2000/svg" class="{class}" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"{data}>{style}"#
     );
+    if !style.is_empty() {
+        // A picture in a page of unknown colour brings its own paper.
+        let _ = write!(svg, r#"<rect class="paper" width="{width}" height="{height}" rx="8"/>"#);
+    }
 }
 
 /// The area that a line chart draws into.
@@ -189,7 +193,7 @@ impl Frame<'_> {
         self.bottom - self.y.place(y) * (self.bottom - self.top)
     }
 
-    fn grid(&self, svg: &mut String, width: f64) {
+    fn grid(&self, svg: &mut String) {
         for (value, text) in &self.y.ticks {
             let y = self.py(*value);
             let _ = write!(
@@ -203,10 +207,9 @@ impl Frame<'_> {
         }
         for (value, text) in &self.x.ticks {
             let x = self.px(*value);
-            let anchor = if x > width - 30.0 { "end" } else { "middle" };
             let _ = write!(
                 svg,
-                r#"<line class="axis" x1="{x:.1}" x2="{x:.1}" y1="{:.1}" y2="{:.1}"/><text class="tick" text-anchor="{anchor}" x="{x:.1}" y="{:.1}">{text}</text>"#,
+                r#"<line class="axis" x1="{x:.1}" x2="{x:.1}" y1="{:.1}" y2="{:.1}"/><text class="tick" text-anchor="middle" x="{x:.1}" y="{:.1}">{text}</text>"#,
                 self.bottom,
                 self.bottom + 4.0,
                 self.bottom + 18.0
@@ -230,7 +233,8 @@ impl Frame<'_> {
     fn path(&self, points: &[(f64, f64)]) -> String {
         let mut path = String::new();
         for (index, (x, y)) in points.iter().enumerate() {
-            let _ = write!(path, "{}{:.1} {:.1}", if index == 0 { "M" } else { "L" }, self.px(*x), self.py(*y));
+            let _ =
+                write!(path, "{}{:.1} {:.1}", if index == 0 { "M" } else { "L" }, self.px(*x), self.py(*y));
         }
         path
     }
@@ -290,7 +294,9 @@ impl Frame<'_> {
             };
             let points: Vec<serde_json::Value> = points
                 .iter()
-                .map(|(x, y)| serde_json::json!([round(self.px(*x)), round(self.py(*y)), digits(*x, 4), show(*y)]))
+                .map(|(x, y)| {
+                    serde_json::json!([round(self.px(*x)), round(self.py(*y)), digits(*x, 4), show(*y)])
+                })
                 .collect();
             serde_json::json!({ "name": series.name, "colour": series.colour, "points": points })
         };
@@ -339,102 +345,4 @@ fn mean(points: &[(f64, f64)]) -> (f64, f64) {
     let count = points.len() as f64;
     let sum = points.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
     (sum.0 / count, sum.1 / count)
-}
-
-/// A row of an [interval chart](intervals): a name and the measured values.
-pub(super) struct Row {
-    pub name: String,
-    /// In the order of the legend.
-    pub values: Vec<Estimate>,
-}
-
-/// Shares with their intervals, one row each, on one axis from 0 to 1.
-pub(super) fn intervals(title: &str, legend: &[String], rows: &[Row], width: f64) -> String {
-    let lane = 15.0;
-    let row_height = 16.0 + lane * legend.len() as f64;
-    let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0) as f64;
-    let (left, right) = (20.0 + 7.4 * longest.min(24.0), width - 58.0);
-    let top = 34.0;
-    let bottom = top + row_height * rows.len() as f64;
-    let axis = Axis::linear("", Unit::Share, 0.0, 1.0);
-    let px = |share: f64| left + axis.place(share) * (right - left);
-    let mut svg = String::new();
-    open(&mut svg, width, bottom + 30.0, title, "", "");
-    let mut x = left;
-    for (index, name) in legend.iter().enumerate() {
-        let colour = index + 1;
-        let _ = write!(
-            svg,
-            r#"<circle class="dot c{colour}" cx="{:.1}" cy="14" r="4"/><text class="legend" x="{:.1}" y="18">{}</text>"#,
-            x + 4.0,
-            x + 14.0,
-            escape(name)
-        );
-        x += 34.0 + 7.0 * name.chars().count() as f64;
-    }
-    for (value, text) in &axis.ticks {
-        let x = px(*value);
-        let _ = write!(
-            svg,
-            r#"<line class="grid" x1="{x:.1}" x2="{x:.1}" y1="{top:.1}" y2="{bottom:.1}"/><text class="tick" text-anchor="middle" x="{x:.1}" y="{:.1}">{text}</text>"#,
-            bottom + 18.0
-        );
-    }
-    for (index, row) in rows.iter().enumerate() {
-        let start = top + row_height * index as f64;
-        if index > 0 {
-            let _ = write!(svg, r#"<line class="rule" x1="0" x2="{width}" y1="{start:.1}" y2="{start:.1}"/>"#);
-        }
-        let name: String = row.name.chars().take(24).collect();
-        let _ = write!(
-            svg,
-            r#"<text class="row" x="2" y="{:.1}">{}</text>"#,
-            start + row_height / 2.0 + 4.0,
-            escape(&name)
-        );
-        for (index, value) in row.values.iter().enumerate() {
-            let colour = index + 1;
-            let y = start + 8.0 + lane * (index as f64 + 0.5);
-            let (low, at, high) = (px(value.low), px(value.value), px(value.high));
-            let _ = write!(
-                svg,
-                r#"<g><title>{}: {} ({} to {})</title><line class="interval c{colour}" x1="{low:.1}" x2="{high:.1}" y1="{y:.1}" y2="{y:.1}"/><circle class="dot c{colour}" cx="{at:.1}" cy="{y:.1}" r="4.5"/><text class="value" x="{:.1}" y="{:.1}">{}</text></g>"#,
-                escape(legend.get(index).map_or("", String::as_str)),
-                percent(value.value),
-                percent(value.low),
-                percent(value.high),
-                high + 7.0,
-                y + 4.0,
-                percent(value.value)
-            );
-        }
-    }
-    svg.push_str("</svg>");
-    svg
-}
-
-/// One bar, cut into the shares of its parts.
-pub(super) fn shares(title: &str, parts: &[(String, f64, String)], width: f64) -> String {
-    let total: f64 = parts.iter().map(|(_, value, _)| value).sum();
-    let mut svg = String::new();
-    open(&mut svg, width, 46.0, title, "", "");
-    let mut x = 0.0;
-    for (index, (name, value, text)) in parts.iter().enumerate() {
-        let wide = if total > 0.0 { value / total * width } else { 0.0 };
-        let colour = index % 6 + 1;
-        let _ = write!(
-            svg,
-            r#"<g><title>{}: {}</title><rect class="share c{colour}" x="{x:.1}" y="0" width="{:.1}" height="22" rx="2"/>"#,
-            escape(name),
-            escape(text),
-            (wide - 1.5).max(0.5)
-        );
-        if wide > 7.0 * name.chars().count() as f64 + 4.0 {
-            let _ = write!(svg, r#"<text class="legend" x="{x:.1}" y="40">{}</text>"#, escape(name));
-        }
-        svg.push_str("</g>");
-        x += wide;
-    }
-    svg.push_str("</svg>");
-    svg
 }

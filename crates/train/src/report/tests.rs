@@ -45,7 +45,8 @@ fn line(stage: &str, step: u64, values: &[(&str, f64)]) -> Line {
 
 fn metrics() -> Vec<Line> {
     let pretrain = (1..=50).map(|step| line("pretrain", step, &[("loss", 6.0 / step as f64)]));
-    let grpo = (1..=30).map(|step| line("grpo", step, &[("reward", step as f64 / 30.0), ("reward_std", 0.3)]));
+    let grpo =
+        (1..=30).map(|step| line("grpo", step, &[("reward", step as f64 / 30.0), ("reward_std", 0.3)]));
     pretrain.chain(grpo).collect()
 }
 
@@ -73,7 +74,11 @@ fn the_keys_of_report_json() {
 fn an_evaluation_reads_back_as_itself() {
     for samples in [1, 8, 64] {
         let one = Evaluation { samples, ..evaluation(80) };
-        let one = if samples == 1 { Evaluation { pass_at_k: one.pass_at_1, maj_at_k: one.pass_at_1, ..one } } else { one };
+        let one = if samples == 1 {
+            Evaluation { pass_at_k: one.pass_at_1, maj_at_k: one.pass_at_1, ..one }
+        } else {
+            one
+        };
         let text = serde_json::to_string(&one).unwrap();
         assert_eq!(serde_json::from_str::<Evaluation>(&text).unwrap(), one);
     }

@@ -250,7 +250,10 @@ mod tests {
     fn added_and_removed_stages_are_named() {
         let stage = |name: &str| format!("[[stage]]\nname = '{name}'\nkind = 'grpo'\n");
         let found = differences(&stage("a"), &format!("{}{}", stage("a"), stage("b"))).unwrap();
-        assert_eq!(found, ["stage: a → a, b", "stage.b.name: (none) → \"b\"", "stage.b.kind: (none) → \"grpo\""]);
+        assert_eq!(
+            found,
+            ["stage: a → a, b", "stage.b.name: (none) → \"b\"", "stage.b.kind: (none) → \"grpo\""]
+        );
         let swapped = format!("{}{}", stage("b"), stage("a"));
         let found = differences(&format!("{}{}", stage("a"), stage("b")), &swapped).unwrap();
         assert_eq!(found, ["stage: a, b → b, a"]);
@@ -290,7 +293,8 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
         fs::create_dir(dir.path().join("folder")).unwrap();
         assert!(write_atomic(&dir.path().join("folder"), b"x").is_err());
-        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["file", "folder"]);
     }

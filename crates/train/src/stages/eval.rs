@@ -29,7 +29,7 @@ pub(super) fn run(ctx: &Context, s: &EvalStage) -> Result<StageResult, TrainErro
         };
         meter.add(e.tokens as u64, tensor::operations::counts().since(&counts).total());
         let by_task: serde_json::Map<String, Value> = e.by_task.iter().map(|(t, s2)| (t.clone(), s2.to_json(s.samples))).collect();
-        let right: Vec<u8> = e.greedy.iter().map(|g| u8::from(g.score >= 1.0)).collect();
+        let right: Vec<u8> = e.greedy.iter().map(|g| u8::from(g.is_right())).collect();
         let kept: Vec<Value> = e.greedy.iter().take(KEPT).map(|g| json!({"task": g.problem.task, "prompt": g.problem.prompt, "completion": g.completion, "score": g.score, "reason": g.reason})).collect();
         let figures = json!({
             "scores": e.all.to_json(s.samples), "by_task": by_task, "greedy_right": right, "samples": kept,

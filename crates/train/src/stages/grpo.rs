@@ -1,5 +1,7 @@
 //! `grpo`: reinforcement learning from verifiers alone.
 
+use std::path::Path;
+
 use model::Model;
 use serde_json::json;
 use tasks::{Mix, RewardConfig};
@@ -36,20 +38,20 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
     };
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
     let mut last = (0.0, 0.0);
+    let references = ctx.folder.stage_dir(&s.name)?.join("reference");
+    let mut reference_of = 0;
     let cost = learner.run(
         ctx,
         &s.name,
         &s.schedule,
         rhythm,
         |l, step, factor, meter| {
-            if s.reference_every > 0 && step > 0 && step.is_multiple_of(s.reference_every) {
-                if let Some(r) = &mut reference {
-                    r.params_mut().data_mut().copy_from_slice(l.model.params().data());
-                }
+            if let Some(r) = &mut reference {
+                renew_reference(&references, s.reference_every, r, l, step, &mut reference_of)?;
             }
             let outcome = one_step(ctx, s, l, step, factor, mix.as_ref(), reference.as_ref())?;
             last = (outcome.values[0].1, outcome.values[1].1);
-            let enough = budget.is_some_and(|b| spent(meter) >= b);
+            let enough = budget.is_some_and(|b| meter.operations() >= b);
             Ok(StepOutcome { enough, ..outcome })
         },
         |l, step, metrics| {
@@ -72,9 +74,23 @@ fn budget(ctx: &Context, s: &GrpoStage) -> Result<Option<u64>, TrainError> {
     Ok((!s.budget_of.is_empty()).then_some(sum))
 }
 
-/// Operations so far, the present step included.
-fn spent(meter: &Meter) -> u64 {
-    meter.operations()
+/// Makes the reference that of `step`: the policy as it was at the last multiple of `every`. Each is kept in a folder
+/// of its own, so that a resumed run finds the one it had.
+fn renew_reference(dir: &Path, every: u64, reference: &mut Model, l: &Learner, step: u64, holds: &mut u64) -> Result<(), TrainError> {
+    let wanted = step.checked_div(every).unwrap_or(0) * every;
+    if wanted == *holds {
+        return Ok(());
+    }
+    let folder = dir.join(format!("{wanted:09}"));
+    if wanted == step {
+        reference.params_mut().data_mut().copy_from_slice(l.model.params().data());
+        std::fs::create_dir_all(&folder).map_err(crate::run::RunError::io("create", &folder))?;
+        reference.save(&folder)?;
+    } else {
+        *reference = Model::load(&folder)?;
+    }
+    *holds = wanted;
+    Ok(())
 }
 
 /// Samples, scores, and moves the policy.

@@ -23,19 +23,19 @@ const HELD_OUT_START: u64 = 1 << 40;
 /// A stream of documents that can be read from anywhere.
 enum Stream<'a> {
     Problems { source: &'a ProblemSource, mix: Option<Mix>, hurried_share: f64 },
-    Shards { shards: Shards, seed: u64, seq_len: usize },
+    Shards { shards: Shards, seed: u64 },
 }
 
 impl Stream<'_> {
-    /// Token ids of document `index`, in pieces of at most `seq_len + 1`. Files are shuffled anew in every epoch.
+    /// Token ids of document `index`, in pieces of at most `seq_len` inputs. Files are shuffled anew in every epoch.
     fn document(&self, tokenizer: &Tokenizer, index: u64, seq_len: usize) -> Result<Vec<Vec<u32>>, TrainError> {
         match self {
             Stream::Problems { source, mix, hurried_share } => {
                 let mut ids = tokenizer.encode(&source.document(mix.as_ref(), index, *hurried_share))?;
                 ids.extend(tokenizer.eos_id());
-                Ok(chunk_document(&ids, seq_len + 1).into_iter().map(<[u32]>::to_vec).collect())
+                Ok(chunk_document(&ids, seq_len).into_iter().map(<[u32]>::to_vec).collect())
             }
-            Stream::Shards { shards, seed, .. } => {
+            Stream::Shards { shards, seed } => {
                 let n = shards.len_documents();
                 let ids = shards.document(permutation(*seed, index / n, n)(index % n))?;
                 Ok(vec![ids])
@@ -75,7 +75,7 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
         }
         Source::Files(files) => {
             let (shards, held, bytes) = shards(ctx, &dir.join("shards"), files, &tokenizer, s.seq_len)?;
-            (Stream::Shards { shards, seed, seq_len: s.seq_len }, held, Some(bytes))
+            (Stream::Shards { shards, seed }, held, Some(bytes))
         }
     };
     let total = s.tokens.div_ceil(s.batch_tokens as u64);
@@ -184,7 +184,7 @@ fn shards(ctx: &Context, dir: &Path, files: &Files, tokenizer: &Tokenizer, seq_l
             if is_held {
                 bytes += text.len() as u64;
             }
-            for piece in chunk_document(&ids, seq_len + 1).into_iter().filter(|p| p.len() > 1) {
+            for piece in chunk_document(&ids, seq_len).into_iter().filter(|p| p.len() > 1) {
                 if is_held { held.push_document(piece)? } else { train.push_document(piece)? }
             }
         }

@@ -46,7 +46,7 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
         rhythm,
         |l, _, factor, _| {
             let mut docs = Vec::new();
-            let mut tokens = 0;
+            let (mut tokens, mut too_long) = (0, 0);
             while tokens < s.batch_tokens {
                 let index = l.cursor;
                 l.cursor += 1;
@@ -55,6 +55,15 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
                     None => worked(ctx, &l.tokenizer, mix.as_ref(), index, s.hurried_share)?,
                 };
                 if doc.ids.len() > s.seq_len + 1 {
+                    too_long += 1;
+                    if too_long > 1000 && docs.is_empty() {
+                        return Err(TrainError::TooLong {
+                            what: format!("every worked problem of stage `{}`", s.name),
+                            tokens: doc.ids.len(),
+                            limit: s.seq_len + 1,
+                            remedy: "raise `seq_len`",
+                        });
+                    }
                     continue;
                 }
                 tokens += doc.ids.len() - 1;
@@ -89,6 +98,9 @@ pub(super) fn conversations(tokenizer: &Tokenizer, path: &std::path::Path, seq_l
     let mut docs = Vec::new();
     for (i, c) in read_conversations(path)?.into_iter().enumerate() {
         let doc: Document = encode_chat(tokenizer, &c.messages)?.into();
+        if doc.ids.len() < 2 {
+            continue;
+        }
         if doc.ids.len() > seq_len + 1 {
             return Err(TrainError::TooLong {
                 what: format!("{}: conversation {}", path.display(), i + 1),

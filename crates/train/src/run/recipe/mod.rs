@@ -4,9 +4,11 @@
 //! numbers out of range are errors that name the file, the line and the key. What a recipe leaves out is
 //! filled in, so that [`Recipe::resolved_toml`] states every setting of a run.
 
+mod check;
 mod learn;
 mod node;
 mod optimizer;
+mod read;
 mod reinforce;
 mod resolve;
 mod sample;
@@ -211,12 +213,12 @@ impl Recipe {
         for set in sets {
             apply(&mut tree, set)?;
         }
-        let mut recipe = Recipe::deserialize(&tree).map_err(node::NodeError::into_recipe_error)?;
+        let mut recipe = Recipe::deserialize(&tree).map_err(read::NodeError::into_recipe_error)?;
         if recipe.name.is_empty() {
             let stem = Path::new(file).file_stem().unwrap_or_default();
             recipe.name = stem.to_string_lossy().into_owned();
         }
-        let check = validate::Check::new(&tree);
+        let check = check::Check::new(&tree);
         resolve::names(&mut recipe);
         validate::names(&recipe, &check)?;
         resolve::references(&mut recipe);
@@ -283,7 +285,8 @@ fn apply(tree: &mut Node, set: &str) -> Result<(), RecipeError> {
             Value::Array(items) => {
                 let names: Vec<String> =
                     items.iter().enumerate().map(|(index, item)| node::label(index, item)).collect();
-                let found = items.iter().enumerate().position(|(index, item)| node::is_called(key, index, item));
+                let found =
+                    items.iter().enumerate().position(|(index, item)| node::is_called(key, index, item));
                 let Some(index) = found else {
                     let list = keys[..depth].join(".");
                     let hint = node::hint(key, names.iter().map(String::as_str), "it has");

@@ -6,7 +6,7 @@ use super::source::TaskMix;
 use super::{DistillMethod, Recipe, Stage};
 
 /// The tasks of a recipe that draws problems and does not say which.
-pub const DEFAULT_MIX: [&str; 3] = ["arithmetic", "countdown", "word_problems"];
+pub const DEFAULT_MIX: [&str; 3] = ["arithmetic", "countdown", "word"];
 
 /// A stage without a name is called as its kind.
 pub(super) fn names(recipe: &mut Recipe) {

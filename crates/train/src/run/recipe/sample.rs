@@ -155,6 +155,13 @@ pub struct EvalStage {
 
 impl Default for EvalStage {
     fn default() -> Self {
-        EvalStage { name: String::new(), of: Vec::new(), samples: 8, temperature: 1.0, max_new: 256, limit: 0 }
+        EvalStage {
+            name: String::new(),
+            of: Vec::new(),
+            samples: 8,
+            temperature: 1.0,
+            max_new: 256,
+            limit: 0,
+        }
     }
 }

@@ -3,8 +3,8 @@
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::node::KIND;
 use super::learn::{PretrainStage, SftStage, TokenizerStage};
+use super::node::KIND;
 use super::optimizer::Optimizer;
 use super::reinforce::GrpoStage;
 use super::sample::{DistillMethod, DistillStage, EvalStage, RejectStage};

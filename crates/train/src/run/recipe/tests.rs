@@ -131,7 +131,9 @@ fn a_misspelt_key_is_named_with_its_path_its_line_and_the_nearest_key() {
     let line = text.lines().position(|line| line.contains("lerning")).unwrap() + 1;
     assert_eq!(
         refusal(&text, &[]),
-        format!("r.toml, line {line}: unknown key `stage.grpo.optimizer.lerning_rate`; did you mean `learning_rate`?")
+        format!(
+            "r.toml, line {line}: unknown key `stage.grpo.optimizer.lerning_rate`; did you mean `learning_rate`?"
+        )
     );
     assert_eq!(
         refusal(&launch_with("steps = 40", "setps = 40"), &[]),
@@ -155,7 +157,12 @@ fn words_and_types_are_checked_with_their_place() {
         "r.toml, line 40: `stage.rejct.kind` cannot be \"rejct\"; did you mean `reject`?"
     );
     let wrong = refusal(&launch_with("steps = 40", "steps = \"forty\""), &[]);
-    assert_eq!(wrong, "r.toml, line 32: `stage.sft.steps`: expected u64, found the text \"forty\"");
+    assert_eq!(
+        wrong,
+        "r.toml, line 32: `stage.sft.steps`: expected a whole number of at least 0, found the text \"forty\""
+    );
+    let wrong = refusal(&launch_with("steps = 40", "optimizer = 1.0"), &[]);
+    assert!(wrong.contains("`stage.sft.optimizer`: expected a table, found the number 1.0"), "{wrong}");
     let wrong = refusal(&launch_with("steps = 40", "steps = -1"), &[]);
     assert!(wrong.contains("`stage.sft.steps`") && wrong.contains("-1"), "{wrong}");
     let wrong = refusal(&launch_with("steps = 40", "data = \"problem\""), &[]);
@@ -196,7 +203,7 @@ fn sets_reach_stages_by_name_and_say_when_they_cannot() {
     );
     assert_eq!(
         refusal(LAUNCH, &["seed=many"]),
-        "--set seed=many: `seed`: expected u64, found the text \"many\""
+        "--set seed=many: `seed`: expected a whole number of at least 0, found the text \"many\""
     );
     assert!(refusal(LAUNCH, &["seed"]).contains("expected key=value"));
     assert!(refusal(LAUNCH, &["seed.x=1"]).contains("`seed` is not a table"));

@@ -1,88 +1,15 @@
 //! What a recipe must satisfy beyond its form.
 
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
-use std::ops::RangeBounds;
 
-use super::node::{self, Node};
+use super::check::{At, Check, Checked, Earlier};
 use super::source::{Data, Problems, Source, TaskMix, Verifier};
 use super::stage::Stage;
-use super::{DistillMethod, Recipe, RecipeError, is_path};
+use super::{DistillMethod, Recipe};
 use crate::optim::schedule::Schedule;
 
 /// Names that a run folder uses itself.
 const RESERVED: [&str; 3] = ["tensorboard", "samples", "recipe"];
-
-type Checked = Result<(), RecipeError>;
-
-/// Finds the place of a key, for errors.
-pub(super) struct Check<'a> {
-    tree: &'a Node,
-}
-
-impl<'a> Check<'a> {
-    pub fn new(tree: &'a Node) -> Self {
-        Check { tree }
-    }
-
-    /// An error at a key, or, if the recipe does not state the key, at what surrounds it.
-    fn error(&self, path: &[&str], message: impl Into<String>) -> RecipeError {
-        let keys: Vec<String> = path.iter().map(|key| (*key).to_owned()).collect();
-        let node = (0..=keys.len()).rev().find_map(|length| self.tree.find(&keys[..length]));
-        let place = node.unwrap_or(self.tree).place.clone();
-        RecipeError::Value { place, path: keys.join("."), message: message.into() }
-    }
-
-    fn that(&self, holds: bool, path: &[&str], message: impl Into<String>) -> Checked {
-        if holds { Ok(()) } else { Err(self.error(path, message)) }
-    }
-}
-
-/// The settings of one stage.
-struct At<'a> {
-    check: &'a Check<'a>,
-    stage: &'a str,
-}
-
-impl At<'_> {
-    fn error(&self, key: &str, message: impl Into<String>) -> RecipeError {
-        let path: Vec<&str> = ["stage", self.stage].into_iter().chain(key.split('.')).collect();
-        self.check.error(&path, message)
-    }
-
-    fn number(&self, key: &str, value: f64, range: impl RangeBounds<f64>) -> Checked {
-        if range.contains(&value) {
-            return Ok(());
-        }
-        Err(self.error(key, format!("expected {}, found {value}", words(&range))))
-    }
-
-    fn numbers(&self, values: &[(&str, f64)], range: impl RangeBounds<f64> + Clone) -> Checked {
-        values.iter().try_for_each(|(key, value)| self.number(key, *value, range.clone()))
-    }
-
-    fn positive(&self, values: &[(&str, u64)]) -> Checked {
-        match values.iter().find(|(_, value)| *value == 0) {
-            Some((key, _)) => Err(self.error(key, "expected at least 1, found 0")),
-            None => Ok(()),
-        }
-    }
-}
-
-/// "a number above 0 and at most 1".
-fn words(range: &impl RangeBounds<f64>) -> String {
-    let low = match range.start_bound() {
-        Included(low) => Some(format!("at least {low}")),
-        Excluded(low) => Some(format!("above {low}")),
-        Unbounded => None,
-    };
-    let high = match range.end_bound() {
-        Included(high) => Some(format!("at most {high}")),
-        Excluded(high) => Some(format!("below {high}")),
-        Unbounded => None,
-    };
-    let parts: Vec<String> = low.into_iter().chain(high).collect();
-    format!("a number {}", parts.join(" and "))
-}
 
 const POSITIVE: (Bound<f64>, Bound<f64>) = (Excluded(0.0), Unbounded);
 
@@ -101,10 +28,17 @@ pub(super) fn names(recipe: &Recipe, check: &Check<'_>) -> Checked {
         check.that(
             free,
             &path,
-            format!("a stage cannot be called {name:?}: use letters, digits, `.`, `-` and `_`, and none of {}", RESERVED.join(", ")),
+            format!(
+                "a stage cannot be called {name:?}: use letters, digits, `.`, `-` and `_`, and none of {}",
+                RESERVED.join(", ")
+            ),
         )?;
         let twice = recipe.stages[..index].iter().any(|other| other.name().eq_ignore_ascii_case(name));
-        check.that(!twice, &path, format!("two stages are called `{name}`; give one of them another `name`"))?;
+        check.that(
+            !twice,
+            &path,
+            format!("two stages are called `{name}`; give one of them another `name`"),
+        )?;
     }
     Ok(())
 }
@@ -118,7 +52,11 @@ fn is_name(name: &str) -> bool {
 pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
     machine(recipe, check)?;
     for (name, config) in &recipe.models {
-        check.that(config.is_table(), &["models", name], "expected a table with the keys of a config.json")?;
+        check.that(
+            config.is_table(),
+            &["models", name],
+            "expected a table with the keys of a config.json",
+        )?;
     }
     if recipe.draws_problems() {
         problems(&recipe.problems, check)?;
@@ -134,7 +72,11 @@ pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
 fn machine(recipe: &Recipe, check: &Check<'_>) -> Checked {
     let machine = &recipe.machine;
     let price = machine.price_per_core_hour;
-    check.that(price >= 0.0, &["machine", "price_per_core_hour"], format!("a price is not negative, found {price}"))?;
+    check.that(
+        price >= 0.0,
+        &["machine", "price_per_core_hour"],
+        format!("a price is not negative, found {price}"),
+    )?;
     let memory = machine.memory_gib;
     check.that(memory > 0.0, &["machine", "memory_gib"], format!("expected a number above 0, found {memory}"))
 }
@@ -144,7 +86,11 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
     let one = given.iter().filter(|given| **given).count() == 1;
     check.that(one, &["problems"], "give one of `mix`, `jsonl` and `command`")?;
     let tasks = problems.tasks.is_empty() || !problems.command.is_empty();
-    check.that(tasks, &["problems", "tasks"], "`tasks` goes with `command`; the tasks of a mix stand in `mix`")?;
+    check.that(
+        tasks,
+        &["problems", "tasks"],
+        "`tasks` goes with `command`; the tasks of a mix stand in `mix`",
+    )?;
     check.that(problems.count > 0, &["problems", "count"], "expected at least 1, found 0")?;
     check.that(problems.held_out > 0, &["problems", "held_out"], "expected at least 1, found 0")?;
     mix(&problems.mix, &["problems", "mix"], check)?;
@@ -167,56 +113,6 @@ fn mix(mix: &[TaskMix], path: &[&str], check: &Check<'_>) -> Checked {
     }
     let drawn = mix.is_empty() || mix.iter().any(|task| task.weight > 0.0);
     check.that(drawn, path, "every weight is 0, so that nothing would ever be drawn")
-}
-
-/// The stages before one, which it may refer to.
-struct Earlier<'a> {
-    recipe: &'a Recipe,
-    stages: &'a [Stage],
-    at: &'a At<'a>,
-}
-
-impl Earlier<'_> {
-    /// Checks that `name` is a path, a name in `also`, or an earlier stage that satisfies `suits`.
-    fn refers(&self, key: &str, name: &str, what: &str, suits: fn(&Stage) -> bool, also: &[&str]) -> Checked {
-        if name.is_empty() {
-            return Err(self.at.error(key, format!("no earlier stage makes {what}; name a stage or a folder")));
-        }
-        if is_path(name) || also.contains(&name) {
-            return Ok(());
-        }
-        if self.stages.iter().any(|stage| stage.name() == name && suits(stage)) {
-            return Ok(());
-        }
-        let message = match self.recipe.stage(name) {
-            Some(stage) if !suits(stage) => {
-                format!("`{name}` is a {} stage and makes no {}", stage.kind(), what.trim_start_matches("a "))
-            }
-            Some(_) => format!("the stage `{name}` comes later; a stage builds on earlier ones"),
-            None => {
-                let names = self.stages.iter().filter(|stage| suits(stage)).map(Stage::name);
-                let hint = node::hint(name, names.chain(also.iter().copied()), "there are");
-                format!("no earlier stage is called `{name}`; {hint} (a folder's path holds a `/`)")
-            }
-        };
-        Err(self.at.error(key, message))
-    }
-
-    fn model(&self, key: &str, name: &str) -> Checked {
-        self.refers(key, name, "a model", Stage::makes_model, &[])
-    }
-
-    fn traces(&self, key: &str, name: &str) -> Checked {
-        self.refers(key, name, "traces", |stage| matches!(stage, Stage::Reject(_)), &[])
-    }
-
-    fn config(&self, key: &str, name: &str) -> Checked {
-        if self.recipe.models.contains_key(name) {
-            return Ok(());
-        }
-        let hint = node::hint(name, self.recipe.models.keys().map(String::as_str).collect::<Vec<_>>().into_iter(), "there are");
-        Err(self.at.error(key, format!("`[models]` has no `{name}`; {hint}")))
-    }
 }
 
 fn one_stage(stage: &Stage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
@@ -328,7 +224,11 @@ fn one_stage(stage: &Stage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
                 0.0..,
             )?;
             let paid = stage.reward.accuracy + stage.reward.format > 0.0;
-            if paid { Ok(()) } else { Err(at.error("reward", "every weight is 0, so that nothing would be learnt")) }
+            if paid {
+                Ok(())
+            } else {
+                Err(at.error("reward", "every weight is 0, so that nothing would be learnt"))
+            }
         }
         Stage::Reject(stage) => {
             earlier.model("from", &stage.from)?;

@@ -1,0 +1,269 @@
+//! `eval`: how many problems a model solves, with intervals.
+
+use std::cell::Cell;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Value, json};
+use tasks::verify::external::Command;
+use tasks::{
+    ExternalVerifier, Level, Mix, MixEntry, Problem, Split, Verdict, Verifier, load_problems, verifier,
+};
+use train::evaluate::{EvalSettings, Evaluation, Scores, evaluate};
+use train::stats::Estimate;
+
+use super::{ranges, words};
+use crate::model_files::{Loaded, reserve};
+use crate::output::{json_line, line};
+
+/// Problems drawn for `--task` unless `--limit` says otherwise.
+const DRAWN: usize = 200;
+
+const EXAMPLES: &str = "\
+Examples:
+  shoestring eval runs/launch/grpo --task countdown --samples 8
+  shoestring eval runs/launch/grpo --task arithmetic --task word --limit 500 --json
+  shoestring eval my-model --problems mine.jsonl --verifier numeric
+  shoestring eval my-model --problems mine.jsonl --verifier-cmd 'python3 check.py --strict'
+
+A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\".
+Every problem is answered once greedily (pass@1) and K times by sampling: pass@K counts problems with a right answer
+among the K, maj@K those whose most frequent answer is right. Intervals are of 95 %.
+
+A verifier command reads one JSON object a line ({\"id\", \"problem\", \"completion\", \"answer\"}) and answers each with one
+({\"id\", \"score\", \"reason\"}), the score from 0 to 1. It is started without a shell. Where an answer of it fails, that
+completion counts as wrong and the failure is counted under `verifier`.";
+
+/// What to evaluate on.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Eval {
+    /// The model's folder (config.json, model.safetensors, tokenizer.json).
+    model: PathBuf,
+    /// Problems of your own, as JSON lines.
+    #[arg(long, value_name = "FILE.jsonl", required_unless_present = "task", conflicts_with = "task")]
+    problems: Option<PathBuf>,
+    /// Held-out problems of a built-in task (arithmetic, countdown, word, sorting, calendar, gcd); given several times
+    /// it draws an even mix.
+    #[arg(long, value_name = "NAME")]
+    task: Vec<String>,
+    /// What scores answers: exact, numeric, expression, choice, regex, format, or task for what each problem asks for.
+    #[arg(long, value_name = "NAME", default_value = "task")]
+    verifier: String,
+    /// A program that scores answers instead; words are split as a shell does.
+    #[arg(long, value_name = "CMD", conflicts_with = "verifier")]
+    verifier_cmd: Option<String>,
+    /// Seconds that the program may take for one answer (to start, six times as long).
+    #[arg(long, value_name = "S", default_value = "10", value_parser = ranges::seconds)]
+    verifier_timeout: f32,
+    /// Sampled answers of each problem (K).
+    #[arg(long, value_name = "K", default_value_t = 8, value_parser = ranges::count)]
+    samples: usize,
+    /// Of the samples.
+    #[arg(long, value_name = "T", default_value = "1", value_parser = ranges::temperature)]
+    temperature: f32,
+    /// Tokens of an answer at most; the context may end it before.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = ranges::count)]
+    max_new: usize,
+    /// The first N problems only (default: the whole file, or 200 drawn problems).
+    #[arg(long, value_name = "N", value_parser = ranges::count)]
+    limit: Option<usize>,
+    /// Same seed, same drawn problems and samples.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON object: problems, pass@1, pass@K and maj@K (each {value, low, high}), and more.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(a: &Eval) -> Result<()> {
+    let problems = problems(a)?;
+    let scorer = Scorer::open(a)?;
+    let mut loaded = Loaded::open(&a.model)?;
+    if loaded.tokenizer.chat_template().is_none() {
+        bail!(
+            "the tokenizer in {} has no chat template, so there is no way to ask the model anything: \
+             add `chat_template` to its tokenizer_config.json",
+            a.model.display()
+        );
+    }
+    scorer.try_out(&problems[0])?;
+    let longest = problems.iter().map(|p| p.prompt.len()).max().unwrap_or(0);
+    // A token is a byte or more; what a template adds is far below this.
+    reserve(&mut loaded.model, longest.saturating_add(a.max_new).saturating_add(4096));
+    let settings =
+        EvalSettings { samples: a.samples, temperature: a.temperature, max_new: a.max_new, seed: a.seed };
+    let progress = Progress::new(!a.json);
+    let started = Instant::now();
+    let found = evaluate(&loaded.model, &loaded.tokenizer, &problems, scorer.verifier(), &settings, &|| {
+        progress.token()
+    });
+    progress.clear();
+    let found = found?;
+    let stats = scorer.check()?;
+    if a.json {
+        return json_line(&to_json(&found, stats, started.elapsed().as_secs_f64()));
+    }
+    print(&found, &problems, started.elapsed())
+}
+
+fn problems(a: &Eval) -> Result<Vec<Problem>> {
+    if let Some(path) = &a.problems {
+        let mut problems = load_problems(path)?;
+        problems.truncate(a.limit.unwrap_or(usize::MAX));
+        return Ok(problems);
+    }
+    let entry = |task: &String| MixEntry { task: task.clone(), weight: 1.0, level: Level::default() };
+    let mix = Mix::new(a.task.iter().map(entry).collect())?;
+    Ok((0..a.limit.unwrap_or(DRAWN) as u64).map(|i| mix.problem(Split::HeldOut, a.seed, i)).collect())
+}
+
+/// A built-in verifier or a command.
+enum Scorer {
+    Named(Box<dyn Verifier>),
+    Command(Box<ExternalVerifier>, String),
+}
+
+impl Scorer {
+    fn open(a: &Eval) -> Result<Scorer> {
+        let Some(text) = &a.verifier_cmd else {
+            return Ok(Scorer::Named(verifier(&a.verifier)?));
+        };
+        let argv = words::split(text).with_context(|| format!("--verifier-cmd {text:?}"))?;
+        let mut command = Command::new(argv);
+        command.timeout = Duration::from_secs_f32(a.verifier_timeout);
+        command.startup = 6 * command.timeout;
+        Ok(Scorer::Command(Box::new(ExternalVerifier::start(command)?), text.clone()))
+    }
+
+    fn verifier(&self) -> &dyn Verifier {
+        match self {
+            Scorer::Named(v) => &**v,
+            Scorer::Command(v, _) => &**v,
+        }
+    }
+
+    /// Asks a command about one answer before the long work begins.
+    fn try_out(&self, problem: &Problem) -> Result<()> {
+        let Scorer::Command(v, text) = self else { return Ok(()) };
+        let answer = if problem.answer.trim().is_empty() { "0" } else { &problem.answer };
+        let Verdict { reason, .. } =
+            v.score(problem, &format!("<think>A trial.</think><answer>{answer}</answer>"));
+        let stats = v.stats();
+        if stats.crashes + stats.timeouts + stats.nonsense > 0 {
+            bail!(
+                "the verifier command `{text}` failed when it was tried on the first problem ({reason}): see `eval --help` for what it has to answer"
+            );
+        }
+        Ok(())
+    }
+
+    /// What a command did wrong; an error if it never worked.
+    fn check(&self) -> Result<Option<Value>> {
+        let Scorer::Command(v, text) = self else { return Ok(None) };
+        let s = v.stats();
+        let failed = s.crashes + s.timeouts + s.nonsense;
+        let what =
+            format!("{} crashes, {} time-outs, {} answers that were none", s.crashes, s.timeouts, s.nonsense);
+        if failed > 0 && failed + 1 >= s.asked {
+            bail!("the verifier command `{text}` failed on every answer ({what}): nothing was scored");
+        }
+        if failed > 0 {
+            eprintln!(
+                "warning: the verifier command failed on {failed} of {} answers, which count as wrong ({what})",
+                s.asked
+            );
+        }
+        Ok(Some(serde_json::to_value(s)?))
+    }
+}
+
+fn to_json(e: &Evaluation, verifier: Option<Value>, seconds: f64) -> Value {
+    let scores = |s: &Scores| {
+        let mut out = s.to_json(e.k);
+        out["pass@K"] = json!(s.pass_at_k);
+        out["maj@K"] = json!(s.maj_at_k);
+        out
+    };
+    let mut out = scores(&e.all);
+    out["k"] = json!(e.k);
+    out["by_task"] = e.by_task.iter().map(|(task, s)| (task.clone(), scores(s))).collect();
+    out["tokens"] = json!(e.tokens);
+    out["mean_tokens"] = json!(e.mean_tokens);
+    out["truncated_share"] = json!(e.truncated_share);
+    out["seconds"] = json!(seconds);
+    if let Some(verifier) = verifier {
+        out["verifier"] = verifier;
+    }
+    out
+}
+
+fn print(e: &Evaluation, problems: &[Problem], took: Duration) -> Result<()> {
+    let cell =
+        |x: Estimate| format!("{:5.1} % [{:5.1}, {:5.1}]", 100.0 * x.value, 100.0 * x.low, 100.0 * x.high);
+    let row = |name: &str, s: &Scores| {
+        let cells = [s.pass_at_1, s.pass_at_k, s.maj_at_k].map(|x| format!("{:<24}", cell(x)));
+        line(format!("{name:<12} {:>8}  {}", s.problems, cells.join("")).trim_end())
+    };
+    let heads =
+        ["pass@1".to_owned(), format!("pass@{}", e.k), format!("maj@{}", e.k)].map(|h| format!("{h:<24}"));
+    line(format!("{:<12} {:>8}  {}", "", "problems", heads.join("")).trim_end())?;
+    if e.by_task.len() > 1 {
+        e.by_task.iter().try_for_each(|(task, s)| row(task, s))?;
+    }
+    row("all", &e.all)?;
+    let (tokens, seconds, cut) = (e.tokens, took.as_secs_f64(), 100.0 * e.truncated_share);
+    line(&format!(
+        "{tokens} tokens in {seconds:.1} s, {:.0} a completion, {cut:.1} % of them cut off",
+        e.mean_tokens
+    ))?;
+    if let Some(wrong) = e.greedy.iter().find(|g| !g.is_right()) {
+        let at = problems.iter().position(|p| *p == wrong.problem).map_or(0, |i| i + 1);
+        line(&format!("\nthe first problem not solved greedily (number {at}, {}):", wrong.reason))?;
+        line(&format!("  {}", wrong.problem.prompt.trim().replace('\n', "\n  ")))?;
+        line(&format!("  → {}", wrong.completion.trim().replace('\n', "\n    ")))?;
+    }
+    Ok(())
+}
+
+/// A counter on stderr, for a person who waits.
+struct Progress {
+    shown: bool,
+    started: Instant,
+    last: Cell<Instant>,
+    tokens: Cell<u64>,
+}
+
+impl Progress {
+    fn new(wanted: bool) -> Progress {
+        let now = Instant::now();
+        Progress {
+            shown: wanted && std::io::stderr().is_terminal(),
+            started: now,
+            last: Cell::new(now),
+            tokens: Cell::new(0),
+        }
+    }
+
+    /// One more token; always goes on.
+    fn token(&self) -> bool {
+        let n = self.tokens.get() + 1;
+        self.tokens.set(n);
+        if self.shown && n.is_multiple_of(64) && self.last.get().elapsed() > Duration::from_millis(500) {
+            self.last.set(Instant::now());
+            let rate = n as f64 / self.started.elapsed().as_secs_f64();
+            eprint!("\r{n} tokens, {rate:.0} a second ");
+        }
+        true
+    }
+
+    fn clear(&self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

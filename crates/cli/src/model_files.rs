@@ -1,0 +1,120 @@
+//! Model folders as the commands need them, with errors that say what to do.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use data::Tokenizer;
+use model::files::{GenerationConfig, read_generation_config};
+use model::{Model, ModelConfig};
+
+/// A model with what it takes to speak to it.
+pub struct Loaded {
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer, whose ids all lie within the model's vocabulary.
+    pub tokenizer: Tokenizer,
+    /// How it wants to be sampled from.
+    pub generation: GenerationConfig,
+}
+
+impl Loaded {
+    /// Reads a folder with a model and its tokenizer.
+    pub fn open(dir: &Path) -> Result<Loaded> {
+        check_folder(dir)?;
+        // The tokenizer is small: what is wrong with it is said before the weights are read.
+        let tokenizer = tokenizer(dir)?;
+        let config = ModelConfig::load(dir)?;
+        let (ids, vocab) = (tokenizer.vocab_size(), config.vocab_size());
+        if ids > vocab {
+            bail!(
+                "the tokenizer in {} does not fit its model: its ids go up to {}, the model's vocabulary only to {}; \
+                 put the tokenizer.json that the model was trained with into the folder",
+                dir.display(),
+                ids - 1,
+                vocab - 1
+            );
+        }
+        let model = Model::load(dir)?;
+        let generation = read_generation_config(dir, &config)?;
+        Ok(Loaded { model, tokenizer, generation })
+    }
+
+    /// The tokens that end an answer: those of the tokenizer, the model and its `generation_config.json`.
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let mut ids = train::evaluate::stop_tokens(&self.model, &self.tokenizer);
+        ids.extend(
+            self.generation
+                .eos_token_id
+                .iter()
+                .filter(|&&id| (id as usize) < self.model.config().vocab_size()),
+        );
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// Reads the weights alone.
+pub fn open_model(dir: &Path) -> Result<Model> {
+    check_folder(dir)?;
+    Ok(Model::load(dir)?)
+}
+
+/// Makes room for sequences of `wanted` tokens as far as the model's context goes; returns the context's length.
+pub fn reserve(model: &mut Model, wanted: usize) -> usize {
+    let context = model.config().max_position_embeddings();
+    model.reserve_positions(wanted.min(context));
+    context
+}
+
+fn tokenizer(dir: &Path) -> Result<Tokenizer> {
+    if !dir.join("tokenizer.json").exists() {
+        bail!(
+            "{} holds no tokenizer.json: put the model's tokenizer into the folder (`score --ids` works without one)",
+            dir.display()
+        );
+    }
+    Ok(Tokenizer::load(dir)?)
+}
+
+/// Refuses what is no model folder, and names model folders further down if there are any.
+pub fn check_folder(dir: &Path) -> Result<()> {
+    let wanted = "expected a folder with config.json, model.safetensors and tokenizer.json";
+    let found = std::fs::metadata(dir)
+        .with_context(|| format!("there is no model at {}: {wanted}", dir.display()))?;
+    if !found.is_dir() {
+        bail!("{} is a file: {wanted}", dir.display());
+    }
+    if dir.join("config.json").exists() {
+        return Ok(());
+    }
+    let mut below = Vec::new();
+    models_below(dir, 3, &mut below);
+    below.sort();
+    match below.as_slice() {
+        [] => bail!("{} holds no config.json: {wanted}", dir.display()),
+        found => {
+            let names: Vec<String> = found.iter().map(|p| p.display().to_string()).collect();
+            bail!(
+                "{} holds no config.json, but there are models in {}: name one of them",
+                dir.display(),
+                names.join(", ")
+            )
+        }
+    }
+}
+
+/// Up to eight folders with a `config.json`, `depth` levels down.
+fn models_below(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for path in entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()) {
+        if found.len() >= 8 {
+            return;
+        }
+        if path.join("config.json").exists() {
+            found.push(path);
+        } else if depth > 1 {
+            models_below(&path, depth - 1, found);
+        }
+    }
+}

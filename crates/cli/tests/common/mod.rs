@@ -1,0 +1,104 @@
+//! What the tests of the commands share: the built program, and tiny models to run it on.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use data::{Tokenizer, TrainOptions};
+use model::{Model, ModelConfig};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Positions of the tiny models.
+pub const CONTEXT: usize = 96;
+
+/// Runs the program.
+pub fn shoestring(args: &[&str]) -> Output {
+    with_input(args, "")
+}
+
+/// Runs the program with text on its standard input.
+pub fn with_input(args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_shoestring"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // A program that refuses its arguments reads nothing.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("the program ends")
+}
+
+/// Runs the program, which must succeed, and returns what it wrote to stdout.
+pub fn text(args: &[&str]) -> String {
+    let out = shoestring(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("UTF-8")
+}
+
+/// Runs the program, which must print one JSON object on one line and nothing else.
+pub fn object(args: &[&str]) -> Value {
+    let text = text(args);
+    assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    assert!(value.is_object());
+    value
+}
+
+/// Runs the program, which must refuse: exit code 2, one sentence on stderr, nothing on stdout.
+pub fn refusal(args: &[&str]) -> String {
+    let out = shoestring(args);
+    let error = String::from_utf8(out.stderr).expect("UTF-8");
+    assert_eq!(out.status.code(), Some(2), "{args:?}: {error}");
+    assert!(out.stdout.is_empty(), "{args:?}: stdout is not empty");
+    assert!(error.starts_with("error: ") && error.trim_end().lines().count() == 1, "{args:?}: {error}");
+    error
+}
+
+/// The text of a JSON list of numbers, element by element as it was printed.
+pub fn printed_list<'a>(json: &'a str, key: &str) -> Vec<Vec<&'a str>> {
+    let opening = format!("\"{key}\":[");
+    let parts = json.split(opening.as_str()).skip(1);
+    parts
+        .map(|part| {
+            part[..part.find(']').expect("a closed list")].split(',').filter(|s| !s.is_empty()).collect()
+        })
+        .collect()
+}
+
+/// The folder of a golden model.
+pub fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is UTF-8")
+}
+
+/// A tokenizer with the tags of reasoning and a chat template.
+pub fn tokenizer() -> Tokenizer {
+    let texts = ["What is 17 + 25 - 8?", "Tom has 3 apples and buys 4 more.", "The answer is 34, I think."];
+    Tokenizer::train(texts.iter().map(|t| t.to_string()), &TrainOptions::reasoning(300)).expect("a tokenizer")
+}
+
+/// The configuration of a tiny model for a tokenizer.
+pub fn config(vocab: usize, eos: Option<u32>) -> ModelConfig {
+    let value = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "hidden_act": "silu", "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "initializer_range": 0.15, "tie_word_embeddings": true, "eos_token_id": eos});
+    ModelConfig::from_value(&value).expect("a valid config")
+}
+
+/// A folder with a tiny random model and its tokenizer.
+pub fn tiny() -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let tokenizer = tokenizer();
+    Model::random(config(tokenizer.vocab_size(), tokenizer.eos_id()), 3).save(dir.path()).expect("saved");
+    tokenizer.save(dir.path()).expect("saved");
+    dir
+}
