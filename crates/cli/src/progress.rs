@@ -33,7 +33,11 @@ impl Terminal {
     /// A reporter for this process.
     pub fn new() -> Terminal {
         let state = State { stage: String::new(), told: Instant::now(), open: false, last: String::new() };
-        Terminal { terminal: std::io::stderr().is_terminal(), state: RefCell::new(state), interrupts: Arc::default() }
+        Terminal {
+            terminal: std::io::stderr().is_terminal(),
+            state: RefCell::new(state),
+            interrupts: Arc::default(),
+        }
     }
 
     /// Ctrl-C asks the run to save and stop; a second one ends the process at once.
@@ -65,7 +69,11 @@ impl Terminal {
 
 fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0) as u64;
-    if s >= 3600 { format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) } else { format!("{}:{:02}", s / 60, s % 60) }
+    if s >= 3600 {
+        format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+    } else {
+        format!("{}:{:02}", s / 60, s % 60)
+    }
 }
 
 impl Reporter for Terminal {

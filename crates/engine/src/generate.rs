@@ -164,7 +164,8 @@ impl<'m> Engine<'m> {
         mut on_token: impl FnMut(Token) -> bool,
     ) -> Result<Vec<Vec<Completion>>, EngineError> {
         self.check(requests)?;
-        let mut results: Vec<Vec<Option<Completion>>> = requests.iter().map(|r| vec![None; r.samples]).collect();
+        let mut results: Vec<Vec<Option<Completion>>> =
+            requests.iter().map(|r| vec![None; r.samples]).collect();
         let mut waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| requests[i].samples > 0).collect();
         let mut prefills: VecDeque<Prefill> = VecDeque::new();
         let mut running: Vec<Running> = Vec::new();
@@ -177,19 +178,29 @@ impl<'m> Engine<'m> {
             self.start_samples(requests, &mut prefills, &mut running, &mut on_token, &mut finish);
             while prefills.len() + running.len() < self.limits.sequences {
                 let Some(request) = waiting.pop_front() else { break };
-                prefills.push_back(Prefill { request, pages: Vec::new(), done: 0, logits: None, next_sample: 0 });
+                prefills.push_back(Prefill {
+                    request,
+                    pages: Vec::new(),
+                    done: 0,
+                    logits: None,
+                    next_sample: 0,
+                });
             }
             if running.is_empty() && prefills.is_empty() {
                 break;
             }
             self.step(requests, &mut prefills, &mut running, &mut on_token, &mut finish);
         }
-        Ok(results.into_iter().map(|r| r.into_iter().map(|c| c.expect("every sample ran")).collect()).collect())
+        Ok(results
+            .into_iter()
+            .map(|r| r.into_iter().map(|c| c.expect("every sample ran")).collect())
+            .collect())
     }
 
     fn check(&self, requests: &[Request]) -> Result<(), EngineError> {
         let config = self.model.config();
-        let (vocab, context) = (config.vocab_size(), config.max_position_embeddings().min(self.model.positions()));
+        let (vocab, context) =
+            (config.vocab_size(), config.max_position_embeddings().min(self.model.positions()));
         for (request, r) in requests.iter().enumerate() {
             if r.prompt.is_empty() {
                 return Err(EngineError::Empty { request });
@@ -220,7 +231,13 @@ impl<'m> Engine<'m> {
             while p.next_sample < r.samples && running.len() < self.limits.sequences {
                 let sample = p.next_sample;
                 p.next_sample += 1;
-                let mut seq = Running { request: p.request, sample, pages: Vec::new(), tokens: Vec::new(), logprobs: Vec::new() };
+                let mut seq = Running {
+                    request: p.request,
+                    sample,
+                    pages: Vec::new(),
+                    tokens: Vec::new(),
+                    logprobs: Vec::new(),
+                };
                 let (id, logprob) = r.sampling.choose(logits, &mut token_rng(r, sample, 0));
                 match (r.max_new > 0).then(|| accept(r, &mut seq, id, logprob, on_token)) {
                     None => drop(finish(seq, FinishReason::Length)),
@@ -308,7 +325,10 @@ impl<'m> Engine<'m> {
             for (i, out) in out.iter_mut().enumerate() {
                 let seq = &running[at + i];
                 let r = &requests[seq.request];
-                *out = r.sampling.choose(&logits[(at + i) * vocab..][..vocab], &mut token_rng(r, seq.sample, seq.tokens.len()));
+                *out = r.sampling.choose(
+                    &logits[(at + i) * vocab..][..vocab],
+                    &mut token_rng(r, seq.sample, seq.tokens.len()),
+                );
             }
         });
         for (row, (_, prefill)) in wanted.iter().enumerate() {
@@ -344,7 +364,13 @@ fn token_rng(r: &Request, sample: usize, position: usize) -> Rng {
 }
 
 /// Appends a token; says whether that ended the continuation.
-fn accept(r: &Request, seq: &mut Running, id: u32, logprob: f32, on_token: &mut impl FnMut(Token) -> bool) -> Option<FinishReason> {
+fn accept(
+    r: &Request,
+    seq: &mut Running,
+    id: u32,
+    logprob: f32,
+    on_token: &mut impl FnMut(Token) -> bool,
+) -> Option<FinishReason> {
     seq.tokens.push(id);
     seq.logprobs.push(logprob);
     let go_on = on_token(Token { request: seq.request, sample: seq.sample, id, logprob });

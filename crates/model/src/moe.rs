@@ -51,7 +51,8 @@ impl FeedForward {
     pub(crate) fn moe(params: &Params, c: &DeepseekConfig, layer: &str) -> FeedForward {
         let bank = (0..c.n_routed_experts).map(|e| SwiGlu::new(params, &format!("{layer}mlp.experts.{e}.")));
         let bank = bank.map(|s| Expert { gate_up: s.gate_up, down: s.down }).collect();
-        let shared = (c.n_shared_experts > 0).then(|| SwiGlu::new(params, &format!("{layer}mlp.shared_experts.")));
+        let shared =
+            (c.n_shared_experts > 0).then(|| SwiGlu::new(params, &format!("{layer}mlp.shared_experts.")));
         FeedForward::Moe {
             router: params.weight(&format!("{layer}mlp.gate.weight")),
             bias: params.weight(&format!("{layer}mlp.gate.e_score_correction_bias")),
@@ -69,7 +70,13 @@ impl FeedForward {
     }
 
     /// `x [tokens, H]` (normalised) → `[tokens, H]`, and the experts' load.
-    pub(crate) fn forward(&self, tape: &Tape, x: &Tensor, lens: &[usize], alpha: f32) -> (Tensor, Option<ExpertLoad>) {
+    pub(crate) fn forward(
+        &self,
+        tape: &Tape,
+        x: &Tensor,
+        lens: &[usize],
+        alpha: f32,
+    ) -> (Tensor, Option<ExpertLoad>) {
         match self {
             FeedForward::Dense(mlp) => (mlp.forward(tape, x), None),
             FeedForward::Moe { router, bias, shape, bank, shared } => {

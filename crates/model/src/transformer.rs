@@ -102,7 +102,8 @@ impl Model {
 
     fn zeros(config: ModelConfig) -> Model {
         let specs = tensor_specs(&config);
-        let params = Params::new(specs.into_iter().map(|s| (s.name, s.shape, s.kind != TensorKind::RouterBias)));
+        let params =
+            Params::new(specs.into_iter().map(|s| (s.name, s.shape, s.kind != TensorKind::RouterBias)));
         let spec = config.rope_tables_spec();
         let shape = match &config {
             ModelConfig::Dense(c) => Gqa::shape(c, spec.softmax_scale),
@@ -148,7 +149,8 @@ impl Model {
     pub fn save(&self, dir: &Path) -> Result<(), FileError> {
         files::write_config(dir, &self.config, WeightType::F32)?;
         files::write_generation_config(dir, &files::GenerationConfig::of_model(&self.config))?;
-        let tensors = self.params.list().iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
+        let tensors =
+            self.params.list().iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
         files::write_weights(dir, tensors, WeightType::F32, 4 << 30)?;
         Ok(())
     }
@@ -294,10 +296,16 @@ impl Block {
     fn new(params: &Params, config: &ModelConfig, layer: usize) -> Block {
         let prefix = format!("model.layers.{layer}.");
         let (attention, feed_forward) = match config {
-            ModelConfig::Dense(c) => (Attention::Gqa(Gqa::new(params, c, &prefix)), FeedForward::dense(params, &prefix)),
+            ModelConfig::Dense(c) => {
+                (Attention::Gqa(Gqa::new(params, c, &prefix)), FeedForward::dense(params, &prefix))
+            }
             ModelConfig::Deepseek(c) => {
                 let moe = c.is_moe_layer(layer);
-                let ff = if moe { FeedForward::moe(params, c, &prefix) } else { FeedForward::dense(params, &prefix) };
+                let ff = if moe {
+                    FeedForward::moe(params, c, &prefix)
+                } else {
+                    FeedForward::dense(params, &prefix)
+                };
                 (Attention::Mla(Mla::new(params, c, &prefix)), ff)
             }
         };

@@ -43,7 +43,9 @@ fn check(case: &str, recompute: bool) {
     targets.rotate_left(1);
     let weight = 1.0 / (rows * (len - 1)) as f32;
     let weights: Vec<f32> = (0..rows * len).map(|i| if i % len == len - 1 { 0.0 } else { weight }).collect();
-    let nll = |stats: &ops::TokenStats, w: &[f32]| -> f32 { stats.logprobs.iter().zip(w).map(|(l, w)| -l * w).sum() };
+    let nll = |stats: &ops::TokenStats, w: &[f32]| -> f32 {
+        stats.logprobs.iter().zip(w).map(|(l, w)| -l * w).sum()
+    };
     let stats = ops::cross_entropy(&tape, &pass.hidden, model.head(), &targets, &weights);
     let mut loss = nll(&stats, &weights);
     if model.has_mtp() {
@@ -51,9 +53,11 @@ fn check(case: &str, recompute: bool) {
         let mut further = targets.clone();
         further.rotate_left(1);
         let weight = 0.3 / (rows * (len - 2)) as f32;
-        let weights: Vec<f32> = (0..rows * len).map(|i| if i % len >= len - 2 { 0.0 } else { weight }).collect();
+        let weights: Vec<f32> =
+            (0..rows * len).map(|i| if i % len >= len - 2 { 0.0 } else { weight }).collect();
         let all = ops::logits(model.params(), &mtp.hidden, model.head());
-        let got: Vec<f32> = (0..rows).flat_map(|r| all[r * len * vocab..][..(len - 1) * vocab].to_vec()).collect();
+        let got: Vec<f32> =
+            (0..rows).flat_map(|r| all[r * len * vocab..][..(len - 1) * vocab].to_vec()).collect();
         let e = error(&got, &read(&golden, "mtp_logits"));
         assert!(e < 1e-5, "{case}: MTP logits off by {e}");
         loss += nll(&ops::cross_entropy(&tape, &mtp.hidden, model.head(), &further, &weights), &weights);
@@ -76,4 +80,14 @@ macro_rules! cases {
         }
     )* };
 }
-cases!(deepseek_q_lora, deepseek_no_q_lora, deepseek_groups, deepseek_yarn, deepseek_mtp, llama_tied, llama3_rope, qwen2, qwen3);
+cases!(
+    deepseek_q_lora,
+    deepseek_no_q_lora,
+    deepseek_groups,
+    deepseek_yarn,
+    deepseek_mtp,
+    llama_tied,
+    llama3_rope,
+    qwen2,
+    qwen3
+);

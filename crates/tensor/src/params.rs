@@ -29,7 +29,10 @@ impl Weight {
     }
     /// This matrix and `next`, which lies directly behind it, as one. Panics if it does not.
     pub fn stacked(self, next: Weight) -> Weight {
-        assert!(self.offset + self.len() == next.offset && self.cols == next.cols, "{self:?} and {next:?} do not stack");
+        assert!(
+            self.offset + self.len() == next.offset && self.cols == next.cols,
+            "{self:?} and {next:?} do not stack"
+        );
         Weight { rows: self.rows + next.rows, ..self }
     }
     /// A part of the rows.
@@ -76,7 +79,12 @@ impl Params {
             offset = len.checked_add(offset).expect("the parameters fit the address space");
             list.push(Param { name, shape, weight, trained });
         }
-        Params { list, data: Buf::zeros(offset), grads: RefCell::new(Buf::zeros(0)), packed: RefCell::default() }
+        Params {
+            list,
+            data: Buf::zeros(offset),
+            grads: RefCell::new(Buf::zeros(0)),
+            packed: RefCell::default(),
+        }
     }
 
     /// The parameters in arena order.

@@ -19,7 +19,11 @@ impl Rng {
     }
     /// The stream of a seed and a path of numbers, such as (step, sample).
     pub fn at(seed: u64, path: &[u64]) -> Rng {
-        Rng { state: path.iter().fold(mix(seed ^ 0x9e37_79b9_7f4a_7c15), |s, &p| mix(s ^ mix(p.wrapping_add(1)))) }
+        Rng {
+            state: path
+                .iter()
+                .fold(mix(seed ^ 0x9e37_79b9_7f4a_7c15), |s, &p| mix(s ^ mix(p.wrapping_add(1)))),
+        }
     }
     /// 64 uniform bits.
     pub fn next_u64(&mut self) -> u64 {

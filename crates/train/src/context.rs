@@ -88,7 +88,8 @@ impl Context<'_> {
 
     /// A model of `[models]` with random weights, for a tokenizer.
     pub fn fresh_model(&self, name: &str, tokenizer: &Tokenizer) -> Result<Model, TrainError> {
-        let config = fresh_config(self.recipe, name, tokenizer.vocab_size(), tokenizer.eos_id(), tokenizer.pad_id())?;
+        let config =
+            fresh_config(self.recipe, name, tokenizer.vocab_size(), tokenizer.eos_id(), tokenizer.pad_id())?;
         Ok(Model::random(config, self.recipe.seed))
     }
 
@@ -109,11 +110,18 @@ impl Context<'_> {
 }
 
 /// An entry of `[models]` as a configuration: the vocabulary is the tokenizer's, and what is not stated is ordinary.
-pub fn fresh_config(recipe: &Recipe, name: &str, vocab: usize, eos: Option<u32>, pad: Option<u32>) -> Result<ModelConfig, TrainError> {
+pub fn fresh_config(
+    recipe: &Recipe,
+    name: &str,
+    vocab: usize,
+    eos: Option<u32>,
+    pad: Option<u32>,
+) -> Result<ModelConfig, TrainError> {
     let Reference::Model(table) = recipe.reference(name) else {
         return Err(TrainError::Recipe(format!("there is no `models.{name}` in the recipe")));
     };
-    let stated = serde_json::to_value(table).map_err(|e| TrainError::Recipe(format!("models.{name}: {e}")))?;
+    let stated =
+        serde_json::to_value(table).map_err(|e| TrainError::Recipe(format!("models.{name}: {e}")))?;
     let deepseek = stated["model_type"] == "deepseek_v3";
     let mut config = json!({
         "vocab_size": vocab, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,

@@ -74,7 +74,9 @@ pub enum TrainError {
         remedy: &'static str,
     },
     /// Steps were skipped too often.
-    #[error("stage `{0}` diverged: three steps in a row had no finite or a tenfold loss, even after going back to the last checkpoint; lower the learning rate")]
+    #[error(
+        "stage `{0}` diverged: three steps in a row had no finite or a tenfold loss, even after going back to the last checkpoint; lower the learning rate"
+    )]
     Diverged(String),
     /// The user asked to stop; everything is saved.
     #[error("stopped; everything is saved, and the same command goes on from here")]

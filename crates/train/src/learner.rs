@@ -79,7 +79,8 @@ impl Learner {
 
     /// Takes a loss into the usual one.
     pub fn saw_loss(&mut self, loss: f64) {
-        self.usual_loss = if self.usual_loss.is_finite() { 0.95 * self.usual_loss + 0.05 * loss } else { loss };
+        self.usual_loss =
+            if self.usual_loss.is_finite() { 0.95 * self.usual_loss + 0.05 * loss } else { loss };
     }
 
     fn save(&self, dir: &std::path::Path, step: u64, cost: &StageCost) -> Result<(), TrainError> {
@@ -95,7 +96,8 @@ impl Learner {
 
     fn load(&mut self, dir: &std::path::Path) -> Result<Option<(u64, Value, usize)>, TrainError> {
         let (first, second, steps) = self.optimizer.state_mut();
-        let Some(loaded) = checkpoint::load(dir, &mut [self.model.params_mut().data_mut(), first, second])? else {
+        let Some(loaded) = checkpoint::load(dir, &mut [self.model.params_mut().data_mut(), first, second])?
+        else {
             return Ok(None);
         };
         *steps = loaded.state["optimizer_steps"].as_u64().unwrap_or(loaded.step);
@@ -145,17 +147,20 @@ impl Learner {
                 if rolled_back || self.load(&checkpoints)?.is_none() {
                     return Err(TrainError::Diverged(stage.to_owned()));
                 }
-                ctx.reporter.note(&format!("{stage}: {SKIPS} steps without a usable loss; back to the last checkpoint"));
+                ctx.reporter.note(&format!(
+                    "{stage}: {SKIPS} steps without a usable loss; back to the last checkpoint"
+                ));
                 (skips, rolled_back) = (0, true);
             }
             at += 1;
-            self.tell(ctx, stage, at, rhythm.total, &outcome, &window, &mut metrics)?;
+            self.tell(ctx, stage, at, rhythm.total, &outcome, &window, meter.tokens(), &mut metrics)?;
             every(self, at, &mut metrics)?;
             if rhythm.sample_every > 0 && (at % rhythm.sample_every == 0 || at == rhythm.total) {
                 self.sample(ctx, stage, at, &mut metrics)?;
             }
             let due = rhythm.checkpoint_every > 0 && at % rhythm.checkpoint_every == 0
-                || rhythm.checkpoint_seconds > 0.0 && saved.elapsed().as_secs_f64() > rhythm.checkpoint_seconds;
+                || rhythm.checkpoint_seconds > 0.0
+                    && saved.elapsed().as_secs_f64() > rhythm.checkpoint_seconds;
             let stop = ctx.reporter.stop();
             if (due || stop) && at < rhythm.total && !outcome.enough {
                 metrics.sync()?;
@@ -185,11 +190,13 @@ impl Learner {
         total: u64,
         outcome: &StepOutcome,
         window: &VecDeque<(f64, u64, u64)>,
+        tokens: u64,
         metrics: &mut Metrics,
     ) -> Result<(), TrainError> {
         let sum = window.iter().fold((0.0, 0, 0), |s, w| (s.0 + w.0, s.1 + w.1, s.2 + w.2));
         let tokens_per_second = sum.1 as f64 / sum.0;
         let mut values = outcome.values.clone();
+        values.push((keys::TOKENS, tokens as f64));
         values.push((keys::TOKENS_PER_SECOND, tokens_per_second));
         metrics.log(step, &values)?;
         ctx.reporter.progress(&Progress {
@@ -217,7 +224,8 @@ impl Learner {
         let room = self.model.positions().min(self.model.config().max_position_embeddings());
         let max_new = SAMPLE_TOKENS.min(room.saturating_sub(ids.len()));
         let stop_tokens = stop_tokens(&self.model, &self.tokenizer);
-        let request = Request { prompt: ids, samples: 1, max_new, sampling: Sampling::greedy(), stop_tokens, seed: 0 };
+        let request =
+            Request { prompt: ids, samples: 1, max_new, sampling: Sampling::greedy(), stop_tokens, seed: 0 };
         let done = Engine::new(&self.model, Limits::default()).run(&[request], |_| true)?;
         let text = completion_text(&self.tokenizer, &done[0][0].token_ids)?;
         metrics.text(step, "sample", &format!("{prompt}\n\n{text}"))?;

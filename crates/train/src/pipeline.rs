@@ -15,7 +15,11 @@ use crate::stages;
 pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -> Result<(), TrainError> {
     let folder = RunFolder::open(dir, recipe)?;
     crate::plan::check_memory(recipe)?;
-    let problems = if recipe.draws_problems() { Some(ProblemSource::open(&recipe.problems, recipe.seed)?) } else { None };
+    let problems = if recipe.draws_problems() {
+        Some(ProblemSource::open(&recipe.problems, recipe.seed)?)
+    } else {
+        None
+    };
     let ctx = Context { recipe, folder: &folder, reporter, problems, ceiling };
     let count = recipe.stages.len();
     for (i, stage) in recipe.stages.iter().enumerate() {

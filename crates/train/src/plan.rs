@@ -37,7 +37,9 @@ fn config_of(recipe: &Recipe, reference: &str) -> Result<Option<ModelConfig>, Tr
         Reference::Model(_) => fresh_config(recipe, reference, vocab(recipe), None, None).map(Some),
         Reference::Path(path) => Ok(ModelConfig::load(path).ok()),
         Reference::Stage(stage) => match stage {
-            Stage::Pretrain(p) => config_of(recipe, p.model.as_deref().or(p.from.as_deref()).unwrap_or_default()),
+            Stage::Pretrain(p) => {
+                config_of(recipe, p.model.as_deref().or(p.from.as_deref()).unwrap_or_default())
+            }
             Stage::Sft(s) => config_of(recipe, &s.from),
             Stage::Grpo(s) => config_of(recipe, &s.from),
             Stage::Distill(s) => config_of(recipe, &s.student),
@@ -47,22 +49,41 @@ fn config_of(recipe: &Recipe, reference: &str) -> Result<Option<ModelConfig>, Tr
 }
 
 fn vocab(recipe: &Recipe) -> usize {
-    recipe.stages.iter().find_map(|s| if let Stage::Tokenizer(t) = s { Some(t.vocab_size) } else { None }).unwrap_or(1024)
+    recipe
+        .stages
+        .iter()
+        .find_map(|s| if let Stage::Tokenizer(t) = s { Some(t.vocab_size) } else { None })
+        .unwrap_or(1024)
 }
 
 fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, TrainError> {
     // Tokens trained on, tokens generated, tokens held at a time.
     let (reference, trained, generated, held) = match stage {
         Stage::Tokenizer(_) | Stage::Eval(_) => return Ok(None),
-        Stage::Pretrain(s) => (s.model.clone().or(s.from.clone()).unwrap_or_default(), s.tokens as f64, 0.0, s.batch_tokens / s.accumulate.max(1)),
-        Stage::Sft(s) => (s.from.clone(), (s.steps * s.batch_tokens as u64) as f64, 0.0, s.batch_tokens / s.accumulate.max(1)),
+        Stage::Pretrain(s) => (
+            s.model.clone().or(s.from.clone()).unwrap_or_default(),
+            s.tokens as f64,
+            0.0,
+            s.batch_tokens / s.accumulate.max(1),
+        ),
+        Stage::Sft(s) => (
+            s.from.clone(),
+            (s.steps * s.batch_tokens as u64) as f64,
+            0.0,
+            s.batch_tokens / s.accumulate.max(1),
+        ),
         Stage::Grpo(s) => {
             // Half the longest answer is a fair guess of the mean.
             let answers = (s.steps as usize * s.prompts * s.group * s.max_new) as f64 / 2.0;
             (s.from.clone(), answers * (s.epochs as f64), answers, 8192)
         }
         Stage::Reject(s) => (s.from.clone(), 0.0, (s.problems * s.samples * s.max_new) as f64 / 2.0, 512),
-        Stage::Distill(s) => (s.student.clone(), (s.steps * s.batch_tokens as u64) as f64, 0.0, s.batch_tokens / s.accumulate.max(1)),
+        Stage::Distill(s) => (
+            s.student.clone(),
+            (s.steps * s.batch_tokens as u64) as f64,
+            0.0,
+            s.batch_tokens / s.accumulate.max(1),
+        ),
     };
     let Some(config) = config_of(recipe, &reference)? else { return Ok(None) };
     let i = inspect(&config, CONTEXT);
@@ -89,7 +110,12 @@ pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
         if p.memory_bytes > have {
             let gib = |b: f64| b / (1u64 << 30) as f64;
             let remedy = "lower `batch_tokens`, raise `accumulate`, set `recompute = true`, or raise `machine.memory_gib`";
-            return Err(TrainError::Memory { stage: p.name, need: gib(p.memory_bytes), have: gib(have), remedy });
+            return Err(TrainError::Memory {
+                stage: p.name,
+                need: gib(p.memory_bytes),
+                have: gib(have),
+                remedy,
+            });
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! The policy step: from rollouts with advantages to one update of the weights.
 
 use model::{Model, whole};
-use tensor::ops;
 use tensor::Tape;
+use tensor::ops;
 
 use crate::objective::kl::KlKind;
 use crate::objective::{Clip, Norm, Objective, Sequence};
@@ -67,19 +67,30 @@ pub struct PolicyStats {
 
 /// One optimizer step. Rollouts without advantage add nothing to the gradient and are left out, unless a divergence
 /// is charged; the normalisation still counts them.
-pub fn policy_step(model: &mut Model, optimizer: &mut Optimizer, rollouts: &[&Rollout], s: &PolicySettings, lr_factor: f32) -> PolicyStats {
+pub fn policy_step(
+    model: &mut Model,
+    optimizer: &mut Optimizer,
+    rollouts: &[&Rollout],
+    s: &PolicySettings,
+    lr_factor: f32,
+) -> PolicyStats {
     model.params_mut().zero_grads();
-    let active: Vec<&Rollout> = rollouts.iter().copied().filter(|r| r.advantage != 0.0 || s.kl_coefficient != 0.0).collect();
+    let active: Vec<&Rollout> =
+        rollouts.iter().copied().filter(|r| r.advantage != 0.0 || s.kl_coefficient != 0.0).collect();
     let mut sums = Sums::default();
     let mut balance = Balance::default();
     let mut at = 0;
     while at < active.len() {
         let mut tokens = 0;
-        let end = at + active[at..].iter().take_while(|r| {
-            let fits = tokens == 0 || tokens + r.prompt.len() + r.completion.len() <= PASS_TOKENS;
-            tokens += r.prompt.len() + r.completion.len();
-            fits
-        }).count();
+        let end = at
+            + active[at..]
+                .iter()
+                .take_while(|r| {
+                    let fits = tokens == 0 || tokens + r.prompt.len() + r.completion.len() <= PASS_TOKENS;
+                    tokens += r.prompt.len() + r.completion.len();
+                    fits
+                })
+                .count();
         pass(model, &active[at..end], s, &mut sums, &mut balance);
         at = end;
     }
@@ -129,7 +140,9 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
         slopes[range.clone()].copy_from_slice(&got.slopes);
         if let Some(reference) = &r.reference {
             let share = s.kl_coefficient / (r.completion.len() * s.sequences) as f32;
-            for ((slope, new), (old, reference)) in slopes[range.clone()].iter_mut().zip(new).zip(r.old.iter().zip(reference)) {
+            for ((slope, new), (old, reference)) in
+                slopes[range.clone()].iter_mut().zip(new).zip(r.old.iter().zip(reference))
+            {
                 let (kl, d) = s.kl.estimate(*new, *old, *reference);
                 *slope += share * d;
                 sums.kl += f64::from(kl);

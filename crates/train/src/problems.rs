@@ -29,7 +29,8 @@ enum Origin {
 pub fn mix(entries: &[TaskMix]) -> Result<Mix, TrainError> {
     let entries = entries.iter().map(|e| {
         let level = serde_json::to_value(&e.level).and_then(serde_json::from_value);
-        let level = level.map_err(|e2| TrainError::Recipe(format!("problems.mix: task `{}`: level: {e2}", e.task)))?;
+        let level = level
+            .map_err(|e2| TrainError::Recipe(format!("problems.mix: task `{}`: level: {e2}", e.task)))?;
         Ok(MixEntry { task: e.task.clone(), weight: e.weight, level })
     });
     let entries = entries.collect::<Result<Vec<_>, TrainError>>()?;
@@ -52,7 +53,10 @@ impl ProblemSource {
             let (held, train): (Vec<_>, Vec<_>) =
                 all.into_iter().partition(|q| is_held_out(q.prompt.as_bytes(), seed, HELD_OUT_ONE_IN));
             if train.is_empty() || held.is_empty() {
-                let what = format!("{}: too few problems to keep one in {HELD_OUT_ONE_IN} for evaluation; give at least 50", path.display());
+                let what = format!(
+                    "{}: too few problems to keep one in {HELD_OUT_ONE_IN} for evaluation; give at least 50",
+                    path.display()
+                );
                 return Err(TrainError::Recipe(what));
             }
             (Origin::List(train), held.into_iter().take(p.held_out).collect())
@@ -66,7 +70,10 @@ impl ProblemSource {
                     lists.push(external.problems(task, split, seed, 0, each)?.into_iter());
                 }
                 // Tasks in turn, so that any part of the list is a fair mix.
-                Ok((0..each).flat_map(|_| lists.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>()).take(count).collect())
+                Ok((0..each)
+                    .flat_map(|_| lists.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>())
+                    .take(count)
+                    .collect())
             };
             let (train, held) = (draw(Split::Train, p.count)?, draw(Split::HeldOut, p.held_out)?);
             of_command = Some(external);
@@ -111,7 +118,9 @@ impl ProblemSource {
     /// A document for pretraining: worked solutions in prose where the tasks are built in, else question and answer.
     pub fn document(&self, mix: Option<&Mix>, index: u64, hurried_share: f64) -> String {
         match (&self.origin, mix) {
-            (_, Some(mix)) | (Origin::Mix(mix), None) => corpus::document(mix, self.seed, index, hurried_share),
+            (_, Some(mix)) | (Origin::Mix(mix), None) => {
+                corpus::document(mix, self.seed, index, hurried_share)
+            }
             (Origin::List(_), None) => {
                 let p = self.train(None, index);
                 format!("Question : {}\nResult : {}\n", p.prompt, p.answer)

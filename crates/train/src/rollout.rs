@@ -58,7 +58,14 @@ pub fn sample(
     for (i, p) in problems.iter().enumerate() {
         let prompt = encode_prompt(tokenizer, &[Message::user(p.prompt.clone())])?;
         let seed = s.seed.wrapping_add(i as u64);
-        requests.push(Request { prompt, samples: s.group, max_new: s.max_new, sampling, stop_tokens: stop_tokens.clone(), seed });
+        requests.push(Request {
+            prompt,
+            samples: s.group,
+            max_new: s.max_new,
+            sampling,
+            stop_tokens: stop_tokens.clone(),
+            seed,
+        });
     }
     let mut engine = Engine::new(model, Limits::default());
     let results = engine.run(&requests, |_| true)?;

@@ -1,8 +1,8 @@
 //! One optimizer step on packed tokens: forward, losses, backward, clipping, update, balance of the experts.
 
 use model::{ExpertLoad, Model, PassOptions, Segment, whole};
-use tensor::ops::{self, TokenStats};
 use tensor::Tape;
+use tensor::ops::{self, TokenStats};
 
 use crate::optim::{Optimizer, StepReport};
 
@@ -28,7 +28,9 @@ fn split(batch: Batch, parts: usize) -> Vec<Batch> {
     let mut out = vec![Batch::default()];
     let mut at = 0;
     for &len in &batch.lens {
-        if out.last().is_some_and(|b| !b.tokens.is_empty() && b.tokens.len() + len / 2 > share) && out.len() < parts {
+        if out.last().is_some_and(|b| !b.tokens.is_empty() && b.tokens.len() + len / 2 > share)
+            && out.len() < parts
+        {
             out.push(Batch::default());
         }
         let b = out.last_mut().expect("starts with one");
@@ -78,9 +80,19 @@ pub struct StepStats {
 }
 
 /// One step on the mean loss over the batch's weighted targets.
-pub fn train_step(model: &mut Model, optimizer: &mut Optimizer, batch: Batch, options: &StepOptions, lr_factor: f32) -> StepStats {
+pub fn train_step(
+    model: &mut Model,
+    optimizer: &mut Optimizer,
+    batch: Batch,
+    options: &StepOptions,
+    lr_factor: f32,
+) -> StepStats {
     model.params_mut().zero_grads();
-    let totals = Totals { main: weight(&batch.weights).max(1e-9), mtp: weight(&one_further(&batch).1).max(1e-9), tokens: batch.tokens.len() };
+    let totals = Totals {
+        main: weight(&batch.weights).max(1e-9),
+        mtp: weight(&one_further(&batch).1).max(1e-9),
+        tokens: batch.tokens.len(),
+    };
     let mut balance = Balance::default();
     let (mut loss, mut mtp_loss) = (0.0, 0.0);
     for part in split(batch, options.accumulate) {
@@ -103,7 +115,12 @@ pub fn train_step(model: &mut Model, optimizer: &mut Optimizer, batch: Batch, op
 }
 
 /// Adds a pass's share of the gradient of the step's losses to the arena; returns its share of both.
-fn accumulate(model: &Model, batch: &Batch, totals: &Totals, options: &StepOptions) -> (f64, f64, Vec<ExpertLoad>) {
+fn accumulate(
+    model: &Model,
+    batch: &Batch,
+    totals: &Totals,
+    options: &StepOptions,
+) -> (f64, f64, Vec<ExpertLoad>) {
     let tape = Tape::recording(model.params());
     let segments = whole(&batch.lens);
     // The balance loss is a mean over the tokens of a pass: this pass's share of the step's mean.
@@ -111,7 +128,9 @@ fn accumulate(model: &Model, batch: &Batch, totals: &Totals, options: &StepOptio
     pass_options.balance_alpha *= batch.tokens.len() as f32 / totals.tokens.max(1) as f32;
     let pass = model.forward(&tape, &batch.tokens, &segments, pass_options, None);
     let mut loads = pass.loads;
-    let scaled = |weights: &[f32], factor: f64| -> Vec<f32> { weights.iter().map(|w| (f64::from(*w) * factor) as f32).collect() };
+    let scaled = |weights: &[f32], factor: f64| -> Vec<f32> {
+        weights.iter().map(|w| (f64::from(*w) * factor) as f32).collect()
+    };
     let weights = scaled(&batch.weights, 1.0 / totals.main);
     let stats = ops::cross_entropy(&tape, &pass.hidden, model.head(), &batch.targets, &weights);
     let loss = weighted_nll(&stats, &weights);
@@ -177,10 +196,13 @@ impl Balance {
     }
 
     pub(crate) fn max_load(&self) -> Option<f64> {
-        self.0.iter().map(|l| {
-            let total: u32 = l.load.iter().sum();
-            f64::from(*l.load.iter().max().unwrap_or(&0)) * l.load.len() as f64 / f64::from(total.max(1))
-        }).reduce(f64::max)
+        self.0
+            .iter()
+            .map(|l| {
+                let total: u32 = l.load.iter().sum();
+                f64::from(*l.load.iter().max().unwrap_or(&0)) * l.load.len() as f64 / f64::from(total.max(1))
+            })
+            .reduce(f64::max)
     }
 }
 

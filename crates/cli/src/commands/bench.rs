@@ -13,8 +13,8 @@ use tensor::operations::{self, Counts};
 use tensor::{Buf, Rng};
 use train::objective::{Clip, ObjectiveKind, kl::KlKind, objective};
 use train::optim::Optimizer;
-use train::run::recipe::Optimizer as OptimizerConfig;
 use train::policy::{PolicySettings, Rollout, policy_step};
+use train::run::recipe::Optimizer as OptimizerConfig;
 use train::step::{Batch, StepOptions, train_step};
 
 use crate::output::{Output, peak_memory_bytes};
@@ -93,13 +93,20 @@ pub struct ModelArgs {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Gemm { json } => {
-            let shapes: Vec<Value> = SHAPES.iter().map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(m, k, n, 0.4)})).collect();
+            let shapes: Vec<Value> = SHAPES
+                .iter()
+                .map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(m, k, n, 0.4)}))
+                .collect();
             let out = json!({"threads": tensor::threads::threads(), "instruction_set": format!("{:?}", tensor::cpu::simd::isa()), "shapes": shapes});
             Output::new(*json).table("matrix product, f32", &out, "shapes")
         }
         Bench::Train { model, batch, seq, steps } => bench_train(model, *batch, *seq, (*steps).max(1)),
-        Bench::Generate { model, prompts, prompt_len, max_new } => bench_generate(model, *prompts, *prompt_len, *max_new),
-        Bench::Grpo { model, prompts, group, max_new, prompt_len, steps } => bench_grpo(model, (*prompts, *group), *prompt_len, *max_new, (*steps).max(1)),
+        Bench::Generate { model, prompts, prompt_len, max_new } => {
+            bench_generate(model, *prompts, *prompt_len, *max_new)
+        }
+        Bench::Grpo { model, prompts, group, max_new, prompt_len, steps } => {
+            bench_grpo(model, (*prompts, *group), *prompt_len, *max_new, (*steps).max(1))
+        }
     }
 }
 
@@ -143,7 +150,8 @@ pub fn ceiling() -> f64 {
 }
 
 fn load(args: &ModelArgs) -> Result<Model> {
-    let config = ModelConfig::load(&args.config).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let config =
+        ModelConfig::load(&args.config).with_context(|| format!("cannot read {}", args.config.display()))?;
     Ok(Model::random(config, 1))
 }
 
@@ -152,7 +160,16 @@ fn random_tokens(rng: &mut Rng, n: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// Prints the figures that all model benchmarks share.
-fn report(title: &str, config: &Path, json: bool, tokens: f64, steps: usize, seconds: f64, counts: Counts, more: Value) -> Result<()> {
+fn report(
+    title: &str,
+    config: &Path,
+    json: bool,
+    tokens: f64,
+    steps: usize,
+    seconds: f64,
+    counts: Counts,
+    more: Value,
+) -> Result<()> {
     let peak = peak_memory_bytes();
     let rate = counts.total() as f64 / seconds;
     let mut out = json!({
@@ -174,7 +191,8 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     let mut model = load(args)?;
     anyhow::ensure!(batch > 0 && seq > 0, "--batch and --seq must be at least 1");
     model.reserve_positions(seq);
-    let mut optimizer = Optimizer::new(&model, OptimizerConfig { learning_rate: 3e-4, ..OptimizerConfig::default() });
+    let mut optimizer =
+        Optimizer::new(&model, OptimizerConfig { learning_rate: 3e-4, ..OptimizerConfig::default() });
     let mut rng = Rng::new(2);
     let n = batch * seq;
     let vocab = model.config().vocab_size();
@@ -195,10 +213,27 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     }
     let seconds = start.elapsed().as_secs_f64();
     let counts = operations::counts().since(&before);
-    report("training", &args.config, args.json, (steps * n) as f64, steps, seconds, counts, json!({"loss": loss}))
+    report(
+        "training",
+        &args.config,
+        args.json,
+        (steps * n) as f64,
+        steps,
+        seconds,
+        counts,
+        json!({"loss": loss}),
+    )
 }
 
-fn requests(rng: &mut Rng, model: &Model, prompts: usize, len: usize, max_new: usize, samples: usize, stop: bool) -> Vec<Request> {
+fn requests(
+    rng: &mut Rng,
+    model: &Model,
+    prompts: usize,
+    len: usize,
+    max_new: usize,
+    samples: usize,
+    stop: bool,
+) -> Vec<Request> {
     let stop_tokens = if stop { model.config().eos_token_id().to_vec() } else { Vec::new() };
     (0..prompts)
         .map(|i| Request {
@@ -217,7 +252,8 @@ fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: 
     model.reserve_positions(prompt_len + max_new);
     let mut rng = Rng::new(3);
     let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, 1, false);
-    let warm: Vec<Request> = requests.iter().map(|r| Request { max_new: max_new.min(2), ..r.clone() }).collect();
+    let warm: Vec<Request> =
+        requests.iter().map(|r| Request { max_new: max_new.min(2), ..r.clone() }).collect();
     let mut engine = Engine::new(&model, Limits::default());
     engine.run(&warm, |_| true)?;
     let (start, before) = (Instant::now(), operations::counts());
@@ -225,10 +261,25 @@ fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: 
     let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = done.iter().flatten().map(|c| c.token_ids.len()).sum();
     let more = json!({"generated_tokens": tokens, "cache_bytes": engine.cache_bytes()});
-    report("generation", &args.config, args.json, tokens as f64, 1, seconds, operations::counts().since(&before), more)
+    report(
+        "generation",
+        &args.config,
+        args.json,
+        tokens as f64,
+        1,
+        seconds,
+        operations::counts().since(&before),
+        more,
+    )
 }
 
-fn bench_grpo(args: &ModelArgs, (prompts, group): (usize, usize), prompt_len: usize, max_new: usize, steps: usize) -> Result<()> {
+fn bench_grpo(
+    args: &ModelArgs,
+    (prompts, group): (usize, usize),
+    prompt_len: usize,
+    max_new: usize,
+    steps: usize,
+) -> Result<()> {
     let mut model = load(args)?;
     model.reserve_positions(prompt_len + max_new);
     let config = OptimizerConfig { learning_rate: 1e-6, ..OptimizerConfig::default() };
@@ -249,7 +300,13 @@ fn bench_grpo(args: &ModelArgs, (prompts, group): (usize, usize), prompt_len: us
             for (s, advantage) in samples.into_iter().zip(advantages) {
                 tokens += s.token_ids.len();
                 completions += 1;
-                rollouts.push(Rollout { prompt: r.prompt.clone(), completion: s.token_ids, old: s.logprobs, reference: None, advantage });
+                rollouts.push(Rollout {
+                    prompt: r.prompt.clone(),
+                    completion: s.token_ids,
+                    old: s.logprobs,
+                    reference: None,
+                    advantage,
+                });
             }
         }
         let settings = PolicySettings {
@@ -267,5 +324,14 @@ fn bench_grpo(args: &ModelArgs, (prompts, group): (usize, usize), prompt_len: us
     }
     let seconds = start.elapsed().as_secs_f64();
     let more = json!({"mean_completion_tokens": tokens as f64 / f64::from(completions.max(1)), "mismatched_logprobs": mismatched});
-    report("GRPO", &args.config, args.json, tokens as f64, steps, seconds, operations::counts().since(&before), more)
+    report(
+        "GRPO",
+        &args.config,
+        args.json,
+        tokens as f64,
+        steps,
+        seconds,
+        operations::counts().since(&before),
+        more,
+    )
 }

@@ -49,7 +49,11 @@ pub struct Run {
 /// Runs the built-in recipe.
 pub fn launch(args: &Launch) -> Result<()> {
     let (name, text) = if args.quick { ("quick.toml", QUICK) } else { ("launch.toml", LAUNCH) };
-    let out = if args.quick && args.out == Path::new("runs/launch") { PathBuf::from("runs/quick") } else { args.out.clone() };
+    let out = if args.quick && args.out == Path::new("runs/launch") {
+        PathBuf::from("runs/quick")
+    } else {
+        args.out.clone()
+    };
     perform(&Recipe::parse(name, text, &args.set)?, &out)
 }
 
@@ -66,7 +70,11 @@ pub fn run(args: &Run) -> Result<()> {
 fn dry_run(recipe: &Recipe) -> Result<()> {
     line(&recipe.resolved_toml())?;
     let ceiling = ceiling();
-    line(&format!("# machine: {:.0} GFLOP/s in large matrix products on {} threads", ceiling / 1e9, tensor::threads::threads()))?;
+    line(&format!(
+        "# machine: {:.0} GFLOP/s in large matrix products on {} threads",
+        ceiling / 1e9,
+        tensor::threads::threads()
+    ))?;
     line("# stage                 parameters    active   operations    memory      time")?;
     let mut seconds = 0.0;
     for p in plan(recipe)? {
@@ -83,7 +91,11 @@ fn dry_run(recipe: &Recipe) -> Result<()> {
             time
         ))?;
     }
-    line(&format!("# about {:.0} minutes and {:.3} $ in all, evaluation not counted", seconds / 60.0, cost(recipe, seconds)))?;
+    line(&format!(
+        "# about {:.0} minutes and {:.3} $ in all, evaluation not counted",
+        seconds / 60.0,
+        cost(recipe, seconds)
+    ))?;
     train::plan::check_memory(recipe)?;
     Ok(())
 }
@@ -118,19 +130,46 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     };
     for (name, scores) in report["evaluation"].as_object().into_iter().flatten() {
         let column = |prefix: &str| {
-            let found = scores.as_object().into_iter().flatten().find(|(k, _)| k.starts_with(prefix) && *k != "pass@1");
+            let found = scores
+                .as_object()
+                .into_iter()
+                .flatten()
+                .find(|(k, _)| k.starts_with(prefix) && *k != "pass@1");
             found.map_or_else(String::new, |(_, v)| show(v))
         };
-        line(&format!("  {name:<20} {:<18} {:<18} {}", show(&scores["pass@1"]), column("pass@"), column("maj@")))?;
+        line(&format!(
+            "  {name:<20} {:<18} {:<18} {}",
+            show(&scores["pass@1"]),
+            column("pass@"),
+            column("maj@")
+        ))?;
     }
     for c in report["claims"].as_array().into_iter().flatten() {
         let mark = if c["shown"].as_bool() == Some(true) { "shown    " } else { "not shown" };
         let n = |k: &str| c[k].as_f64().unwrap_or(f64::NAN);
-        line(&format!("  {mark} {} / {}: {:.2} [{:.2}–{:.2}]", text(&c["name"]), text(&c["baseline"]), n("ratio"), n("low"), n("high")))?;
+        line(&format!(
+            "  {mark} {} / {}: {:.2} [{:.2}–{:.2}]",
+            text(&c["name"]),
+            text(&c["baseline"]),
+            n("ratio"),
+            n("low"),
+            n("high")
+        ))?;
     }
-    let total = |k: &str| report["stages"].as_array().into_iter().flatten().filter_map(|s| s[k].as_f64()).sum::<f64>();
-    line(&format!("  {:.1} minutes, {:.2e} operations, {:.4} $", total("seconds") / 60.0, total("operations"), total("cost")))?;
-    let best = recipe.stages.iter().rev().find(|s| s.kind() == "grpo" && s.name() == "grpo").or(recipe.stages.iter().rev().find(|s| s.makes_model()));
+    let total = |k: &str| {
+        report["stages"].as_array().into_iter().flatten().filter_map(|s| s[k].as_f64()).sum::<f64>()
+    };
+    line(&format!(
+        "  {:.1} minutes, {:.2e} operations, {:.4} $",
+        total("seconds") / 60.0,
+        total("operations"),
+        total("cost")
+    ))?;
+    let best = recipe.stages.iter().rev().find(|s| s.kind() == "grpo" && s.name() == "grpo").or(recipe
+        .stages
+        .iter()
+        .rev()
+        .find(|s| s.makes_model()));
     let out = out.display();
     line("")?;
     line("next:")?;

@@ -22,14 +22,18 @@ fn tiny(kind: &str) -> Model {
 
 fn requests() -> Vec<Request> {
     let mut rng = Rng::new(5);
-    [3usize, 70, 64, 1, 130].iter().enumerate().map(|(i, &n)| Request {
-        prompt: (0..n).map(|_| rng.below(61) as u32).collect(),
-        samples: 1 + i % 3,
-        max_new: 5 + 40 * (i % 2),
-        sampling: Sampling::default(),
-        stop_tokens: vec![7],
-        seed: 11 + i as u64,
-    }).collect()
+    [3usize, 70, 64, 1, 130]
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| Request {
+            prompt: (0..n).map(|_| rng.below(61) as u32).collect(),
+            samples: 1 + i % 3,
+            max_new: 5 + 40 * (i % 2),
+            sampling: Sampling::default(),
+            stop_tokens: vec![7],
+            seed: 11 + i as u64,
+        })
+        .collect()
 }
 
 /// The contract that reinforcement learning stands on: what the sampler reports is what the trainer computes,
@@ -45,7 +49,11 @@ fn log_probs_equal_the_trainers_bit_for_bit() {
             let mut engine = Engine::new(&model, Limits { sequences, rows });
             let results = engine.run(&requests, |_| true).expect("valid requests");
             assert_eq!(engine.pages.used(), 0, "all pages are free at the end");
-            assert_eq!(first.get_or_insert_with(|| results.clone()), &results, "limits {sequences} {rows} changed a result");
+            assert_eq!(
+                first.get_or_insert_with(|| results.clone()),
+                &results,
+                "limits {sequences} {rows} changed a result"
+            );
         }
         let (mut tokens, mut targets, mut lens, mut want) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (r, samples) in requests.iter().zip(first.expect("four runs")) {
@@ -62,7 +70,8 @@ fn log_probs_equal_the_trainers_bit_for_bit() {
         let stats = ops::log_probs(model.params(), &pass.hidden, model.head(), &targets);
         let mut at = 0;
         for (len, (prompt, logprobs)) in lens.iter().zip(want) {
-            let got: Vec<u32> = stats.logprobs[at + prompt - 1..at + len].iter().map(|x| x.to_bits()).collect();
+            let got: Vec<u32> =
+                stats.logprobs[at + prompt - 1..at + len].iter().map(|x| x.to_bits()).collect();
             let want: Vec<u32> = logprobs.iter().map(|x| x.to_bits()).collect();
             assert_eq!(got, want, "{kind}");
             at += len;
@@ -78,7 +87,10 @@ fn bad_requests_are_refused_with_a_reason() {
     let empty = Request { prompt: vec![], ..good.clone() };
     assert_eq!(engine.run(&[empty], |_| true), Err(EngineError::Empty { request: 0 }));
     let outside = Request { prompt: vec![61], ..good.clone() };
-    assert_eq!(engine.run(&[outside], |_| true), Err(EngineError::OutsideVocabulary { request: 0, id: 61, vocab: 61 }));
+    assert_eq!(
+        engine.run(&[outside], |_| true),
+        Err(EngineError::OutsideVocabulary { request: 0, id: 61, vocab: 61 })
+    );
     let long = Request { max_new: 600, ..good };
     assert!(matches!(engine.run(&[long], |_| true), Err(EngineError::TooLong { context: 512, .. })));
 }

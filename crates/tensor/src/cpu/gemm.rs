@@ -46,7 +46,10 @@ impl<'a> Left<'a> {
     /// Whether to read this factor where it lies: rows that are not picked, unless they are so spaced that they would
     /// evict one another from the first-level cache.
     fn in_place(&self) -> bool {
-        self.col_stride == 1 && self.row_stride != 1 && self.rows.is_none() && !self.row_stride.is_multiple_of(1024)
+        self.col_stride == 1
+            && self.row_stride != 1
+            && self.rows.is_none()
+            && !self.row_stride.is_multiple_of(1024)
     }
 }
 
@@ -142,7 +145,8 @@ fn check(p: &Product, out: usize, ldc: usize) {
     assert!(end < p.a.data.len(), "gemm: left factor too short for {}x{}", p.m, p.k);
     // The last panel is read only as far as the product goes; the others are read whole.
     let last = (p.n - 1) / PANEL;
-    let panel = |i: usize, column: usize| extent(&[(i, p.b.panel_stride), (p.k - 1, p.b.k_stride), (column, 1)]);
+    let panel =
+        |i: usize, column: usize| extent(&[(i, p.b.panel_stride), (p.k - 1, p.b.k_stride), (column, 1)]);
     let end = panel(last, (p.n - 1) % PANEL).max(if last > 0 { panel(last - 1, PANEL - 1) } else { 0 });
     assert!(end < p.b.data.len(), "gemm: right factor too short for {}x{}", p.k, p.n);
 }
@@ -425,7 +429,8 @@ mod tests {
     #[test]
     fn equals_one_ordered_chain_to_the_bit() {
         let mut rng = Rng::new(1);
-        let shapes = [(1, 1, 1), (1, 300, 130), (2, 17, 64), (3, 5, 97), (13, 600, 33), (130, 31, 70), (64, 256, 512)];
+        let shapes =
+            [(1, 1, 1), (1, 300, 130), (2, 17, 64), (3, 5, 97), (13, 600, 33), (130, 31, 70), (64, 256, 512)];
         for (m, k, n) in shapes {
             let a: Vec<f32> = (0..m * k).map(|_| rng.normal()).collect();
             let b: Vec<f32> = (0..n * k).map(|_| rng.normal()).collect();

@@ -50,7 +50,13 @@ pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 /// every platform, unlike the system's `logf`.
 pub fn ln(x: f32) -> f32 {
     if !(x > 0.0 && x.is_finite()) {
-        return if x == 0.0 { f32::NEG_INFINITY } else if x == f32::INFINITY { x } else { f32::NAN };
+        return if x == 0.0 {
+            f32::NEG_INFINITY
+        } else if x == f32::INFINITY {
+            x
+        } else {
+            f32::NAN
+        };
     }
     // x = m * 2^e with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh((m - 1) / (m + 1)).
     let bits = f64::from(x).to_bits();

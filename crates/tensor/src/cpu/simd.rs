@@ -402,10 +402,22 @@ mod arm {
     macro_rules! four {
         ($i:ident, $e:expr) => {{
             [
-                { let $i = 0; $e },
-                { let $i = 1; $e },
-                { let $i = 2; $e },
-                { let $i = 3; $e },
+                {
+                    let $i = 0;
+                    $e
+                },
+                {
+                    let $i = 1;
+                    $e
+                },
+                {
+                    let $i = 2;
+                    $e
+                },
+                {
+                    let $i = 3;
+                    $e
+                },
             ]
         }};
     }
@@ -467,7 +479,10 @@ mod arm {
         unsafe fn exp2_of_magic(t: Self::V) -> Self::V {
             unsafe {
                 let one = vdupq_n_u32(0x3f80_0000);
-                four!(i, vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(t[i])), one)))
+                four!(
+                    i,
+                    vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(t[i])), one))
+                )
             }
         }
         #[inline(always)]

@@ -91,11 +91,19 @@ pub fn attention(
 ) -> Tensor {
     let n = q.rows();
     let AttentionShape { heads, kv_heads, qk_dim, v_dim, .. } = shape;
-    assert!(heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads) && qk_dim > 0 && v_dim > 0, "attention: {shape:?}");
-    let covered = segments.iter().try_fold(0usize, |sum, s| sum.checked_add(s.rows));
-    assert!(covered == Some(n) && k.rows() == n && v.rows() == n, "attention: segments of {covered:?} rows for a batch of {n}");
     assert!(
-        q.cols() == shape.heads * shape.qk_dim && k.cols() == shape.kv_heads * shape.qk_dim && v.cols() == shape.kv_heads * shape.v_dim,
+        heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads) && qk_dim > 0 && v_dim > 0,
+        "attention: {shape:?}"
+    );
+    let covered = segments.iter().try_fold(0usize, |sum, s| sum.checked_add(s.rows));
+    assert!(
+        covered == Some(n) && k.rows() == n && v.rows() == n,
+        "attention: segments of {covered:?} rows for a batch of {n}"
+    );
+    assert!(
+        q.cols() == shape.heads * shape.qk_dim
+            && k.cols() == shape.kv_heads * shape.qk_dim
+            && v.cols() == shape.kv_heads * shape.v_dim,
         "attention: q {} k {} v {} for {shape:?}",
         q.cols(),
         k.cols(),
@@ -163,10 +171,16 @@ fn store(layer: &mut KvLayer, k: &[f32], v: &[f32], shape: &AttentionShape, segm
     let mut written = vec![0u64; layer.k.len()];
     for s in segments {
         let end = s.past.checked_add(s.rows).filter(|end| end.div_ceil(PAGE) <= s.pages.len());
-        let end = end.unwrap_or_else(|| panic!("attention: {} pages for {} + {} tokens", s.pages.len(), s.past, s.rows));
+        let end = end.unwrap_or_else(|| {
+            panic!("attention: {} pages for {} + {} tokens", s.pages.len(), s.past, s.rows)
+        });
         for &page in &s.pages[..end.div_ceil(PAGE)] {
-            let sizes = layer.k.get(page as usize).zip(layer.v.get(page as usize)).map(|(k, v)| (k.len(), v.len()));
-            assert!(sizes == Some((kvh * dk * PAGE, kvh * dv * PAGE)), "attention: page {page} of {sizes:?} values for {shape:?}");
+            let sizes =
+                layer.k.get(page as usize).zip(layer.v.get(page as usize)).map(|(k, v)| (k.len(), v.len()));
+            assert!(
+                sizes == Some((kvh * dk * PAGE, kvh * dv * PAGE)),
+                "attention: page {page} of {sizes:?} values for {shape:?}"
+            );
         }
         let mut at = s.past;
         while at < end {
@@ -216,7 +230,14 @@ struct Task {
     step: usize,
 }
 
-fn forward(q: &[f32], layer: &KvLayer, shape: &AttentionShape, segments: &[Segment], out: &mut [f32], lse: &mut [f32]) {
+fn forward(
+    q: &[f32],
+    layer: &KvLayer,
+    shape: &AttentionShape,
+    segments: &[Segment],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
     let group = shape.heads / shape.kv_heads;
     let mut tasks = Vec::new();
     let mut row = 0;
@@ -225,7 +246,8 @@ fn forward(q: &[f32], layer: &KvLayer, shape: &AttentionShape, segments: &[Segme
             let head = kv_head * group;
             let at = |r: usize, h: usize| (r * shape.heads + h) * shape.qk_dim;
             if s.rows == 1 {
-                let (q, out, lse) = (at(row, head), (row * shape.heads + head) * shape.v_dim, row * shape.heads + head);
+                let (q, out, lse) =
+                    (at(row, head), (row * shape.heads + head) * shape.v_dim, row * shape.heads + head);
                 tasks.push(Task { segment, kv_head, q, out, lse, rows: group, keys: s.past + 1, step: 0 });
                 continue;
             }
@@ -233,8 +255,18 @@ fn forward(q: &[f32], layer: &KvLayer, shape: &AttentionShape, segments: &[Segme
                 // Tiles of several micro-kernels' height, so that a long prompt spreads over the threads.
                 for r in (0..s.rows).step_by(8 * MAX_ROWS) {
                     let rows = (8 * MAX_ROWS).min(s.rows - r);
-                    let (out, lse) = (((row + r) * shape.heads + h) * shape.v_dim, (row + r) * shape.heads + h);
-                    tasks.push(Task { segment, kv_head, q: at(row + r, h), out, lse, rows, keys: s.past + r + 1, step: 1 });
+                    let (out, lse) =
+                        (((row + r) * shape.heads + h) * shape.v_dim, (row + r) * shape.heads + h);
+                    tasks.push(Task {
+                        segment,
+                        kv_head,
+                        q: at(row + r, h),
+                        out,
+                        lse,
+                        rows,
+                        keys: s.past + r + 1,
+                        step: 1,
+                    });
                 }
             }
         }
@@ -358,7 +390,14 @@ kernel! {
     }
 }
 
-fn backward((q, k, v): (&Tensor, &Tensor, &Tensor), y: &Tensor, dy: &[f32], lse: &[f32], shape: &AttentionShape, lens: &[usize]) {
+fn backward(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    y: &Tensor,
+    dy: &[f32],
+    lse: &[f32],
+    shape: &AttentionShape,
+    lens: &[usize],
+) {
     let mut dq = Buf::new(q.data().len());
     let mut dk = Buf::zeros(k.data().len());
     let mut dv = Buf::zeros(v.data().len());
@@ -370,7 +409,18 @@ fn backward((q, k, v): (&Tensor, &Tensor, &Tensor), y: &Tensor, dy: &[f32], lse:
             // Pieces write disjoint (segment, head) parts.
             let grads = (dq, dk, dv);
             let at = BackTask { start: starts[segment], len: lens[segment], kv_head };
-            BACK.with(|s| back_segment(&at, (q.data(), k.data(), v.data()), y.data(), dy, lse, shape, grads, &mut s.borrow_mut()));
+            BACK.with(|s| {
+                back_segment(
+                    &at,
+                    (q.data(), k.data(), v.data()),
+                    y.data(),
+                    dy,
+                    lse,
+                    shape,
+                    grads,
+                    &mut s.borrow_mut(),
+                )
+            });
         });
     }
     for (t, d) in [(q, dq), (k, dk), (v, dv)] {

@@ -87,7 +87,12 @@ fn chunk_rows(vocab: usize) -> usize {
 }
 
 fn check(x: &Tensor, head: Weight, targets: &[u32]) {
-    assert!(x.cols() == head.cols && targets.len() == x.rows(), "cross_entropy: {} rows, {} targets", x.rows(), targets.len());
+    assert!(
+        x.cols() == head.cols && targets.len() == x.rows(),
+        "cross_entropy: {} rows, {} targets",
+        x.rows(),
+        targets.len()
+    );
     let outside = targets.iter().find(|&&t| t as usize >= head.rows);
     assert!(outside.is_none(), "cross_entropy: target {outside:?} in a vocabulary of {}", head.rows);
 }
@@ -108,7 +113,8 @@ fn walk(params: &Params, x: &Tensor, head: Weight, targets: &[u32], weights: Opt
         let xs = &x.data()[r0 * h..][..rows * h];
         product(params, xs, rows, head, logits);
         {
-            let (lp, en) = (SharedMut::new(&mut stats.logprobs[r0..]), SharedMut::new(&mut stats.entropies[r0..]));
+            let (lp, en) =
+                (SharedMut::new(&mut stats.logprobs[r0..]), SharedMut::new(&mut stats.entropies[r0..]));
             parallel_chunks(logits, 8 * vocab, |at, piece| {
                 for (i, row) in piece.chunks_exact_mut(vocab).enumerate() {
                     let r = at / vocab + i;
@@ -178,8 +184,14 @@ pub fn distill_kl(
     (teacher_params, teacher_x, teacher_head): (&Params, &Tensor, Weight),
     weights: &[f32],
 ) -> Vec<f32> {
-    assert!(teacher_head.rows == head.rows && teacher_x.rows() == x.rows(), "distill_kl: vocabularies or rows differ");
-    assert!(x.cols() == head.cols && teacher_x.cols() == teacher_head.cols, "distill_kl: features of rows and heads differ");
+    assert!(
+        teacher_head.rows == head.rows && teacher_x.rows() == x.rows(),
+        "distill_kl: vocabularies or rows differ"
+    );
+    assert!(
+        x.cols() == head.cols && teacher_x.cols() == teacher_head.cols,
+        "distill_kl: features of rows and heads differ"
+    );
     assert_eq!(weights.len(), x.rows(), "distill_kl: weights and rows differ in number");
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     add_product(Part::Head, if tape.is_recording() { 3 * n } else { n }, h, vocab);
@@ -197,7 +209,8 @@ pub fn distill_kl(
         let (kls, s, t) = (SharedMut::new(&mut kl[r0..]), SharedMut::new(ls), SharedMut::new(lt));
         parallel(rows, |r| {
             // SAFETY: each row is visited once.
-            let (kl, s, t) = unsafe { (kls.slice(r, 1), s.slice(r * vocab, vocab), t.slice(r * vocab, vocab)) };
+            let (kl, s, t) =
+                unsafe { (kls.slice(r, 1), s.slice(r * vocab, vocab), t.slice(r * vocab, vocab)) };
             let ((zs, _), (zt, entropy)) = (normalizer(s), normalizer(t));
             scaled_softmax(t, zt, 1.0);
             // KL = Σ p log p - Σ p (s - zs)
@@ -207,7 +220,14 @@ pub fn distill_kl(
             math::axpy(-w, t, s);
         });
         if let Some(dx) = &mut dx {
-            head_backward(tape.params(), &x.data()[r0 * h..][..rows * h], ls, rows, head, &mut dx[r0 * h..][..rows * h]);
+            head_backward(
+                tape.params(),
+                &x.data()[r0 * h..][..rows * h],
+                ls,
+                rows,
+                head,
+                &mut dx[r0 * h..][..rows * h],
+            );
         }
     }
     if let (Some(g), Some(dx)) = (&x.grad, dx) {

@@ -9,9 +9,9 @@ use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math;
 use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::operations::{Part, add_product};
 use crate::ops::router::Routes;
 use crate::ops::swiglu;
-use crate::operations::{Part, add_product};
 use crate::params::{Params, Weight};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
@@ -61,14 +61,24 @@ impl Slots {
 }
 
 /// `base + Σ_choices weight · expert(x)`; `x [n, h]`, `base [n, h]` (a shared expert's output), → `[n, h]`.
-pub fn experts(tape: &Tape, x: &Tensor, routes: &Routes, bank: Arc<Vec<Expert>>, base: Option<&Tensor>) -> Tensor {
+pub fn experts(
+    tape: &Tape,
+    x: &Tensor,
+    routes: &Routes,
+    bank: Arc<Vec<Expert>>,
+    base: Option<&Tensor>,
+) -> Tensor {
     let (n, h, k) = (x.rows(), x.cols(), routes.weights.cols());
     let inner = bank[0].down.cols;
     for e in bank.iter() {
-        let fits = e.gate_up.rows == 2 * inner && e.gate_up.cols == h && e.down.rows == h && e.down.cols == inner;
+        let fits =
+            e.gate_up.rows == 2 * inner && e.gate_up.cols == h && e.down.rows == h && e.down.cols == inner;
         assert!(fits, "experts: {e:?} for {h} features and inner size {inner}");
     }
-    assert!(k > 0 && routes.weights.rows() == n && routes.experts.len() == n * k, "experts: routes of other tokens");
+    assert!(
+        k > 0 && routes.weights.rows() == n && routes.experts.len() == n * k,
+        "experts: routes of other tokens"
+    );
     assert!(base.is_none_or(|b| b.rows() == n && b.cols() == h), "experts: base of another shape");
     let slots = sort_slots(&routes.experts, k, bank.len());
     let s = n * k;
@@ -76,13 +86,24 @@ pub fn experts(tape: &Tape, x: &Tensor, routes: &Routes, bank: Arc<Vec<Expert>>,
     add_product(Part::Experts, s, h, 3 * inner);
     let weight = by_slot(&slots, routes.weights.data());
     let gate_up = {
-        let panels: Vec<_> = bank.iter().enumerate().map(|(e, x)| (!slots.of(e).is_empty()).then(|| params.packed(x.gate_up))).collect();
+        let panels: Vec<_> = bank
+            .iter()
+            .enumerate()
+            .map(|(e, x)| (!slots.of(e).is_empty()).then(|| params.packed(x.gate_up)))
+            .collect();
         let mut out = Buf::new(s * 2 * inner);
         let products: Vec<Product> = (0..bank.len())
             .filter_map(|e| {
                 let range = slots.of(e);
                 let a = Left { rows: Some(&slots.token[range.clone()]), ..Left::rows(x.data(), h) };
-                Some(Product { a, b: Right::packed(panels[e].as_ref()?, h), m: range.len(), k: h, n: 2 * inner, c: range.start * 2 * inner })
+                Some(Product {
+                    a,
+                    b: Right::packed(panels[e].as_ref()?, h),
+                    m: range.len(),
+                    k: h,
+                    n: 2 * inner,
+                    c: range.start * 2 * inner,
+                })
             })
             .collect();
         gemm(&products, &mut out, 2 * inner, false);
@@ -91,16 +112,32 @@ pub fn experts(tape: &Tape, x: &Tensor, routes: &Routes, bank: Arc<Vec<Expert>>,
     let mut hidden = Buf::new(s * inner);
     parallel_chunks(&mut hidden, ROWS * inner, |at, y| {
         let rows = at / inner..(at + y.len()) / inner;
-        swiglu::forward_rows(&gate_up[rows.start * 2 * inner..rows.end * 2 * inner], inner, Some(&weight[rows]), y);
+        swiglu::forward_rows(
+            &gate_up[rows.start * 2 * inner..rows.end * 2 * inner],
+            inner,
+            Some(&weight[rows]),
+            y,
+        );
     });
     let mut parts = Buf::new(s * h);
     {
-        let panels: Vec<_> = bank.iter().enumerate().map(|(e, x)| (!slots.of(e).is_empty()).then(|| params.packed(x.down))).collect();
+        let panels: Vec<_> = bank
+            .iter()
+            .enumerate()
+            .map(|(e, x)| (!slots.of(e).is_empty()).then(|| params.packed(x.down)))
+            .collect();
         let products: Vec<Product> = (0..bank.len())
             .filter_map(|e| {
                 let range = slots.of(e);
                 let a = Left::rows(&hidden[range.start * inner..], inner);
-                Some(Product { a, b: Right::packed(panels[e].as_ref()?, inner), m: range.len(), k: inner, n: h, c: range.start * h })
+                Some(Product {
+                    a,
+                    b: Right::packed(panels[e].as_ref()?, inner),
+                    m: range.len(),
+                    k: inner,
+                    n: h,
+                    c: range.start * h,
+                })
             })
             .collect();
         gemm(&products, &mut parts, h, false);
@@ -132,7 +169,15 @@ fn by_slot(slots: &Slots, values: &[f32]) -> Vec<f32> {
 }
 
 /// Per token: `(y or 0) + Σ_choices parts[slot] + base`, choices in order.
-fn gather_sum(parts: &[f32], slot: &[u32], k: usize, h: usize, base: Option<&[f32]>, y: &mut [f32], accumulate: bool) {
+fn gather_sum(
+    parts: &[f32],
+    slot: &[u32],
+    k: usize,
+    h: usize,
+    base: Option<&[f32]>,
+    y: &mut [f32],
+    accumulate: bool,
+) {
     parallel_chunks(y, ROWS * h, |at, y| {
         for (r, y) in y.chunks_exact_mut(h).enumerate() {
             let t = at / h + r;
@@ -175,18 +220,32 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
         .map(|(e, x)| {
             let range = slots.of(e);
             let a = Left { rows: Some(&slots.token[range.clone()]), ..Left::rows(dy, h) };
-            Product { a, b: Right::rows(params.get(x.down), inner), m: range.len(), k: h, n: inner, c: range.start * inner }
+            Product {
+                a,
+                b: Right::rows(params.get(x.down), inner),
+                m: range.len(),
+                k: h,
+                n: inner,
+                c: range.start * inner,
+            }
         })
         .collect();
     gemm(&products, &mut d_hidden, inner, false);
     // Through SwiGLU: gate_up becomes its gradient, d_hidden becomes the forward's weighted hidden value.
     let mut d_weight = vec![0.0; s];
     {
-        let (gu, dh, dw) = (SharedMut::new(&mut gate_up), SharedMut::new(&mut d_hidden), SharedMut::new(&mut d_weight));
+        let (gu, dh, dw) =
+            (SharedMut::new(&mut gate_up), SharedMut::new(&mut d_hidden), SharedMut::new(&mut d_weight));
         parallel(s.div_ceil(ROWS), |i| {
             let (r0, rows) = (i * ROWS, ROWS.min(s - i * ROWS));
             // SAFETY: pieces own disjoint rows.
-            let (gu, dh, dw) = unsafe { (gu.slice(r0 * 2 * inner, rows * 2 * inner), dh.slice(r0 * inner, rows * inner), dw.slice(r0, rows)) };
+            let (gu, dh, dw) = unsafe {
+                (
+                    gu.slice(r0 * 2 * inner, rows * 2 * inner),
+                    dh.slice(r0 * inner, rows * inner),
+                    dw.slice(r0, rows),
+                )
+            };
             through_swiglu(gu, dh, dw, &weight[r0..r0 + rows]);
         });
     }
@@ -238,7 +297,14 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
             .map(|(e, x)| {
                 let range = slots.of(e);
                 let a = Left::rows(&d_gate_up[range.start * 2 * inner..], 2 * inner);
-                Product { a, b: Right::rows(params.get(x.gate_up), h), m: range.len(), k: 2 * inner, n: h, c: range.start * h }
+                Product {
+                    a,
+                    b: Right::rows(params.get(x.gate_up), h),
+                    m: range.len(),
+                    k: 2 * inner,
+                    n: h,
+                    c: range.start * h,
+                }
             })
             .collect();
         gemm(&products, &mut dx, h, false);

@@ -284,7 +284,10 @@ pub fn mla_heads<'p>(
     let n = q.rows();
     let (dk, dkv) = (nope + rope, nope + v);
     assert!(rope <= MAX_ROPE, "mla_heads: rope dimension {rope} above {MAX_ROPE}");
-    assert!(kv.rows() == n && k_rope.rows() == n && positions.len() == n, "mla_heads: numbers of rows differ");
+    assert!(
+        kv.rows() == n && k_rope.rows() == n && positions.len() == n,
+        "mla_heads: numbers of rows differ"
+    );
     assert!(
         q.cols() == heads * dk && kv.cols() == heads * dkv && k_rope.cols() == rope && table.dim() == rope,
         "mla_heads: q {} kv {} k_rope {} for {dims:?}",
@@ -293,14 +296,20 @@ pub fn mla_heads<'p>(
         k_rope.cols()
     );
     let interleaved = table.pairs == Pairs::Interleaved;
-    let (mut qo, mut ko, mut vo) = (Buf::new(n * heads * dk), Buf::new(n * heads * dk), Buf::new(n * heads * v));
+    let (mut qo, mut ko, mut vo) =
+        (Buf::new(n * heads * dk), Buf::new(n * heads * dk), Buf::new(n * heads * v));
     {
         let (qs, ks, vs) = (SharedMut::new(&mut qo), SharedMut::new(&mut ko), SharedMut::new(&mut vo));
         rows(n, |t| {
             let (cos, sin) = table.at(positions[t]);
             // SAFETY: rows are disjoint.
-            let (qo, ko, vo) =
-                unsafe { (qs.slice(t * heads * dk, heads * dk), ks.slice(t * heads * dk, heads * dk), vs.slice(t * heads * v, heads * v)) };
+            let (qo, ko, vo) = unsafe {
+                (
+                    qs.slice(t * heads * dk, heads * dk),
+                    ks.slice(t * heads * dk, heads * dk),
+                    vs.slice(t * heads * v, heads * v),
+                )
+            };
             let (q, kv, kr) = (q.row(t), kv.row(t), k_rope.row(t));
             for h in 0..heads {
                 let (qi, qh) = (&q[h * dk..][..dk], &mut qo[h * dk..][..dk]);
@@ -314,20 +323,31 @@ pub fn mla_heads<'p>(
             rest.chunks_exact_mut(dk).for_each(|k| k[nope..].copy_from_slice(&first[nope..]));
         });
     }
-    let (qo, ko, vo) = (tape.output(qo, n, heads * dk), tape.output(ko, n, heads * dk), tape.output(vo, n, heads * v));
+    let (qo, ko, vo) =
+        (tape.output(qo, n, heads * dk), tape.output(ko, n, heads * dk), tape.output(vo, n, heads * v));
     if tape.is_recording() {
         let (gq, gk, gv) = (qo.grad.clone(), ko.grad.clone(), vo.grad.clone());
         let (xq, xkv, xr) = (q.grad.clone(), kv.grad.clone(), k_rope.grad.clone());
         let positions = positions.to_vec();
         tape.record(move |_| {
-            let Some([dq, dk_, dv]) = take_all([(gq, heads * dk), (gk, heads * dk), (gv, heads * v)], n) else { return };
-            let (mut dxq, mut dxkv, mut dxr) = (Buf::zeros(n * heads * dk), Buf::new(n * heads * dkv), Buf::zeros(n * rope));
-            let (sq, skv, sr) = (SharedMut::new(&mut dxq), SharedMut::new(&mut dxkv), SharedMut::new(&mut dxr));
+            let Some([dq, dk_, dv]) = take_all([(gq, heads * dk), (gk, heads * dk), (gv, heads * v)], n)
+            else {
+                return;
+            };
+            let (mut dxq, mut dxkv, mut dxr) =
+                (Buf::zeros(n * heads * dk), Buf::new(n * heads * dkv), Buf::zeros(n * rope));
+            let (sq, skv, sr) =
+                (SharedMut::new(&mut dxq), SharedMut::new(&mut dxkv), SharedMut::new(&mut dxr));
             rows(n, |t| {
                 let (cos, sin) = table.at(positions[t]);
                 // SAFETY: rows are disjoint.
-                let (dxq, dxkv, dxr) =
-                    unsafe { (sq.slice(t * heads * dk, heads * dk), skv.slice(t * heads * dkv, heads * dkv), sr.slice(t * rope, rope)) };
+                let (dxq, dxkv, dxr) = unsafe {
+                    (
+                        sq.slice(t * heads * dk, heads * dk),
+                        skv.slice(t * heads * dkv, heads * dkv),
+                        sr.slice(t * rope, rope),
+                    )
+                };
                 let mut shared = [0.0f32; MAX_ROPE];
                 for h in 0..heads {
                     let (d, x) = (&dq[(t * heads + h) * dk..][..dk], &mut dxq[h * dk..][..dk]);

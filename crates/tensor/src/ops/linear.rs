@@ -36,7 +36,14 @@ pub fn linear(tape: &Tape, x: &Tensor, w: Weight, bias: Option<Weight>) -> Tenso
 /// `out [rows, w.rows] = x [rows, w.cols] · wᵀ`, without a tape.
 pub(crate) fn product(params: &Params, x: &[f32], rows: usize, w: Weight, out: &mut [f32]) {
     let panels = params.packed(w);
-    let p = Product { a: Left::rows(x, w.cols), b: Right::packed(&panels, w.cols), m: rows, k: w.cols, n: w.rows, c: 0 };
+    let p = Product {
+        a: Left::rows(x, w.cols),
+        b: Right::packed(&panels, w.cols),
+        m: rows,
+        k: w.cols,
+        n: w.rows,
+        c: 0,
+    };
     gemm(&[p], out, w.rows, false);
 }
 
@@ -46,7 +53,9 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], w: Weight, bias: Option<Wei
     if let Some(g) = &x.grad {
         add_product(Part::Linear, m, k, n);
         let b = Right::rows(params.get(w), k);
-        g.write(m * k, |dx, add| gemm(&[Product { a: Left::rows(dy, n), b, m, k: n, n: k, c: 0 }], dx, k, add));
+        g.write(m * k, |dx, add| {
+            gemm(&[Product { a: Left::rows(dy, n), b, m, k: n, n: k, c: 0 }], dx, k, add)
+        });
     }
     weight_gradient(params, x.data(), dy, m, w);
     if let Some(b) = bias {

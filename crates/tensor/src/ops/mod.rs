@@ -13,7 +13,9 @@ mod swiglu;
 
 pub use add::add;
 pub use attention::{AttentionShape, KvLayer, PAGE, Segment, attention};
-pub use cross_entropy::{TokenStats, cross_entropy, distill_kl, log_probs, logits, normalizer, seed_log_probs};
+pub use cross_entropy::{
+    TokenStats, cross_entropy, distill_kl, log_probs, logits, normalizer, seed_log_probs,
+};
 pub use embedding::embedding;
 pub use experts::{Expert, experts};
 pub use heads::{MlaDims, Pairs, RopeTable, concat_cols, mla_heads, rope, split_cols, split_qkv};

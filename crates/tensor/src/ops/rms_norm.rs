@@ -61,7 +61,8 @@ pub fn add_rms_norm(tape: &Tape, a: &Tensor, b: &Tensor, w: Weight, eps: f32) ->
             let (r0, rows) = piece(i, n);
             let at = r0 * h..(r0 + rows) * h;
             // SAFETY: pieces own disjoint rows.
-            let (sum, out, rs) = unsafe { (sum.slice(r0 * h, rows * h), out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
+            let (sum, out, rs) =
+                unsafe { (sum.slice(r0 * h, rows * h), out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
             sum.copy_from_slice(&a.data()[at.clone()]);
             math::add_assign(sum, &b.data()[at]);
             forward_rows(sum, weight, eps, out, rs);
@@ -76,7 +77,15 @@ pub fn add_rms_norm(tape: &Tape, a: &Tensor, b: &Tensor, w: Weight, eps: f32) ->
             let total = match dy {
                 Some(dy) => {
                     let mut dx = Buf::new(n * h);
-                    backward(s.data(), &dy, &rstd, params.get(w), ds.as_ref().map(|d| &d[..]), &mut dx, &mut params.grad_mut(w));
+                    backward(
+                        s.data(),
+                        &dy,
+                        &rstd,
+                        params.get(w),
+                        ds.as_ref().map(|d| &d[..]),
+                        &mut dx,
+                        &mut params.grad_mut(w),
+                    );
                     Some(Arc::new(dx))
                 }
                 None => ds,
@@ -126,7 +135,15 @@ kernel! {
 }
 
 /// `dx` (overwritten; `extra` added) and `dw` (added to). Pieces of fixed size, summed in order.
-fn backward(x: &[f32], dy: &[f32], rstd: &[f32], w: &[f32], extra: Option<&[f32]>, dx: &mut [f32], dw: &mut [f32]) {
+fn backward(
+    x: &[f32],
+    dy: &[f32],
+    rstd: &[f32],
+    w: &[f32],
+    extra: Option<&[f32]>,
+    dx: &mut [f32],
+    dw: &mut [f32],
+) {
     let (h, n) = (w.len(), rstd.len());
     let pieces = n.div_ceil(ROWS);
     let mut partial = Buf::zeros(pieces * h);
@@ -138,7 +155,15 @@ fn backward(x: &[f32], dy: &[f32], rstd: &[f32], w: &[f32], extra: Option<&[f32]
             // SAFETY: pieces own disjoint rows and their own partial sum.
             let (dx, part) = unsafe { (dx.slice(r0 * h, rows * h), part.slice(i * h, h)) };
             let none: &[f32] = &[];
-            backward_rows(&x[at.clone()], &dy[at.clone()], &rstd[r0..r0 + rows], w, extra.map_or(none, |e| &e[at]), dx, part);
+            backward_rows(
+                &x[at.clone()],
+                &dy[at.clone()],
+                &rstd[r0..r0 + rows],
+                w,
+                extra.map_or(none, |e| &e[at]),
+                dx,
+                part,
+            );
         });
     }
     for p in partial.chunks_exact(h) {

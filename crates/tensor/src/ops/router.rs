@@ -41,17 +41,35 @@ pub struct Routes {
 
 /// `logits [tokens, experts]`, `bias [experts]` (added for the selection only) → routes. `alpha` weighs the
 /// balance loss over `lens`, the lengths of the batch's sequences.
-pub fn route(tape: &Tape, logits: &Tensor, bias: &[f32], shape: RouterShape, lens: &[usize], alpha: f32) -> Routes {
+pub fn route(
+    tape: &Tape,
+    logits: &Tensor,
+    bias: &[f32],
+    shape: RouterShape,
+    lens: &[usize],
+    alpha: f32,
+) -> Routes {
     let (n, e, k) = (logits.rows(), shape.experts, shape.top_k);
-    assert!(logits.cols() == e && bias.len() == e && e <= MAX_EXPERTS && k <= e, "route: {} logits for {shape:?}", logits.cols());
+    assert!(
+        logits.cols() == e && bias.len() == e && e <= MAX_EXPERTS && k <= e,
+        "route: {} logits for {shape:?}",
+        logits.cols()
+    );
     let open = if shape.groups > 1 { e / shape.groups * shape.top_groups.min(shape.groups) } else { e };
-    assert!(e.is_multiple_of(shape.groups.max(1)) && k <= open, "route: {shape:?} leaves fewer than {k} experts to choose from");
-    assert!(alpha <= 0.0 || lens.iter().sum::<usize>() == n, "route: sequences do not cover the batch of {n}");
+    assert!(
+        e.is_multiple_of(shape.groups.max(1)) && k <= open,
+        "route: {shape:?} leaves fewer than {k} experts to choose from"
+    );
+    assert!(
+        alpha <= 0.0 || lens.iter().sum::<usize>() == n,
+        "route: sequences do not cover the batch of {n}"
+    );
     let mut scores = Buf::new(n * e);
     let mut weights = Buf::new(n * k);
     let mut experts = vec![0u32; n * k];
     {
-        let (s, w, x) = (SharedMut::new(&mut scores), SharedMut::new(&mut weights), SharedMut::new(&mut experts));
+        let (s, w, x) =
+            (SharedMut::new(&mut scores), SharedMut::new(&mut weights), SharedMut::new(&mut experts));
         parallel(n.div_ceil(ROWS), |i| {
             for t in i * ROWS..n.min((i + 1) * ROWS) {
                 // SAFETY: each row is visited once.
@@ -177,7 +195,13 @@ fn weight_slopes(s: &[f32], experts: &[u32], dw: &[f32], shape: &RouterShape, d:
 }
 
 /// The balance loss `α Σ_i f_i P_i`, averaged over tokens, and its slope by each score.
-fn balance_slopes(scores: &[f32], experts: &[u32], shape: &RouterShape, lens: &[usize], alpha: f32) -> (f32, Vec<f32>) {
+fn balance_slopes(
+    scores: &[f32],
+    experts: &[u32],
+    shape: &RouterShape,
+    lens: &[usize],
+    alpha: f32,
+) -> (f32, Vec<f32>) {
     let (e, k) = (shape.experts, shape.top_k);
     let tokens: usize = lens.iter().sum();
     let mut slopes = vec![0.0; scores.len()];

@@ -29,7 +29,12 @@ pub fn swiglu(tape: &Tape, gate_up: &Tensor) -> Tensor {
                 let (r0, rows) = (i * ROWS, ROWS.min(gu.rows() - i * ROWS));
                 // SAFETY: pieces own disjoint rows.
                 let d = unsafe { shared.slice(r0 * 2 * inner, rows * 2 * inner) };
-                backward_rows(&gu.data()[r0 * 2 * inner..][..rows * 2 * inner], &dy[r0 * inner..][..rows * inner], inner, d);
+                backward_rows(
+                    &gu.data()[r0 * 2 * inner..][..rows * 2 * inner],
+                    &dy[r0 * inner..][..rows * inner],
+                    inner,
+                    d,
+                );
             });
             g.add(Arc::new(d));
         });
@@ -88,7 +93,12 @@ kernel! {
 /// # Safety
 /// `n` values are readable at each pointer, and the machine has `S`.
 #[inline(always)]
-pub(crate) unsafe fn grad_lanes<S: Simd>(g: *const f32, u: *const f32, dy: *const f32, n: usize) -> (S::V, S::V, S::V) {
+pub(crate) unsafe fn grad_lanes<S: Simd>(
+    g: *const f32,
+    u: *const f32,
+    dy: *const f32,
+    n: usize,
+) -> (S::V, S::V, S::V) {
     // SAFETY: the caller's promise.
     unsafe {
         let load = |p: *const f32| if n == LANES { S::load(p) } else { S::load_partial(p, n) };

@@ -86,7 +86,8 @@ fn clipped_surrogate(s: &Sequence, clip: Clip, scale: f32) -> Slopes {
     let mut out = Slopes { slopes: Vec::with_capacity(s.new.len()), clipped: 0 };
     for (new, old) in s.new.iter().zip(s.old) {
         let ratio = (new - old).exp();
-        let held = (s.advantage > 0.0 && ratio > 1.0 + clip.high) || (s.advantage < 0.0 && ratio < 1.0 - clip.low);
+        let held =
+            (s.advantage > 0.0 && ratio > 1.0 + clip.high) || (s.advantage < 0.0 && ratio < 1.0 - clip.low);
         out.clipped += usize::from(held);
         out.slopes.push(if held { 0.0 } else { -s.advantage * ratio * scale });
     }
@@ -127,7 +128,8 @@ mod tests {
         let new = [-0.45f64, -0.8, -0.4];
         for kind in [ObjectiveKind::Grpo, ObjectiveKind::DrGrpo, ObjectiveKind::Dapo, ObjectiveKind::Gspo] {
             for a in [1.3f64, -0.7] {
-                let (new32, old32): (Vec<f32>, Vec<f32>) = (new.map(|x| x as f32).into(), old.map(|x| x as f32).into());
+                let (new32, old32): (Vec<f32>, Vec<f32>) =
+                    (new.map(|x| x as f32).into(), old.map(|x| x as f32).into());
                 let s = Sequence { new: &new32, old: &old32, advantage: a as f32 };
                 let got = objective(kind).slopes(&s, CLIP, NORM).slopes;
                 for t in 0..3 {
@@ -135,7 +137,11 @@ mod tests {
                     up[t] += 1e-6;
                     down[t] -= 1e-6;
                     let want = (loss(kind, &up, &old, a) - loss(kind, &down, &old, a)) / 2e-6;
-                    assert!((f64::from(got[t]) - want).abs() < 1e-4, "{kind:?} {a} {t}: {} for {want}", got[t]);
+                    assert!(
+                        (f64::from(got[t]) - want).abs() < 1e-4,
+                        "{kind:?} {a} {t}: {} for {want}",
+                        got[t]
+                    );
                 }
             }
         }
@@ -151,7 +157,13 @@ mod tests {
 
     #[test]
     fn a_group_without_variance_teaches_nothing() {
-        for kind in [ObjectiveKind::Grpo, ObjectiveKind::DrGrpo, ObjectiveKind::Dapo, ObjectiveKind::Gspo, ObjectiveKind::Cispo] {
+        for kind in [
+            ObjectiveKind::Grpo,
+            ObjectiveKind::DrGrpo,
+            ObjectiveKind::Dapo,
+            ObjectiveKind::Gspo,
+            ObjectiveKind::Cispo,
+        ] {
             assert_eq!(objective(kind).advantages(&[0.5; 4]), [0.0; 4], "{kind:?}");
         }
         assert_eq!(objective(ObjectiveKind::Grpo).advantages(&[1.0, 0.0]), [1.0, -1.0]);

@@ -53,13 +53,28 @@ fn orthogonal(x: Buf, rows: usize, cols: usize) -> Buf {
         add_product(Part::Optimizer, n, n, n);
         // A = X Xᵀ, B = b A + c A², X <- a X + B X
         pack_transposed(&x, n, k, k, &mut panels);
-        gemm(&[Product { a: Left::rows(&x, k), b: Right::packed(&panels, k), m: n, k, n, c: 0 }], &mut a, n, false);
-        gemm(&[Product { a: Left::rows(&a, n), b: Right::rows(&a, n), m: n, k: n, n, c: 0 }], &mut b, n, false);
+        gemm(
+            &[Product { a: Left::rows(&x, k), b: Right::packed(&panels, k), m: n, k, n, c: 0 }],
+            &mut a,
+            n,
+            false,
+        );
+        gemm(
+            &[Product { a: Left::rows(&a, n), b: Right::rows(&a, n), m: n, k: n, n, c: 0 }],
+            &mut b,
+            n,
+            false,
+        );
         math::scale(&mut b, ABC.2);
         math::axpy(ABC.1, &a, &mut b);
         y.copy_from_slice(&x);
         math::scale(&mut y, ABC.0);
-        gemm(&[Product { a: Left::rows(&b, n), b: Right::rows(&x, k), m: n, k: n, n: k, c: 0 }], &mut y, k, true);
+        gemm(
+            &[Product { a: Left::rows(&b, n), b: Right::rows(&x, k), m: n, k: n, n: k, c: 0 }],
+            &mut y,
+            k,
+            true,
+        );
         std::mem::swap(&mut x, &mut y);
     }
     x

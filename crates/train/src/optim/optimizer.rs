@@ -45,8 +45,14 @@ impl Optimizer {
             let muon = hidden && config.kind == OptimizerKind::Muon;
             let decay = spec.shape.len() > 1;
             match runs.last_mut() {
-                Some(r) if !muon && !r.muon && r.decay == decay && r.weight.offset + r.weight.len() == p.weight.offset => {
-                    r.weight = Weight { offset: r.weight.offset, rows: 1, cols: r.weight.len() + p.weight.len() };
+                Some(r)
+                    if !muon
+                        && !r.muon
+                        && r.decay == decay
+                        && r.weight.offset + r.weight.len() == p.weight.offset =>
+                {
+                    r.weight =
+                        Weight { offset: r.weight.offset, rows: 1, cols: r.weight.len() + p.weight.len() };
                 }
                 _ => runs.push(Run { weight: p.weight, decay, muon }),
             }
@@ -76,10 +82,12 @@ impl Optimizer {
             return StepReport { grad_norm, skipped: true };
         }
         self.steps += 1;
-        let grad_scale = if c.clip > 0.0 && f64::from(grad_norm) > c.clip { c.clip as f32 / grad_norm } else { 1.0 };
+        let grad_scale =
+            if c.clip > 0.0 && f64::from(grad_norm) > c.clip { c.clip as f32 / grad_norm } else { 1.0 };
         let t = self.steps.min(1 << 20) as i32;
         let adam = AdamW {
-            lr: factor * if c.kind == OptimizerKind::Muon { c.adam_learning_rate } else { c.learning_rate } as f32,
+            lr: factor
+                * if c.kind == OptimizerKind::Muon { c.adam_learning_rate } else { c.learning_rate } as f32,
             beta1: c.beta1 as f32,
             beta2: c.beta2 as f32,
             eps: c.eps as f32,
@@ -108,7 +116,12 @@ impl Optimizer {
         }
         // One matrix per piece of work, the largest first.
         matrices.sort_by_key(|x| std::cmp::Reverse(x.3.len()));
-        let rule = muon::Muon { lr: factor * c.learning_rate as f32, decay: c.weight_decay as f32, momentum: c.momentum as f32, grad_scale };
+        let rule = muon::Muon {
+            lr: factor * c.learning_rate as f32,
+            decay: c.weight_decay as f32,
+            momentum: c.momentum as f32,
+            grad_scale,
+        };
         threads::parallel_chunks(&mut matrices, 1, |_, x| {
             let (p, g, m, w) = &mut x[0];
             rule.step(p, g, m, (w.rows, w.cols));

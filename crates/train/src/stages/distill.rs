@@ -30,15 +30,21 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
     };
     let teacher = teacher.0;
     if teacher.config().vocab_size() != model.config().vocab_size() && s.method != DistillMethod::Traces {
-        let what = format!("stage `{}`: teacher and student have different vocabularies; only method = \"traces\" can do that", s.name);
+        let what = format!(
+            "stage `{}`: teacher and student have different vocabularies; only method = \"traces\" can do that",
+            s.name
+        );
         return Err(TrainError::Recipe(what));
     }
     let traces = match (&s.traces, s.method) {
-        (Some(stage), DistillMethod::Traces) => conversations(&tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), s.seq_len)?,
+        (Some(stage), DistillMethod::Traces) => {
+            conversations(&tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), s.seq_len)?
+        }
         _ => Vec::new(),
     };
     let tokens: usize = traces.iter().map(|d| d.ids.len() - 1).sum();
-    let total = if s.steps > 0 { s.steps } else { (s.epochs * tokens as u64).div_ceil(s.batch_tokens as u64).max(1) };
+    let total =
+        if s.steps > 0 { s.steps } else { (s.epochs * tokens as u64).div_ceil(s.batch_tokens as u64).max(1) };
     let rhythm = Rhythm {
         total,
         sample_every: s.sample_every,
@@ -63,7 +69,12 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
                     tokens += doc.ids.len() - 1;
                     docs.push(doc);
                 }
-                let options = StepOptions { recompute: s.recompute, accumulate: s.accumulate, loss_limit: l.loss_limit(), ..StepOptions::default() };
+                let options = StepOptions {
+                    recompute: s.recompute,
+                    accumulate: s.accumulate,
+                    loss_limit: l.loss_limit(),
+                    ..StepOptions::default()
+                };
                 step_outcome(l, pack(&docs), options, factor)
             }
             DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor),
@@ -76,7 +87,14 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
 }
 
 /// `KL(teacher ‖ student)` over the answers of worked problems.
-fn logits_step(ctx: &Context, s: &DistillStage, l: &mut Learner, teacher: &Model, mix: Option<&Mix>, factor: f32) -> Result<StepOutcome, TrainError> {
+fn logits_step(
+    ctx: &Context,
+    s: &DistillStage,
+    l: &mut Learner,
+    teacher: &Model,
+    mix: Option<&Mix>,
+    factor: f32,
+) -> Result<StepOutcome, TrainError> {
     let source = ctx.problems()?;
     let mut docs = Vec::new();
     let mut tokens = 0;
@@ -85,7 +103,8 @@ fn logits_step(ctx: &Context, s: &DistillStage, l: &mut Learner, teacher: &Model
         l.cursor += 1;
         let problem = source.train(mix, index);
         let answer = source.worked(&problem, Style::Careful, index);
-        let doc: Document = encode_chat(&l.tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into();
+        let doc: Document =
+            encode_chat(&l.tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into();
         if doc.ids.len() <= s.seq_len + 1 {
             tokens += doc.ids.len() - 1;
             docs.push(doc);
@@ -101,7 +120,13 @@ fn logits_step(ctx: &Context, s: &DistillStage, l: &mut Learner, teacher: &Model
         let pass = l.model.forward(&student, &batch.tokens, &segments, Default::default(), None);
         let given = Tape::inference(teacher.params());
         let taught = teacher.forward(&given, &batch.tokens, &segments, Default::default(), None);
-        let kl = ops::distill_kl(&student, &pass.hidden, l.model.head(), (teacher.params(), &taught.hidden, teacher.head()), &weights);
+        let kl = ops::distill_kl(
+            &student,
+            &pass.hidden,
+            l.model.head(),
+            (teacher.params(), &taught.hidden, teacher.head()),
+            &weights,
+        );
         student.backward();
         kl
     };
@@ -113,18 +138,34 @@ fn logits_step(ctx: &Context, s: &DistillStage, l: &mut Learner, teacher: &Model
 
 /// Reverse KL on the student's own answers: the slope of `KL(student ‖ teacher)` by each sampled token's
 /// log-probability is the difference of the two log-probabilities.
-fn on_policy_step(ctx: &Context, s: &DistillStage, l: &mut Learner, teacher: &Model, mix: Option<&Mix>, step: u64, factor: f32) -> Result<StepOutcome, TrainError> {
+fn on_policy_step(
+    ctx: &Context,
+    s: &DistillStage,
+    l: &mut Learner,
+    teacher: &Model,
+    mix: Option<&Mix>,
+    step: u64,
+    factor: f32,
+) -> Result<StepOutcome, TrainError> {
     let source = ctx.problems()?;
     let problems = (0..s.prompts as u64).map(|i| source.train(mix, FIRST_PROBLEM + l.cursor + i)).collect();
     l.cursor += s.prompts as u64;
     let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, step]).next_u64();
     let settings = SampleSettings { group: 1, max_new: s.max_new, temperature: s.temperature as f32, seed };
-    let (groups, sampled) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
-    let accuracy = groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>() / groups.len() as f64;
+    let (groups, sampled) =
+        sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+    let accuracy = groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>()
+        / groups.len() as f64;
     let rollouts: Vec<Rollout> = groups
         .into_iter()
         .flat_map(|g| g.answers.into_iter().map(move |a| (g.prompt.clone(), a.completion)))
-        .map(|(prompt, c)| Rollout { prompt, completion: c.token_ids, old: c.logprobs, reference: None, advantage: 0.0 })
+        .map(|(prompt, c)| Rollout {
+            prompt,
+            completion: c.token_ids,
+            old: c.logprobs,
+            reference: None,
+            advantage: 0.0,
+        })
         .collect();
     let total: usize = rollouts.iter().map(|r| r.completion.len()).sum();
     l.model.params_mut().zero_grads();

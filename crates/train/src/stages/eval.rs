@@ -21,16 +21,24 @@ pub(super) fn run(ctx: &Context, s: &EvalStage) -> Result<StageResult, TrainErro
     let mut words = Vec::new();
     for (i, name) in s.of.iter().enumerate() {
         let (model, tokenizer) = ctx.model(name)?;
-        let settings = EvalSettings { samples: s.samples, temperature: s.temperature as f32, max_new: s.max_new, seed: ctx.recipe.seed };
+        let settings = EvalSettings {
+            samples: s.samples,
+            temperature: s.temperature as f32,
+            max_new: s.max_new,
+            seed: ctx.recipe.seed,
+        };
         let counts = tensor::operations::counts();
-        let e = match evaluate(&model, &tokenizer, &problems, source.verifier(), &settings, &|| !ctx.reporter.stop()) {
+        let e = match evaluate(&model, &tokenizer, &problems, source.verifier(), &settings, &|| {
+            !ctx.reporter.stop()
+        }) {
             Err(EvaluateError::Stopped) => return Err(TrainError::Interrupted),
             other => other?,
         };
         meter.add(e.tokens as u64, tensor::operations::counts().since(&counts).total());
-        let by_task: serde_json::Map<String, Value> = e.by_task.iter().map(|(t, s2)| (t.clone(), s2.to_json(s.samples))).collect();
+        let by_task: serde_json::Map<String, Value> =
+            e.by_task.iter().map(|(t, s2)| (t.clone(), s2.to_json(s.samples))).collect();
         let right: Vec<u8> = e.greedy.iter().map(|g| u8::from(g.is_right())).collect();
-        let kept: Vec<Value> = e.greedy.iter().take(KEPT).map(|g| json!({"task": g.problem.task, "prompt": g.problem.prompt, "completion": g.completion, "score": g.score, "reason": g.reason})).collect();
+        let kept: Vec<Value> = e.greedy.iter().take(KEPT).map(|g| json!({"task": g.problem.task, "prompt": g.problem.prompt, "answer": g.problem.answer, "completion": g.completion, "score": g.score, "reason": g.reason})).collect();
         let figures = json!({
             "scores": e.all.to_json(s.samples), "by_task": by_task, "greedy_right": right, "samples": kept,
             "mean_tokens": e.mean_tokens, "truncated_share": e.truncated_share,
@@ -48,5 +56,9 @@ pub(super) fn run(ctx: &Context, s: &EvalStage) -> Result<StageResult, TrainErro
             seconds_left: elapsed / done * (s.of.len() as f64 - done),
         });
     }
-    Ok(StageResult { cost: meter.stop(), summary: format!("pass@1: {}", words.join(", ")), figures: json!({"of": results}) })
+    Ok(StageResult {
+        cost: meter.stop(),
+        summary: format!("pass@1: {}", words.join(", ")),
+        figures: json!({"of": results}),
+    })
 }

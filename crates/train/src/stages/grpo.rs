@@ -9,8 +9,8 @@ use tasks::{Mix, RewardConfig};
 use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
-use crate::ledger::Meter;
 use crate::learner::{Learner, Rhythm, StepOutcome};
+use crate::ledger::Meter;
 use crate::objective::{Clip, Objective, objective};
 use crate::policy::{PolicySettings, PolicyStats, Rollout, flatten, policy_step};
 use crate::rollout::{Group, SampleSettings, sample};
@@ -76,7 +76,14 @@ fn budget(ctx: &Context, s: &GrpoStage) -> Result<Option<u64>, TrainError> {
 
 /// Makes the reference that of `step`: the policy as it was at the last multiple of `every`. Each is kept in a folder
 /// of its own, so that a resumed run finds the one it had.
-fn renew_reference(dir: &Path, every: u64, reference: &mut Model, l: &Learner, step: u64, holds: &mut u64) -> Result<(), TrainError> {
+fn renew_reference(
+    dir: &Path,
+    every: u64,
+    reference: &mut Model,
+    l: &Learner,
+    step: u64,
+    holds: &mut u64,
+) -> Result<(), TrainError> {
     let wanted = step.checked_div(every).unwrap_or(0) * every;
     if wanted == *holds {
         return Ok(());
@@ -108,7 +115,8 @@ fn one_step(
     let figures = Figures::of(&groups, drawn);
     let mut rollouts = Vec::new();
     for g in &groups {
-        let rewards: Vec<f32> = g.answers.iter().map(|a| a.reward.total - overlong(s, a.completion.token_ids.len())).collect();
+        let rewards: Vec<f32> =
+            g.answers.iter().map(|a| a.reward.total - overlong(s, a.completion.token_ids.len())).collect();
         for (a, advantage) in g.answers.iter().zip(objective.advantages(&rewards)) {
             let (completion, old) = (a.completion.token_ids.clone(), a.completion.logprobs.clone());
             rollouts.push(Rollout { prompt: g.prompt.clone(), completion, old, reference: None, advantage });
@@ -139,7 +147,13 @@ fn one_step(
 }
 
 /// Groups for one step. With dynamic sampling, groups without variance are replaced by fresh ones, in a few rounds.
-fn collect(ctx: &Context, s: &GrpoStage, l: &mut Learner, step: u64, mix: Option<&Mix>) -> Result<(Vec<Group>, u64, Vec<(f64, f64)>), TrainError> {
+fn collect(
+    ctx: &Context,
+    s: &GrpoStage,
+    l: &mut Learner,
+    step: u64,
+    mix: Option<&Mix>,
+) -> Result<(Vec<Group>, u64, Vec<(f64, f64)>), TrainError> {
     let source = ctx.problems()?;
     let rewards = RewardConfig { accuracy: s.reward.accuracy as f32, format: s.reward.format as f32 };
     let (mut groups, mut tokens, mut drawn) = (Vec::new(), 0, Vec::new());
@@ -155,7 +169,9 @@ fn collect(ctx: &Context, s: &GrpoStage, l: &mut Learner, step: u64, mix: Option
         l.cursor += want as u64;
         let (fresh, n) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &rewards, settings)?;
         tokens += n;
-        drawn.extend(fresh.iter().flat_map(|g| g.answers.iter().map(|a| (f64::from(a.reward.total), f64::from(a.reward.components[0].1)))));
+        drawn.extend(fresh.iter().flat_map(|g| {
+            g.answers.iter().map(|a| (f64::from(a.reward.total), f64::from(a.reward.components[0].1)))
+        }));
         let last = round + 1 == ROUNDS;
         groups.extend(fresh.into_iter().filter(|g| !s.dynamic_sampling || last || varies(g)));
         if groups.len() >= s.prompts {
@@ -192,7 +208,13 @@ fn with_reference(reference: &Model, rollouts: &mut [Rollout]) {
 }
 
 /// `epochs · minibatches` optimizer steps; the statistics of the first, and the tokens trained on in all.
-fn update(s: &GrpoStage, l: &mut Learner, rollouts: &[Rollout], objective: &dyn Objective, factor: f32) -> (PolicyStats, usize) {
+fn update(
+    s: &GrpoStage,
+    l: &mut Learner,
+    rollouts: &[Rollout],
+    objective: &dyn Objective,
+    factor: f32,
+) -> (PolicyStats, usize) {
     let mut first: Option<PolicyStats> = None;
     let mut trained = 0;
     // Whole groups stay together.
@@ -228,7 +250,8 @@ fn greedy_accuracy(ctx: &Context, s: &GrpoStage, l: &Learner) -> Result<f64, Tra
     let problems: Vec<_> = source.held_out().iter().take(EVAL_PROBLEMS).cloned().collect();
     let n = problems.len().max(1) as f64;
     let settings = SampleSettings { group: 1, max_new: s.max_new, temperature: 0.0, seed: 0 };
-    let (groups, _) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+    let (groups, _) =
+        sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
     Ok(groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>() / n)
 }
 

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use data::{Document, Packed, ShardWriter, Shards, Tokenizer, chunk_document, is_held_out, pack, permutation, read_texts_with};
+use data::{
+    Document, Packed, ShardWriter, Shards, Tokenizer, chunk_document, is_held_out, pack, permutation,
+    read_texts_with,
+};
+use model::inspect::inspect;
 use serde_json::json;
 use tasks::Mix;
 
@@ -28,7 +32,12 @@ enum Stream<'a> {
 
 impl Stream<'_> {
     /// Token ids of document `index`, in pieces of at most `seq_len` inputs. Files are shuffled anew in every epoch.
-    fn document(&self, tokenizer: &Tokenizer, index: u64, seq_len: usize) -> Result<Vec<Vec<u32>>, TrainError> {
+    fn document(
+        &self,
+        tokenizer: &Tokenizer,
+        index: u64,
+        seq_len: usize,
+    ) -> Result<Vec<Vec<u32>>, TrainError> {
         match self {
             Stream::Problems { source, mix, hurried_share } => {
                 let mut ids = tokenizer.encode(&source.document(mix.as_ref(), index, *hurried_share))?;
@@ -51,7 +60,9 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
             let tokenizer = Tokenizer::load(&ctx.dir(&s.tokenizer)?)?;
             (ctx.fresh_model(name, &tokenizer)?, tokenizer)
         }
-        (None, None) => return Err(TrainError::Recipe(format!("stage `{}` needs `model` or `from`", s.name))),
+        (None, None) => {
+            return Err(TrainError::Recipe(format!("stage `{}` needs `model` or `from`", s.name)));
+        }
     };
     let context = model.config().max_position_embeddings();
     if s.seq_len > context {
@@ -69,7 +80,8 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
             let source = ctx.problems()?;
             let mix = source.training_mix(&s.mix)?;
             let stream = Stream::Problems { source, mix, hurried_share: s.hurried_share };
-            let held = (0..HELD_OUT_DOCUMENTS).map(|i| stream.document(&tokenizer, HELD_OUT_START + i, s.seq_len));
+            let held =
+                (0..HELD_OUT_DOCUMENTS).map(|i| stream.document(&tokenizer, HELD_OUT_START + i, s.seq_len));
             let held: Vec<Vec<u32>> = held.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
             (stream, held, None)
         }
@@ -111,7 +123,12 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
             }
             // The bias of the routers stands still at the end (V3 report, section 4.2).
             let router_bias_rate = if step * 10 >= total * 9 { 0.0 } else { options.router_bias_rate };
-            step_outcome(l, pack(&docs), StepOptions { router_bias_rate, loss_limit: l.loss_limit(), ..options }, factor)
+            step_outcome(
+                l,
+                pack(&docs),
+                StepOptions { router_bias_rate, loss_limit: l.loss_limit(), ..options },
+                factor,
+            )
         },
         |l, step, metrics| {
             if s.eval_every > 0 && step.is_multiple_of(s.eval_every) {
@@ -122,7 +139,10 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
         },
     )?;
     let losses = held_out_losses(&learner, &held_out);
-    let mut figures = json!({"held_out_losses": losses, "held_out_loss": mean(&losses)});
+    let size = inspect(learner.model.config(), s.seq_len).parameters;
+    let mut figures = json!({
+        "held_out_losses": losses, "held_out_loss": mean(&losses), "parameters": size.total, "active_parameters": size.active,
+    });
     let mut summary = format!("held-out loss {:.3}", mean(&losses));
     if let Some(bytes) = held_out_bytes {
         let nats: f64 = losses.iter().zip(&held_out).map(|(l, d)| l * (d.len() - 1) as f64).sum();
@@ -135,13 +155,22 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
 }
 
 /// A step of next-token prediction, as an outcome for the loop.
-pub(super) fn step_outcome(l: &mut Learner, batch: Packed, options: StepOptions, factor: f32) -> Result<StepOutcome, TrainError> {
+pub(super) fn step_outcome(
+    l: &mut Learner,
+    batch: Packed,
+    options: StepOptions,
+    factor: f32,
+) -> Result<StepOutcome, TrainError> {
     let tokens = batch.tokens.len() as u64;
     let stats = train_step(&mut l.model, &mut l.optimizer, batch, &options, factor);
     if !stats.report.skipped {
         l.saw_loss(stats.loss);
     }
-    let mut values = vec![(keys::LOSS, stats.loss), ("grad_norm", f64::from(stats.report.grad_norm)), ("learning_rate_factor", f64::from(factor))];
+    let mut values = vec![
+        (keys::LOSS, stats.loss),
+        ("grad_norm", f64::from(stats.report.grad_norm)),
+        ("learning_rate_factor", f64::from(factor)),
+    ];
     values.extend(stats.mtp_loss.map(|l| ("mtp_loss", l)));
     values.extend(stats.max_load.map(|l| ("max_expert_load", l)));
     Ok(StepOutcome { values, tokens, skipped: stats.report.skipped, enough: false })
@@ -167,7 +196,13 @@ fn held_out_losses(l: &Learner, docs: &[Vec<u32>]) -> Vec<f64> {
 }
 
 /// The files as token shards (made once), and the held-out documents with the number of their bytes.
-fn shards(ctx: &Context, dir: &Path, files: &Files, tokenizer: &Tokenizer, seq_len: usize) -> Result<(Shards, Vec<Vec<u32>>, u64), TrainError> {
+fn shards(
+    ctx: &Context,
+    dir: &Path,
+    files: &Files,
+    tokenizer: &Tokenizer,
+    seq_len: usize,
+) -> Result<(Shards, Vec<Vec<u32>>, u64), TrainError> {
     let (train_dir, held_dir, info) = (dir.join("train"), dir.join("held_out"), dir.join("held_out_bytes"));
     if !info.is_file() {
         std::fs::create_dir_all(dir).map_err(crate::run::RunError::io("create", dir))?;
@@ -177,7 +212,8 @@ fn shards(ctx: &Context, dir: &Path, files: &Files, tokenizer: &Tokenizer, seq_l
         for (i, text) in read_texts_with(&files.path, &files.extensions)?.texts().enumerate() {
             let text = text?;
             // The place in the sorted list decides, so that every kind of document has its share.
-            let is_held = is_held_out(&(i as u64).to_le_bytes(), ctx.recipe.seed, files.held_out_one_in as u64);
+            let is_held =
+                is_held_out(&(i as u64).to_le_bytes(), ctx.recipe.seed, files.held_out_one_in as u64);
             let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
             ids.extend(tokenizer.encode_untrusted(&text)?);
             ids.extend(tokenizer.eos_id());
@@ -194,7 +230,11 @@ fn shards(ctx: &Context, dir: &Path, files: &Files, tokenizer: &Tokenizer, seq_l
     }
     let (train, held) = (Shards::open(&train_dir)?, Shards::open(&held_dir)?);
     if train.len_documents() == 0 || held.len_documents() == 0 {
-        let what = format!("{}: too few documents to hold one in {} out", files.path.display(), files.held_out_one_in);
+        let what = format!(
+            "{}: too few documents to hold one in {} out",
+            files.path.display(),
+            files.held_out_one_in
+        );
         return Err(TrainError::Recipe(what));
     }
     let text = std::fs::read_to_string(&info).map_err(crate::run::RunError::io("read", &info))?;

@@ -24,21 +24,30 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
     let clock = std::time::Instant::now();
     for start in (0..s.problems).step_by(CHUNK) {
         let count = CHUNK.min(s.problems - start);
-        let problems = (start..start + count).map(|i| source.train(mix.as_ref(), FIRST_PROBLEM + i as u64)).collect();
+        let problems =
+            (start..start + count).map(|i| source.train(mix.as_ref(), FIRST_PROBLEM + i as u64)).collect();
         let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, start as u64]).next_u64();
-        let settings = SampleSettings { group: s.samples, max_new: s.max_new, temperature: s.temperature as f32, seed };
+        let settings =
+            SampleSettings { group: s.samples, max_new: s.max_new, temperature: s.temperature as f32, seed };
         let counts = tensor::operations::counts();
-        let (groups, tokens) = sample(&model, &tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+        let (groups, tokens) =
+            sample(&model, &tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
         meter.add(tokens, tensor::operations::counts().since(&counts).total());
         for g in groups {
             drawn += g.answers.len();
             // Right and well formed; the shortest first, so that what is kept is to the point.
-            let mut good: Vec<_> = g.answers.into_iter().filter(|a| a.reward.components.iter().all(|c| c.1 >= 1.0) && !a.truncated).collect();
+            let mut good: Vec<_> = g
+                .answers
+                .into_iter()
+                .filter(|a| a.reward.components.iter().all(|c| c.1 >= 1.0) && !a.truncated)
+                .collect();
             right += good.len();
             good.sort_by_key(|a| a.completion.token_ids.len());
             good.dedup_by(|a, b| a.text == b.text);
             for a in good.into_iter().take(s.keep) {
-                kept.push(Conversation { messages: vec![Message::user(g.problem.prompt.clone()), Message::assistant(a.text)] });
+                kept.push(Conversation {
+                    messages: vec![Message::user(g.problem.prompt.clone()), Message::assistant(a.text)],
+                });
             }
         }
         let elapsed = clock.elapsed().as_secs_f64();
@@ -57,10 +66,17 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
         }
     }
     if kept.is_empty() {
-        return Err(TrainError::Recipe(format!("stage `{}`: no sampled answer was accepted, so there is nothing to learn from", s.name)));
+        return Err(TrainError::Recipe(format!(
+            "stage `{}`: no sampled answer was accepted, so there is nothing to learn from",
+            s.name
+        )));
     }
     write_jsonl(&ctx.folder.stage_dir(&s.name)?.join("traces.jsonl"), &kept)?;
     let share = right as f64 / drawn.max(1) as f64;
     let summary = format!("{} traces kept, {:.1} % of {drawn} samples right", kept.len(), 100.0 * share);
-    Ok(StageResult { cost: meter.stop(), summary, figures: json!({"traces": kept.len(), "accepted_share": share}) })
+    Ok(StageResult {
+        cost: meter.stop(),
+        summary,
+        figures: json!({"traces": kept.len(), "accepted_share": share}),
+    })
 }

@@ -20,7 +20,9 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     let fixed = match &s.data {
         Data::Problems => None,
         Data::Jsonl { jsonl } => Some(conversations(&tokenizer, jsonl, s.seq_len)?),
-        Data::Stage { stage } => Some(conversations(&tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), s.seq_len)?),
+        Data::Stage { stage } => {
+            Some(conversations(&tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), s.seq_len)?)
+        }
     };
     let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
     let rhythm = Rhythm {
@@ -73,7 +75,11 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
         },
         |_, _, _| Ok(()),
     )?;
-    Ok(StageResult { cost, summary: format!("loss {:.3}", learner.usual_loss), figures: json!({"loss": learner.usual_loss}) })
+    Ok(StageResult {
+        cost,
+        summary: format!("loss {:.3}", learner.usual_loss),
+        figures: json!({"loss": learner.usual_loss}),
+    })
 }
 
 /// Document `index` of an endless, in every epoch newly shuffled list.
@@ -83,7 +89,13 @@ pub(super) fn nth(all: &[Document], seed: u64, index: u64) -> &Document {
 }
 
 /// A worked problem as a conversation.
-fn worked(ctx: &Context, tokenizer: &Tokenizer, mix: Option<&tasks::Mix>, index: u64, hurried_share: f64) -> Result<Document, TrainError> {
+fn worked(
+    ctx: &Context,
+    tokenizer: &Tokenizer,
+    mix: Option<&tasks::Mix>,
+    index: u64,
+    hurried_share: f64,
+) -> Result<Document, TrainError> {
     let problems = ctx.problems()?;
     let index = FIRST_PROBLEM + index;
     let problem = problems.train(mix, index);
@@ -94,7 +106,11 @@ fn worked(ctx: &Context, tokenizer: &Tokenizer, mix: Option<&tasks::Mix>, index:
 }
 
 /// The conversations of a JSONL file. One that does not fit is an error that names its number.
-pub(super) fn conversations(tokenizer: &Tokenizer, path: &std::path::Path, seq_len: usize) -> Result<Vec<Document>, TrainError> {
+pub(super) fn conversations(
+    tokenizer: &Tokenizer,
+    path: &std::path::Path,
+    seq_len: usize,
+) -> Result<Vec<Document>, TrainError> {
     let mut docs = Vec::new();
     for (i, c) in read_conversations(path)?.into_iter().enumerate() {
         let doc: Document = encode_chat(tokenizer, &c.messages)?.into();
@@ -112,7 +128,10 @@ pub(super) fn conversations(tokenizer: &Tokenizer, path: &std::path::Path, seq_l
         docs.push(doc);
     }
     if docs.is_empty() {
-        return Err(TrainError::Recipe(format!("{}: it holds no conversation to learn from", path.display())));
+        return Err(TrainError::Recipe(format!(
+            "{}: it holds no conversation to learn from",
+            path.display()
+        )));
     }
     Ok(docs)
 }

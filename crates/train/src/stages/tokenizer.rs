@@ -34,5 +34,9 @@ pub(super) fn run(ctx: &Context, s: &TokenizerStage) -> Result<StageResult, Trai
     };
     tokenizer.save(&ctx.folder.stage_dir(&s.name)?)?;
     let ids = tokenizer.vocab_size();
-    Ok(StageResult { cost: meter.stop(), summary: format!("{ids} tokens"), figures: json!({"vocab_size": ids}) })
+    Ok(StageResult {
+        cost: meter.stop(),
+        summary: format!("{ids} tokens"),
+        figures: json!({"vocab_size": ids}),
+    })
 }
