@@ -5,7 +5,6 @@
 use std::process::Command;
 
 use data::{Message, TrainOptions, encode_prompt, render_chat};
-use shoestring_data as data;
 
 const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 

@@ -264,7 +264,7 @@ impl<'m> Engine<'m> {
         let whole = prompt / KvCache::PAGE;
         let mut pages = p.pages[..whole].to_vec();
         pages.iter().for_each(|&page| self.pages.share(page));
-        if prompt % KvCache::PAGE != 0 {
+        if !prompt.is_multiple_of(KvCache::PAGE) {
             let copy = self.take_page();
             self.cache.copy_page(p.pages[whole], copy);
             pages.push(copy);

@@ -4,8 +4,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
+/// One cache line of floats.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
+#[allow(dead_code, reason = "its floats are reached through slices of the whole buffer")]
 struct Line([f32; 16]);
 
 thread_local! {
@@ -25,11 +27,23 @@ fn size_class(lines: usize) -> usize {
     lines.next_multiple_of(step)
 }
 
+/// A free buffer of at least `class` lines and at most twice that: batches differ in size from step to step, and what
+/// one step leaves should serve the next.
+fn take(free: &mut BTreeMap<usize, Vec<Vec<Line>>>, class: usize) -> Option<Vec<Line>> {
+    let fits = *free.range(class..=2 * class).next()?.0;
+    let list = free.get_mut(&fits)?;
+    let found = list.pop();
+    if list.is_empty() {
+        free.remove(&fits);
+    }
+    found
+}
+
 impl Buf {
     /// A buffer of `len` values, contents unspecified (but initialised memory).
     pub fn new(len: usize) -> Buf {
         let class = size_class(len.div_ceil(16));
-        let reused = FREE.with(|f| f.borrow_mut().get_mut(&class).and_then(Vec::pop));
+        let reused = FREE.with(|f| take(&mut f.borrow_mut(), class));
         Buf { lines: reused.unwrap_or_else(|| vec![Line([0.0; 16]); class]), len }
     }
 

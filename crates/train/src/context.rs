@@ -12,6 +12,9 @@ use crate::problems::ProblemSource;
 use crate::run::folder::RunFolder;
 use crate::run::recipe::{Recipe, Reference};
 
+/// Positions that training prepares for, where a model's context is longer.
+const MOST_POSITIONS: usize = 1 << 15;
+
 /// Where a stage stands.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
@@ -78,11 +81,12 @@ impl Context<'_> {
     /// The model and tokenizer of an earlier stage or a Hugging Face folder.
     pub fn model(&self, reference: &str) -> Result<(Model, Tokenizer), TrainError> {
         let dir = self.dir(reference)?;
-        let (model, tokenizer) = (Model::load(&dir)?, Tokenizer::load(&dir)?);
+        let (mut model, tokenizer) = (Model::load(&dir)?, Tokenizer::load(&dir)?);
         let (tokens, vocab) = (tokenizer.vocab_size(), model.config().vocab_size());
         if tokens > vocab {
             return Err(TrainError::TokenizerMismatch { path: dir, tokens, vocab });
         }
+        model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
         Ok((model, tokenizer))
     }
 
@@ -90,7 +94,9 @@ impl Context<'_> {
     pub fn fresh_model(&self, name: &str, tokenizer: &Tokenizer) -> Result<Model, TrainError> {
         let config =
             fresh_config(self.recipe, name, tokenizer.vocab_size(), tokenizer.eos_id(), tokenizer.pad_id())?;
-        Ok(Model::random(config, self.recipe.seed))
+        let mut model = Model::random(config, self.recipe.seed);
+        model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
+        Ok(model)
     }
 
     /// A meter for a stage, going on from what it has cost.

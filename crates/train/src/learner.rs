@@ -83,13 +83,20 @@ impl Learner {
             if self.usual_loss.is_finite() { 0.95 * self.usual_loss + 0.05 * loss } else { loss };
     }
 
-    fn save(&self, dir: &std::path::Path, step: u64, cost: &StageCost) -> Result<(), TrainError> {
+    fn save(
+        &self,
+        dir: &std::path::Path,
+        step: u64,
+        cost: &StageCost,
+        ended: bool,
+    ) -> Result<(), TrainError> {
         let (first, second) = self.optimizer.state();
         let state = json!({
             "cursor": self.cursor,
             "optimizer_steps": self.optimizer.steps(),
             "usual_loss": self.usual_loss.is_finite().then_some(self.usual_loss),
             "cost": cost,
+            "ended": ended,
         });
         Ok(checkpoint::save(dir, step, state, &[self.model.params().data(), first, second])?)
     }
@@ -119,10 +126,11 @@ impl Learner {
         let dir = ctx.folder.stage_dir(stage)?;
         let checkpoints = dir.join("checkpoints");
         let mut at = 0;
-        let mut before = None;
+        let (mut before, mut ended) = (None, false);
         if let Some((resumed, state, damaged)) = self.load(&checkpoints)? {
             at = resumed;
             before = serde_json::from_value(state["cost"].clone()).ok();
+            ended = state["ended"] == true;
             ctx.reporter.note(&format!("{stage}: going on at step {at} of {}", rhythm.total));
             if damaged > 0 {
                 ctx.reporter.note(&format!("{stage}: {damaged} damaged checkpoint(s) passed over"));
@@ -133,7 +141,7 @@ impl Learner {
         let mut saved = Instant::now();
         let mut window: VecDeque<(f64, u64, u64)> = VecDeque::new();
         let (mut skips, mut rolled_back) = (0, false);
-        while at < rhythm.total {
+        while at < rhythm.total && !ended {
             let (clock, counts) = (Instant::now(), operations::counts());
             let outcome = step(self, at, schedule.factor(at, rhythm.total), &meter)?;
             let done = operations::counts().since(&counts).total();
@@ -144,9 +152,12 @@ impl Learner {
             }
             skips = if outcome.skipped { skips + 1 } else { 0 };
             if skips >= SKIPS {
+                // The data that broke it is passed over.
+                let cursor = self.cursor;
                 if rolled_back || self.load(&checkpoints)?.is_none() {
                     return Err(TrainError::Diverged(stage.to_owned()));
                 }
+                self.cursor = cursor;
                 ctx.reporter.note(&format!(
                     "{stage}: {SKIPS} steps without a usable loss; back to the last checkpoint"
                 ));
@@ -164,7 +175,7 @@ impl Learner {
             let stop = ctx.reporter.stop();
             if (due || stop) && at < rhythm.total && !outcome.enough {
                 metrics.sync()?;
-                self.save(&checkpoints, at, &meter.so_far())?;
+                self.save(&checkpoints, at, &meter.so_far(), false)?;
                 saved = Instant::now();
             }
             if outcome.enough {
@@ -178,7 +189,7 @@ impl Learner {
         self.model.save(&dir)?;
         self.tokenizer.save(&dir)?;
         let cost = meter.stop();
-        self.save(&checkpoints, at, &cost)?;
+        self.save(&checkpoints, at, &cost, true)?;
         Ok(cost)
     }
 

@@ -12,6 +12,9 @@ use crate::run::recipe::{Problems, TaskMix, Verifier as VerifierChoice, Verifier
 /// Of a file's problems, one in so many is held out.
 const HELD_OUT_ONE_IN: u64 = 10;
 
+/// Documents from this index on are never trained on.
+pub const HELD_OUT_START: u64 = 1 << 40;
+
 /// Where problems come from, and their verifier.
 pub struct ProblemSource {
     origin: Origin,
@@ -122,7 +125,12 @@ impl ProblemSource {
                 corpus::document(mix, self.seed, index, hurried_share)
             }
             (Origin::List(_), None) => {
-                let p = self.train(None, index);
+                let held_out = index >= HELD_OUT_START && !self.held_out.is_empty();
+                let p = if held_out {
+                    self.held_out[((index - HELD_OUT_START) % self.held_out.len() as u64) as usize].clone()
+                } else {
+                    self.train(None, index)
+                };
                 format!("Question : {}\nResult : {}\n", p.prompt, p.answer)
             }
         }

@@ -1,6 +1,6 @@
 //! Sixteen virtual lanes of f32, the unit in which every reduction of this crate is defined.
 //!
-//! A kernel is written once over [`Simd`] and compiled for each instruction set by [`kernel!`]. All
+//! A kernel is written once over [`Simd`] and compiled for each instruction set by `kernel!`. All
 //! implementations perform the same IEEE operations per lane (fused multiply-add included) and reduce lanes by
 //! the same tree, so a kernel gives the same bits on AVX-512, AVX2, NEON and the scalar fallback.
 
@@ -56,7 +56,7 @@ pub fn available() -> Vec<Isa> {
 /// Arithmetic on one virtual vector of [`LANES`] lanes.
 ///
 /// # Safety
-/// Every method requires that the machine has the instruction set; [`kernel!`] is the only caller that picks
+/// Every method requires that the machine has the instruction set; `kernel!` is the only caller that picks
 /// one. Pointer methods require the lanes they touch to be valid.
 #[allow(clippy::missing_safety_doc)] // stated once above for all methods
 pub trait Simd: Copy {
@@ -67,12 +67,19 @@ pub trait Simd: Copy {
     /// Virtual vectors per row of the micro-kernel.
     const NV: usize;
 
+    /// `x` in every lane.
     unsafe fn splat(x: f32) -> Self::V;
+    /// The [`LANES`] values at `p`, which need not be aligned.
     unsafe fn load(p: *const f32) -> Self::V;
+    /// Writes the [`LANES`] values to `p`, which need not be aligned.
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Lane-wise `a + b`.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// Lane-wise `a - b`.
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// Lane-wise `a * b`.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// Lane-wise `a / b`.
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c` with one rounding.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -80,6 +87,7 @@ pub trait Simd: Copy {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// Lane-wise `if a < b { a } else { b }`.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// Lane-wise square root.
     unsafe fn sqrt(a: Self::V) -> Self::V;
     /// `2^n` per lane, where the lane holds `1.5 * 2^23 + n` (the float that rounding to an integer leaves).
     unsafe fn exp2_of_magic(t: Self::V) -> Self::V;
@@ -506,6 +514,7 @@ macro_rules! kernel {
         $(#[$m])*
         $vis fn $name($($a: $t),*) $(-> $r)? {
             #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters, reason = "plain loops, compiled per instruction set too")]
             unsafe fn generic<$s: $crate::cpu::simd::Simd>($($a: $t),*) $(-> $r)? {
                 // SAFETY: the instruction set was checked below; bounds are argued in the body.
                 #[allow(unused_unsafe)]

@@ -1,7 +1,7 @@
 //! Passes over parameter arenas: the AdamW update, momentum, and squared norms.
 
 use super::math;
-use super::simd::{LANES, Simd, kernel};
+use super::simd::{LANES, kernel};
 use crate::threads::{SharedMut, parallel};
 
 /// Values of one piece of work; fixed, because norms sum piece by piece.

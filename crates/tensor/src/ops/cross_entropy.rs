@@ -6,7 +6,7 @@
 use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math::{self, exp, ln};
-use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::cpu::simd::{LANES, kernel};
 use crate::operations::{Part, add_product};
 use crate::ops::linear::product;
 use crate::params::{Params, Weight};

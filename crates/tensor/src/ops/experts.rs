@@ -8,7 +8,7 @@
 use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math;
-use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::cpu::simd::{LANES, kernel};
 use crate::operations::{Part, add_product};
 use crate::ops::router::Routes;
 use crate::ops::swiglu;

@@ -50,7 +50,7 @@ impl RopeTable {
     }
     /// Positions that the table holds.
     pub fn positions(&self) -> usize {
-        if self.half == 0 { usize::MAX } else { self.cos.len() / self.half }
+        self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)
     }
     fn at(&self, position: u32) -> (&[f32], &[f32]) {
         let at = position as usize * self.half;

@@ -10,7 +10,6 @@ use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm, StepOutcome};
-use crate::ledger::Meter;
 use crate::objective::{Clip, Objective, objective};
 use crate::policy::{PolicySettings, PolicyStats, Rollout, flatten, policy_step};
 use crate::rollout::{Group, SampleSettings, sample};
@@ -146,6 +145,9 @@ fn one_step(
     Ok(StepOutcome { values, tokens: sampled + trained as u64, skipped, enough: false })
 }
 
+/// Groups to learn from, the tokens sampled for them, and the total and accuracy reward of every answer drawn.
+type Collected = (Vec<Group>, u64, Vec<(f64, f64)>);
+
 /// Groups for one step. With dynamic sampling, groups without variance are replaced by fresh ones, in a few rounds.
 fn collect(
     ctx: &Context,
@@ -153,7 +155,7 @@ fn collect(
     l: &mut Learner,
     step: u64,
     mix: Option<&Mix>,
-) -> Result<(Vec<Group>, u64, Vec<(f64, f64)>), TrainError> {
+) -> Result<Collected, TrainError> {
     let source = ctx.problems()?;
     let rewards = RewardConfig { accuracy: s.reward.accuracy as f32, format: s.reward.format as f32 };
     let (mut groups, mut tokens, mut drawn) = (Vec::new(), 0, Vec::new());
@@ -233,7 +235,6 @@ fn update(
                 options: StepOptions {
                     recompute: s.recompute,
                     router_bias_rate: s.router_bias_rate as f32,
-                    accumulate: s.accumulate,
                     ..StepOptions::default()
                 },
             };

@@ -14,15 +14,13 @@ use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm, StepOutcome};
-use crate::problems::ProblemSource;
-use crate::run::metrics::{Metrics, keys};
+use crate::problems::{HELD_OUT_START, ProblemSource};
+use crate::run::metrics::keys;
 use crate::run::recipe::{Files, PretrainStage, Source};
 use crate::step::{StepOptions, score, train_step};
 
 /// Documents whose held-out loss is measured.
 const HELD_OUT_DOCUMENTS: u64 = 256;
-/// Indices from here on are never trained on, nor drawn for a tokenizer.
-const HELD_OUT_START: u64 = 1 << 40;
 
 /// A stream of documents that can be read from anywhere.
 enum Stream<'a> {

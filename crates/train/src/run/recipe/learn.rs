@@ -6,7 +6,7 @@ use super::optimizer::Optimizer;
 use super::source::{Data, Source, TaskMix};
 use crate::optim::schedule::Schedule;
 
-/// Trains a byte-level BPE on what `source` gives.
+/// Trains a byte-level BPE on what `source` gives; each digit is a token of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenizerStage {
@@ -16,21 +16,13 @@ pub struct TokenizerStage {
     pub vocab_size: usize,
     /// How many documents of the source are read; 0 reads all of a folder.
     pub documents: usize,
-    /// Whether each digit is a token of its own.
-    pub split_digits: bool,
     /// The text to learn from.
     pub source: Source,
 }
 
 impl Default for TokenizerStage {
     fn default() -> Self {
-        TokenizerStage {
-            name: String::new(),
-            vocab_size: 1024,
-            documents: 20_000,
-            split_digits: true,
-            source: Source::Problems,
-        }
+        TokenizerStage { name: String::new(), vocab_size: 1024, documents: 20_000, source: Source::Problems }
     }
 }
 

@@ -54,8 +54,6 @@ pub struct GrpoStage {
     pub overlong_buffer: usize,
     /// The loss of reward of an answer that reaches `max_new`.
     pub overlong_penalty: f64,
-    /// Parts that an optimizer step is worked off in, to save memory.
-    pub accumulate: usize,
     /// Whether layers are computed again in the backward pass instead of being kept.
     pub recompute: bool,
     /// The optimizer.
@@ -98,7 +96,6 @@ impl Default for GrpoStage {
             reward: Reward::default(),
             overlong_buffer: 0,
             overlong_penalty: 1.0,
-            accumulate: 1,
             recompute: false,
             optimizer: Optimizer::default(),
             schedule: Schedule::default(),

@@ -74,11 +74,11 @@ pub struct DistillStage {
     pub prompts: usize,
     /// The longest answer, in tokens (method `on_policy`).
     pub max_new: usize,
-    /// Temperature of the student's samples, and of both distributions in the loss.
+    /// Temperature of the student's samples (method `on_policy`).
     pub temperature: f64,
     /// Parts that a step is worked off in, to save memory.
     pub accumulate: usize,
-    /// Whether layers are computed again in the backward pass instead of being kept.
+    /// Whether layers are computed again in the backward pass instead of being kept (method `traces`).
     pub recompute: bool,
     /// The optimizer.
     pub optimizer: Optimizer,

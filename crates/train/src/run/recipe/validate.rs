@@ -199,7 +199,6 @@ fn one_stage(stage: &Stage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
                 ("max_new", stage.max_new as u64),
                 ("minibatches", stage.minibatches as u64),
                 ("epochs", stage.epochs as u64),
-                ("accumulate", stage.accumulate as u64),
             ])?;
             // A group of one has no advantage over itself.
             at.number("group", stage.group as f64, 2.0..)?;
