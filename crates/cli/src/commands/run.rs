@@ -177,7 +177,7 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         line(&format!("  shoestring chat {out}/{}              # talk to it", best.name()))?;
     }
     line(&format!("  open {out}/report.html               # curves, samples, what it cost"))?;
-    line("  shoestring run recipes/text.toml --help                # your own text: the recipe says how")
+    line("  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text")
 }
 
 fn text(v: &serde_json::Value) -> &str {
