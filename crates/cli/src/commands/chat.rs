@@ -24,12 +24,12 @@ A line that ends in \\ goes on in the next one.";
 const EXAMPLES: &str = "\
 Examples:
   shoestring chat runs/launch/grpo
-  shoestring chat runs/launch/distill --temperature 0
+  shoestring chat runs/launch/distill --single-turn --temperature 0
   echo 'Compute 51 - 74 - 31.' | shoestring chat runs/launch/grpo
 
 What the model thinks is dimmed on a terminal. /reset forgets the conversation, /help lists the commands, Ctrl-C stops
 an answer, Ctrl-D leaves. The conversation is kept until it outgrows the model's context; then its oldest turns are
-left out, with a notice. A model that learnt single questions answers best after /reset.";
+left out, with a notice. A model that learnt from single questions answers best with --single-turn.";
 
 /// With whom, and how.
 #[derive(Args)]
@@ -40,6 +40,9 @@ pub struct Chat {
     /// Instructions before the conversation, where the model's template has a place for them.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Forget the conversation before each message, for a model that learnt from single questions (as launch's do).
+    #[arg(long)]
+    single_turn: bool,
     /// Tokens of an answer at most; the context may end it before.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = ranges::count)]
     max_new: usize,
@@ -94,7 +97,12 @@ pub fn run(a: &Chat) -> Result<()> {
             command if command.starts_with('/') && !command.contains(char::is_whitespace) => {
                 eprintln!("there is no command {command}: /reset, /help and /quit are known");
             }
-            text => chat.answer(text)?,
+            text => {
+                if a.single_turn {
+                    chat.reset();
+                }
+                chat.answer(text)?;
+            }
         }
     }
     if terminal { put("\n") } else { Ok(()) }

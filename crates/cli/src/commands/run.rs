@@ -174,10 +174,12 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     line("")?;
     line("next:")?;
     if let Some(best) = best {
-        line(&format!("  shoestring chat {out}/{}              # talk to it", best.name()))?;
+        line(&format!("  shoestring chat {out}/{} --single-turn   # talk to it", best.name()))?;
     }
     line(&format!("  open {out}/report.html               # curves, samples, what it cost"))?;
-    line("  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text")
+    line(
+        "  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text",
+    )
 }
 
 fn text(v: &serde_json::Value) -> &str {
