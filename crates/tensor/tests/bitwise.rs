@@ -166,31 +166,38 @@ proptest! {
     fn products(seed: u64, m in 1usize..120, k in 0usize..600, n in 1usize..140, extra in 0usize..40) {
         let _turn = turn();
         let rng = &mut Rng::new(seed);
-        // Rows and columns picked from a larger matrix, outputs in the middle of a wider one.
+        // Rows, or columns of the transpose, picked from a larger matrix, outputs in the middle of a wider one.
         let (from_rows, from_cols) = (m + extra, k + extra + 1);
         let a = Matrix::random(rng, from_rows, from_cols, 1.0).data;
         let b = Matrix::random(rng, n, k.max(1), 1.0).data;
         let rows: Vec<u32> = (0..m).map(|_| rng.below(from_rows) as u32).collect();
         let cols: Vec<u32> = (0..k).map(|_| rng.below(from_cols) as u32).collect();
         let start = Matrix::random(rng, m, n + extra, 1.0).data;
-        let at = |i: usize, x: usize| (rows[i] as usize, cols[x] as usize);
+        let by_row = |i: usize, x: usize| a[rows[i] as usize * from_cols + x];
+        let by_col = |i: usize, x: usize| a[cols[x] as usize * from_rows + i];
+        type Values<'a> = &'a dyn Fn(usize, usize) -> f32;
+        let by_both = |i: usize, x: usize| a[rows[i] as usize * from_cols + cols[x] as usize];
+        let lefts: [(Left, Values); 3] = [
+            (Left { rows: Some(&rows), cols: Some(&cols), ..Left::rows(&a, from_cols) }, &by_both),
+            (Left { rows: Some(&rows), ..Left::rows(&a, from_cols) }, &by_row),
+            (Left { cols: Some(&cols), ..Left::transposed(&a, from_rows) }, &by_col),
+        ];
         let mut panels = vec![0.0; packed_len(n, k)];
         pack_transposed(&b, n, k, k.max(1), &mut panels);
         let direct: Vec<f32> = (0..k * n).map(|i| b[(i % n) * k + i / n]).collect();
-        for accumulate in [false, true] {
+        for ((left, value), accumulate) in lefts.iter().flat_map(|l| [(l, false), (l, true)]) {
             let mut want = start.clone();
             for i in 0..m {
                 for j in 0..n {
                     let c = &mut want[i * (n + extra) + j];
                     let first = if accumulate { *c } else { 0.0 };
-                    *c = (0..k).fold(first, |s, x| { let (r, q) = at(i, x); a[r * from_cols + q].mul_add(b[j * k + x], s) });
+                    *c = (0..k).fold(first, |s, x| value(i, x).mul_add(b[j * k + x], s));
                 }
             }
             for right in [Right::packed(&panels, k), Right::rows(&direct, n)] {
                 set_threads(1 + rng.below(8));
-                let left = Left { rows: Some(&rows), cols: Some(&cols), ..Left::rows(&a, from_cols) };
                 let mut c = start.clone();
-                gemm(&[Product { a: left, b: right, m, k, n, c: 0 }], &mut c, n + extra, accumulate);
+                gemm(&[Product { a: *left, b: right, m, k, n, c: 0 }], &mut c, n + extra, accumulate);
                 same_bits("product", &c, &want);
             }
         }

@@ -37,7 +37,13 @@ fn products() {
         run(&[Product { a: Left { rows: Some(&[0; 7]), ..fits.a }, ..fits }], 8)
     });
     refused("a picked column outside", || {
-        run(&[Product { a: Left { cols: Some(&[0, 0, 0, 64, 0, 0, 0, 0]), ..fits.a }, ..fits }], 8)
+        run(
+            &[Product {
+                a: Left { cols: Some(&[0, 0, 0, 8, 0, 0, 0, 0]), ..Left::transposed(&a, 8) },
+                ..fits
+            }],
+            8,
+        )
     });
     refused("a right factor that is too short", || {
         run(&[Product { b: Right::rows(&b[..63], 8), ..fits }], 8)

@@ -28,9 +28,9 @@ pub struct Left<'a> {
     pub row_stride: usize,
     /// Distance between columns.
     pub col_stride: usize,
-    /// If given, row `m` is row `rows[m]` of the matrix (which then is row-major).
+    /// If given, row `m` is row `rows[m]` of the matrix.
     pub rows: Option<&'a [u32]>,
-    /// If given, column `k` is column `cols[k]` of the matrix (which then is transposed).
+    /// If given, column `k` is column `cols[k]` of the matrix.
     pub cols: Option<&'a [u32]>,
 }
 
@@ -46,10 +46,12 @@ impl<'a> Left<'a> {
     /// Whether to read this factor where it lies: rows that are not picked, unless they are so spaced that they would
     /// evict one another from the first-level cache.
     fn in_place(&self) -> bool {
-        self.col_stride == 1
-            && self.row_stride != 1
-            && self.rows.is_none()
-            && !self.row_stride.is_multiple_of(1024)
+        let plain = self.rows.is_none() && self.cols.is_none();
+        plain && self.col_stride == 1 && self.row_stride != 1 && !self.row_stride.is_multiple_of(1024)
+    }
+    /// Whether its rows are columns in memory, so that strips of them are contiguous.
+    fn in_strips(&self) -> bool {
+        self.row_stride == 1 && self.rows.is_none()
     }
 }
 
@@ -95,7 +97,7 @@ pub struct Product<'a> {
 /// `out[c + i * ldc + j] (+)= Σ_k A[i, k] B[k, j]` for every product; the outputs must not overlap.
 ///
 /// With `accumulate` the chain of each output starts from the value that is there, else from zero.
-/// Panics if a factor or the output is too short.
+/// Panics if a factor or the output is too short, or if the left factor is strided, or picked from, both ways.
 pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool) {
     for p in products {
         check(p, out.len(), ldc);
@@ -189,7 +191,7 @@ kernel! {
                     let strip = S::MR.min(rows - r0);
                     let (a, a_rs, a_ks) = if in_place {
                         (p.a.data.as_ptr().wrapping_add((m0 + r0) * p.a.row_stride + k0), p.a.row_stride, 1)
-                    } else if p.a.row_stride == 1 {
+                    } else if p.a.in_strips() {
                         (scratch.as_ptr().add(r0 * kc), 1, strip)
                     } else {
                         (scratch.as_ptr().add(r0 * ROW), ROW, 1)
@@ -211,7 +213,7 @@ kernel! {
 /// columns of the matrix become strips of `S::MR` values, step by step; picked rows are copied one after another.
 #[inline(always)]
 unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: usize, to: &mut [f32]) {
-    if a.row_stride == 1 {
+    if a.in_strips() {
         let mut at = 0;
         for r0 in (0..rows).step_by(S::MR) {
             let strip = S::MR.min(rows - r0);
@@ -226,8 +228,15 @@ unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: us
         }
     } else {
         for i in 0..rows {
-            let row = a.rows.map_or(m0 + i, |r| r[m0 + i] as usize);
-            to[i * ROW..][..kc].copy_from_slice(&a.data[row * a.row_stride + k0..][..kc]);
+            let row = a.rows.map_or(m0 + i, |r| r[m0 + i] as usize) * a.row_stride;
+            let to = &mut to[i * ROW..][..kc];
+            if a.col_stride == 1 && a.cols.is_none() {
+                to.copy_from_slice(&a.data[row + k0..][..kc]);
+            } else {
+                for (k, to) in to.iter_mut().enumerate() {
+                    *to = a.data[row + a.cols.map_or(k0 + k, |c| c[k0 + k] as usize) * a.col_stride];
+                }
+            }
         }
     }
 }
@@ -468,6 +477,11 @@ mod tests {
             gemm(&[Product { a: left, b: Right::packed(&panels, k), m: 1, k, n, c: 0 }], &mut c, n, false);
             assert_eq!(c, want[i * n..][..n]);
         }
+        // Rows of one value, picked.
+        let mut c = [0.0; 3];
+        let left = Left { rows: Some(&[2, 0, 2]), ..Left::rows(&a, 1) };
+        gemm(&[Product { a: left, b: Right::rows(&[3.0], 1), m: 3, k: 1, n: 1, c: 0 }], &mut c, 1, false);
+        assert_eq!(c, [2, 0, 2].map(|i| 3.0 * a[i]));
         let bt: Vec<f32> = (0..k * n).map(|i| b[(i % n) * k + i / n]).collect();
         let mut c = vec![0.0; m * n];
         for (k0, kc) in [(0, 100), (100, 311)] {
