@@ -92,11 +92,12 @@ fn killed_runs_end_with_the_same_bits() {
     std::fs::write(&recipe, RECIPE).expect("written");
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
     assert!(start(&recipe, &whole, "2").wait().expect("ends").success());
-    // Kill after ever other times, until one gets through; one thread, to see that their number does not matter.
+    // Killed after ever other times, until one gets through; on one thread, as their number must not matter.
     let mut kills = 0;
     for attempt in 0u64..400 {
         let mut child = start(&recipe, &broken, "1");
-        let patience = 300 + attempt * 7919 % 1700;
+        // Measuring the machine comes first and takes 600 ms.
+        let patience = 650 + attempt * 7919 % 350;
         let mut waited = 0;
         let ended = loop {
             if let Some(status) = child.try_wait().expect("a child") {
@@ -116,7 +117,7 @@ fn killed_runs_end_with_the_same_bits() {
         }
         kills += 1;
     }
-    assert!(kills >= 2, "the run was too short to be killed");
+    assert!(kills >= 3, "the run was too short to be killed");
     for stage in ["pretrain", "sft", "grpo", "distill"] {
         let bytes = |run: &Path| std::fs::read(run.join(stage).join("model.safetensors")).expect("a model");
         assert!(bytes(&whole) == bytes(&broken), "stage {stage} differs after {kills} kills");
