@@ -13,11 +13,11 @@
 # ///
 """Shoestring beside PyTorch, transformers and TRL on this machine's CPU, in the same minutes.
 
-    python3 -m venv /tmp/venv-bench
-    /tmp/venv-bench/bin/pip install torch==2.15.0 transformers==5.23.0 trl==1.16.0 \
+    python3 -m venv .venv
+    .venv/bin/pip install torch==2.15.0 transformers==5.23.0 trl==1.16.0 \
         accelerate==1.15.0 datasets==5.2.0 tokenizers==0.23.3 numpy==2.4.6
     cargo build --release
-    /tmp/venv-bench/bin/python bench/compare.py
+    .venv/bin/python bench/compare.py
 
 Same shapes (dense.json, moe.json), random weights, float32, same batch, same number of threads on both sides:
 
