@@ -8,6 +8,7 @@ One JSON object per line on stdin, one or more per line on stdout:
 
     {"cmd": "problems", "task": "leg_counting", "split": "train", "seed": 1, "start": 0, "count": 2}
         -> two lines {"prompt": ..., "answer": ..., "meta": {"dataset": ..., "seed": ..., "item": ...}}
+           and with --worked also "solution": ..., for the datasets of WORKED below
     {"id": 7, "problem": {..., "meta": {...}}, "completion": "...", "answer": "42"}
         -> {"id": 7, "score": 1.0, "reason": "right"}
 
@@ -21,6 +22,7 @@ A few datasets need a setting before they can be drawn from (`composite`, `word_
 Options (after the file name):
     --set leg_counting.max_animals=3    a setting of a dataset, value as JSON; may be repeated
     --partial                           pass reasoning-gym's partial credit on; by default only full marks count
+    --worked                            write worked solutions beside the answers, to pretrain and fine-tune on
     --list                              print the names of all datasets and end
 """
 
@@ -36,6 +38,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path = [path for path in sys.path if os.path.abspath(path or ".") != HERE]
 
 import reasoning_gym  # noqa: E402
+from reasoning_gym.arithmetic.leg_counting import ANIMALS  # noqa: E402
 
 # Datasets generate item `i` from (seed, i) on demand; the size only bounds the index.
 SIZE = 1_000_000
@@ -48,10 +51,45 @@ def is_held_out(question):
     return int.from_bytes(digest[:8], "big") % 10 == 0
 
 
+def added(x, y):
+    """`182 + 32 : 2 + 2 = 4 , 8 + 3 = 11 , 1 + 1 = 2 , so 214`: the columns from the right, each with its carry."""
+    columns, carry = [], 0
+    for place in range(max(len(str(x)), len(str(y)))):
+        terms = [n // 10**place % 10 for n in (x, y) if place < len(str(n))] + [1] * carry
+        columns.append(" + ".join(map(str, terms)) + (f" = {sum(terms)}" if len(terms) > 1 else ""))
+        carry = sum(terms) // 10
+    return f"{x} + {y} : {' , '.join(columns)} , so {x + y}"
+
+
+def legs_counted(entry):
+    """Animal after animal, with the sum so far."""
+    lines, total = [], 0
+    for animal, count in entry["metadata"]["animals"].items():
+        legs = count * ANIMALS[animal]
+        lines.append(f"{animal} {count} * {ANIMALS[animal]} = {legs}")
+        if total and legs:
+            lines.append(added(total, legs))
+        total += legs
+    return " . ".join(lines) + f" . in all {total} ."
+
+
+def numbers_sorted(entry):
+    """Negative numbers apart, then all in order."""
+    numbers = entry["metadata"]["original_numbers"]
+    below, above = [n for n in numbers if n.startswith("-")], [n for n in numbers if not n.startswith("-")]
+    order = entry["metadata"]["sorted_numbers"]
+    listed = lambda numbers: " , ".join(numbers) or "none"
+    return f"below zero {listed(below)} . above {listed(above)} . {entry['metadata']['direction']} {listed(order)} ."
+
+
+WORKED = {"leg_counting": legs_counted, "number_sorting": numbers_sorted}
+
+
 class Gym:
-    def __init__(self, settings, partial):
+    def __init__(self, settings, partial, worked):
         self.settings = settings
         self.partial = partial
+        self.worked = WORKED if worked else {}
         self.kept = {}  # (name, seed, held_out) -> (indices kept so far, next index to look at)
 
     @functools.lru_cache(maxsize=64)
@@ -75,11 +113,14 @@ class Gym:
         self.kept[name, seed, held_out] = (kept, at)
         for item in kept[start : start + count]:
             entry = dataset[item]
-            yield {
+            problem = {
                 "prompt": entry["question"],
                 "answer": str(entry["answer"]),
                 "meta": {"dataset": name, "seed": seed, "item": item},
             }
+            if name in self.worked:
+                problem["solution"] = self.worked[name](entry)
+            yield problem
 
     def score(self, request):
         meta, answer = request["problem"]["meta"], request.get("answer")
@@ -123,12 +164,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--set", action="append", default=[], metavar="DATASET.SETTING=JSON")
     parser.add_argument("--partial", action="store_true")
+    parser.add_argument("--worked", action="store_true")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     if options.list:
         print("\n".join(sorted(reasoning_gym.factory.DATASETS)))
         return
-    gym = Gym(parse_settings(options.set), options.partial)
+    gym = Gym(parse_settings(options.set), options.partial, options.worked)
     # Some datasets print while they work: that must not end up between the answers.
     out, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:

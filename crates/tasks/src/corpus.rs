@@ -29,26 +29,29 @@ pub fn document(mix: &Mix, seed: u64, index: u64, hurried_share: f64) -> String 
 }
 
 /// A problem, its solution and its answer as prose, in one of a few wordings; without the tags of a completion.
-///
-/// A problem of no built-in task has no worked solution: the document is question and answer.
 pub fn pretrain_document(problem: &Problem, style: Style, rng: &mut Rng) -> String {
     let [question, work, result] = rng.pick(&HEADINGS);
-    let prompt = &problem.prompt;
-    let answer = &problem.answer;
-    match task(&problem.task) {
-        Ok(task) => {
-            let solution = task.solution(problem, style, rng.next_u64());
-            format!("{question}{prompt}\n{work}{solution}\n{result}{answer} .\n")
-        }
-        Err(_) => format!("{question}{prompt}\n{result}{answer} .\n"),
+    let (prompt, answer) = (&problem.prompt, &problem.answer);
+    match reasoning(problem, style, rng.next_u64()) {
+        Some(solution) => format!("{question}{prompt}\n{work}{solution}\n{result}{answer} .\n"),
+        None => format!("{question}{prompt}\n{result}{answer} .\n"),
     }
 }
 
 /// The completion that a careful or hurried solver writes: `<think>…</think><answer>…</answer>`, as a target for
-/// supervised fine-tuning. A problem of no built-in task gets empty reasoning.
+/// supervised fine-tuning. Where no worked solution is known the thought is empty, for reinforcement to fill.
 pub fn completion(problem: &Problem, style: Style, seed: u64) -> String {
-    let reasoning = task(&problem.task).map(|t| t.solution(problem, style, seed)).unwrap_or_default();
+    let reasoning = reasoning(problem, style, seed).unwrap_or_default();
     format!("<think>{reasoning}</think><answer>{}</answer>", problem.answer)
+}
+
+/// The problem's own solution, which a hurried solver skips, or that of its built-in task.
+fn reasoning(problem: &Problem, style: Style, seed: u64) -> Option<String> {
+    match &problem.solution {
+        Some(_) if style == Style::Hurried => None,
+        Some(solution) => Some(solution.clone()),
+        None => task(&problem.task).ok().map(|t| t.solution(problem, style, seed)),
+    }
 }
 
 /// A short document of facts of one kind, each in the very form in which worked solutions use it.
@@ -89,9 +92,12 @@ fn fact(kind: usize, rng: &mut Rng) -> String {
         5 => {
             // What a Countdown try needs.
             let (target, last) = (rng.range(1, 200), rng.range(1, 30));
-            let back =
-                if target > last { stated(target, Op::Sub, last) } else { stated(last, Op::Sub, target) };
-            format!("{back} or {} .", stated(target, Op::Add, last))
+            let first = match target - last {
+                0 => return fact(kind, rng),
+                d if d > 0 => format!("{d} + {last}"),
+                d => format!("{last} - {}", -d),
+            };
+            format!("for {target} : need {first} or {} - {last} .", target + last)
         }
         6 => {
             let last = rng.range(2, 30);
@@ -142,4 +148,24 @@ pub fn token_estimate(text: &str) -> usize {
         previous = c;
     }
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A solution that comes with the problem is what is learnt, and an unknown task without one still has an answer.
+    #[test]
+    fn problems_may_bring_their_own_solution() {
+        let line = r#"{"task":"legs","prompt":"3 cats?","answer":"12","solution":"cat 3 * 4 = 12 ."}"#;
+        let mut problem: Problem = serde_json::from_str(line).unwrap();
+        let written = |p: &Problem, style| completion(p, style, 0);
+        assert_eq!(written(&problem, Style::Careful), "<think>cat 3 * 4 = 12 .</think><answer>12</answer>");
+        assert_eq!(written(&problem, Style::Hurried), "<think></think><answer>12</answer>");
+        assert!(
+            pretrain_document(&problem, Style::Careful, &mut Rng::new(&[1])).contains("cat 3 * 4 = 12 .")
+        );
+        problem.solution = None;
+        assert_eq!(written(&problem, Style::Careful), "<think></think><answer>12</answer>");
+    }
 }

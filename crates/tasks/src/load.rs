@@ -1,4 +1,4 @@
-//! The user's own problems: JSON lines of `{"prompt", "answer", "meta"?, "verifier"?}`.
+//! The user's own problems: JSON lines of `{"prompt", "answer", "meta"?, "verifier"?, "solution"?}`.
 
 use crate::{Error, Problem, Result, verifier};
 use serde::Deserialize;
@@ -17,6 +17,8 @@ struct Record {
     verifier: Option<String>,
     #[serde(default)]
     task: Option<String>,
+    #[serde(default)]
+    solution: Option<String>,
 }
 
 /// Files often hold `"answer": 42`: a number is as good as its text.
@@ -77,6 +79,7 @@ fn parse(line: &str) -> std::result::Result<Problem, String> {
         answer,
         meta: record.meta,
         verifier: record.verifier,
+        solution: record.solution,
     })
 }
 
@@ -94,11 +97,12 @@ mod tests {
     #[test]
     fn reads_problems() {
         let problems = load(
-            b"{\"prompt\":\"2+2?\",\"answer\":4}\n\n{\"prompt\":\"B?\",\"answer\":\"B\",\"verifier\":\"choice\",\"meta\":{\"x\":1}}\n",
+            b"{\"prompt\":\"2+2?\",\"answer\":4,\"solution\":\"two and two\"}\n\n{\"prompt\":\"B?\",\"answer\":\"B\",\"verifier\":\"choice\",\"meta\":{\"x\":1}}\n",
         )
         .unwrap();
         assert_eq!(problems.len(), 2);
         assert_eq!((problems[0].answer.as_str(), problems[0].task.as_str()), ("4", "user"));
+        assert_eq!(problems[0].solution.as_deref(), Some("two and two"));
         assert_eq!(problems[1].verifier.as_deref(), Some("choice"));
     }
 

@@ -22,6 +22,9 @@ pub struct Problem {
     /// The verifier to use, where it is not the task's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<String>,
+    /// The reasoning that leads to `answer`, where the problem brings its own; built-in tasks write theirs when asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub solution: Option<String>,
 }
 
 fn user_task() -> String {

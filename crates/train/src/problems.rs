@@ -118,7 +118,7 @@ impl ProblemSource {
         &*self.verifier
     }
 
-    /// A document for pretraining: worked solutions in prose where the tasks are built in, else question and answer.
+    /// A document for pretraining: problems and answers in prose, with the worked solution where one is known.
     pub fn document(&self, mix: Option<&Mix>, index: u64, hurried_share: f64) -> String {
         match (&self.origin, mix) {
             (_, Some(mix)) | (Origin::Mix(mix), None) => {
@@ -131,18 +131,10 @@ impl ProblemSource {
                 } else {
                     self.train(None, index)
                 };
-                format!("Question : {}\nResult : {}\n", p.prompt, p.answer)
+                let mut rng = tasks::Rng::new(&[self.seed, index]);
+                let style = if rng.chance(hurried_share) { Style::Hurried } else { Style::Careful };
+                corpus::pretrain_document(&p, style, &mut rng)
             }
-        }
-    }
-
-    /// A worked solution in the `<think>` form. Problems that do not come from a built-in task have none: their
-    /// thought is left empty, for reinforcement to fill.
-    pub fn worked(&self, problem: &Problem, style: Style, seed: u64) -> String {
-        if tasks::task(&problem.task).is_ok() {
-            corpus::completion(problem, style, seed)
-        } else {
-            format!("<think></think><answer>{}</answer>", problem.answer)
         }
     }
 }

@@ -84,6 +84,7 @@ impl Task for Arithmetic {
                 answer: total(&terms).to_string(),
                 meta: serde_json::json!({ "terms": terms }),
                 verifier: None,
+                solution: None,
             })
         })
     }

@@ -128,7 +128,7 @@ impl Task for Calendar {
                     )
                 }
             };
-            Some(Problem { task: self.name().into(), prompt, answer, meta, verifier: None })
+            Some(Problem { task: self.name().into(), prompt, answer, meta, verifier: None, solution: None })
         })
     }
 

@@ -2,22 +2,22 @@
 //!
 //! # How the search is written
 //! ```text
-//! try 25 : need 46 - 25 = 21 or 46 + 25 = 71 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no .
-//! try 22 : need 46 - 22 = 24 or 46 + 22 = 68 . 25 + 4 = 29 , 25 - 4 = 21 , 25 * 4 = 100 no .
-//! try 4 : …
+//! try 25 for 46 : need 21 + 25 or 71 - 25 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no .
+//! try 22 for 46 : need 24 + 22 or 68 - 22 . 25 + 4 = 29 , 25 - 4 = 21 , 25 * 4 = 100 no .
+//! try 4 for 46 : …
 //! ```
-//! Backwards: one number is taken as the last operand; the target undone by it gives the few values that the other
-//! two must make; their sum, difference, product and exact quotient are listed in that order until one is
-//! needed (`yes`, then the last operation is said forward) or the list ends (`no`). Three tries cover every
-//! expression, so nothing depends on luck, and each written token depends on the try it stands in: a fact
-//! about two small numbers, or whether a number just written is among the needed ones. Trying operators one at a
-//! time repeats the two-number facts for each; listing forward (every pair, then every value with the third
-//! number) writes some thirty results. The order of the tries is shuffled and only tries that fail precede the
-//! one that gives the answer, so the model may learn which number to try first.
+//! Backwards: one number is taken as the last operand, and the ways in which it may complete the target are written
+//! down, each beginning with the value that the other two must make. Their sum, difference, product and exact quotient
+//! follow in that order until one is such a value (`yes`, and the last operation is completed) or the list ends (`no`).
+//! Three tries cover every expression, so nothing depends on luck, and each written token depends on the try it stands
+//! in: a fact about two small numbers, or whether a number just written is among those needed. A needed value stands in
+//! the very operation that it is needed for, so that finding the value finds the operation; writing how it was found
+//! (`46 - 25 = 21`) makes the model answer with that instead. The order of the tries is shuffled and only tries that
+//! fail precede the one that gives the answer, so the model may learn which number to try first.
 //!
-//! Products above 250 are called `big`, as they can only matter for a rare last division; what that division
-//! needs (`46 * 4`) is written where it is small or the only way. A try takes about 50 tokens when it fails and 40 when it
-//! succeeds, a solution 80 on average and some 200 at most, where digits, words and signs count one token each.
+//! Products above 250 are called `big`, as they can only matter for a rare last division; divisions that end an
+//! expression are written only where nothing else leads to the target. A try takes about 35 tokens, where digits, words
+//! and signs count one token each.
 //!
 //! With two numbers a solution is a single list, with four the first try is the one that leads on.
 
@@ -35,53 +35,44 @@ const PROMPTS: [&str; 3] =
 
 /// Above this a product is not worked out.
 const BIG: i64 = 250;
-/// The needed value `target * last` is listed up to this.
-const SMALL: i64 = 60;
 
-/// How the last operation joins the value `v` of the other numbers with the last number.
+/// A value that the other numbers may make, and the operation that then ends in the target.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Last {
+struct Need {
+    value: i64,
     op: Op,
-    /// `last op v` instead of `v op last`.
+    /// `last op value` instead of `value op last`.
     swapped: bool,
 }
 
-impl Last {
-    fn join(self, v: &str, last: i64) -> String {
-        if self.swapped { format!("{last} {} {v}", self.op) } else { format!("{v} {} {last}", self.op) }
-    }
-}
-
-/// A value that the other numbers may make, the statement that undoes the last operation, and that operation.
-struct Need {
-    value: i64,
-    text: String,
-    last: Last,
-}
-
-/// What the others must make so that `last` completes `target`; `target != last`.
-fn needs(target: i64, last: i64, with_product: bool) -> Vec<Need> {
-    let mut out = Vec::new();
-    let mut push = |a: i64, undo: Op, b: i64, op: Op, swapped: bool| {
-        if let Some(value) = undo.apply(a, b)
-            && value > 0
-        {
-            out.push(Need { value, text: format!("{a} {undo} {b} = {value}"), last: Last { op, swapped } });
+impl Need {
+    /// The last operation, where `value` stands for what the other numbers make.
+    fn join(self, value: &str, last: i64) -> String {
+        if self.swapped {
+            format!("{last} {} {value}", self.op)
+        } else {
+            format!("{value} {} {last}", self.op)
         }
-    };
-    if target > last {
-        push(target, Op::Sub, last, Op::Add, false);
+    }
+}
+
+/// What the others must make so that `last` completes `target`; `target != last`. Divisions only on request.
+fn needs(target: i64, last: i64, divisions: bool) -> Vec<Need> {
+    let need = |value, op, swapped| Need { value, op, swapped };
+    let mut out = if target > last {
+        vec![need(target - last, Op::Add, false)]
     } else {
-        push(last, Op::Sub, target, Op::Sub, true);
-    }
-    push(target, Op::Add, last, Op::Sub, false);
+        vec![need(last - target, Op::Sub, true)]
+    };
+    out.push(need(target + last, Op::Sub, false));
     if target % last == 0 {
-        push(target, Op::Div, last, Op::Mul, false);
-    } else if last % target == 0 {
-        push(last, Op::Div, target, Op::Div, true);
+        out.push(need(target / last, Op::Mul, false));
     }
-    if last > 1 && (with_product || target * last <= SMALL) {
-        push(target, Op::Mul, last, Op::Div, false);
+    if divisions && last % target == 0 {
+        out.push(need(last / target, Op::Div, true));
+    }
+    if divisions && last > 1 {
+        out.push(need(target * last, Op::Div, false));
     }
     out
 }
@@ -116,24 +107,30 @@ fn list_pair(a: i64, b: i64, needed: &[i64], limit: i64) -> (String, Option<(usi
     (parts.join(" , ") + " no", None)
 }
 
+/// The opening of a try: what to look for.
+fn opening(target: i64, last: i64, needs: &[Need]) -> String {
+    let ways: Vec<String> = needs.iter().map(|n| n.join(&n.value.to_string(), last)).collect();
+    format!("try {last} for {target} : need {} .", ways.join(" or "))
+}
+
 /// One try of a three-number search: its text and, where it succeeds, the expression.
 fn attempt(target: i64, last: i64, a: i64, b: i64) -> (String, Option<String>) {
     let values: Vec<i64> = pair_values(a, b).into_iter().map(|(_, v)| v).collect();
+    let met_by = |needs: &[Need]| needs.iter().any(|n| values.contains(&n.value));
     let mut needs_now = needs(target, last, false);
-    if !needs_now.iter().any(|n| values.contains(&n.value)) {
+    if !met_by(&needs_now) {
         let more = needs(target, last, true);
-        if more.iter().any(|n| values.contains(&n.value)) {
+        if met_by(&more) {
             needs_now = more;
         }
     }
     let needed: Vec<i64> = needs_now.iter().map(|n| n.value).collect();
     let (list, met) = list_pair(a, b, &needed, BIG.max(target + last));
-    let said: Vec<&str> = needs_now.iter().map(|n| n.text.as_str()).collect();
-    let text = format!("try {last} : need {} . {list}", said.join(" or "));
+    let text = format!("{} {list}", opening(target, last, &needs_now));
     let Some((which, op)) = met else { return (text + " .", None) };
-    let need = &needs_now[which];
-    let check = format!("{} = {target}", need.last.join(&need.value.to_string(), last));
-    let expression = need.last.join(&format!("( {} {op} {} )", a.max(b), a.min(b)), last);
+    let need = needs_now[which];
+    let check = format!("{} = {target}", need.join(&need.value.to_string(), last));
+    let expression = need.join(&format!("( {} {op} {} )", a.max(b), a.min(b)), last);
     (format!("{text} , {check} ."), Some(expression))
 }
 
@@ -184,9 +181,9 @@ fn endings(numbers: &[i64], target: i64) -> Vec<(usize, Found)> {
         }
         for need in needs(target, last, true) {
             if let Some((_, (text, inner))) = endings(&rest, need.value).into_iter().next() {
-                let check = format!("{} = {target}", need.last.join(&need.value.to_string(), last));
-                let text = format!("try {last} : need {} . {text} {check} .", need.text);
-                out.push((i, (text, need.last.join(&format!("( {inner} )"), last))));
+                let check = format!("{} = {target}", need.join(&need.value.to_string(), last));
+                let text = format!("{} {text} {check} .", opening(target, last, &[need]));
+                out.push((i, (text, need.join(&format!("( {inner} )"), last))));
                 break;
             }
         }
@@ -240,6 +237,7 @@ impl Task for Countdown {
                 answer: answer.clone(),
                 meta: serde_json::json!({ "numbers": numbers, "target": target }),
                 verifier: None,
+                solution: None,
             })
         })
     }
@@ -292,13 +290,13 @@ mod tests {
         let (text, none) = attempt(46, 25, 22, 4);
         assert_eq!(
             text,
-            "try 25 : need 46 - 25 = 21 or 46 + 25 = 71 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no ."
+            "try 25 for 46 : need 21 + 25 or 71 - 25 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no ."
         );
         assert!(none.is_none());
         let (text, expression) = attempt(46, 22, 6, 4);
         assert_eq!(
             text,
-            "try 22 : need 46 - 22 = 24 or 46 + 22 = 68 . 6 + 4 = 10 , 6 - 4 = 2 , 6 * 4 = 24 yes , 24 + 22 = 46 ."
+            "try 22 for 46 : need 24 + 22 or 68 - 22 . 6 + 4 = 10 , 6 - 4 = 2 , 6 * 4 = 24 yes , 24 + 22 = 46 ."
         );
         assert_eq!(expression.unwrap(), "( 6 * 4 ) + 22");
     }

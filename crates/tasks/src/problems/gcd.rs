@@ -45,6 +45,7 @@ impl Task for Gcd {
                 answer: gcd(a, b).to_string(),
                 meta: serde_json::json!({ "numbers": [a, b] }),
                 verifier: None,
+                solution: None,
             })
         })
     }

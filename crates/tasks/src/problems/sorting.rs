@@ -52,6 +52,7 @@ impl Task for Sorting {
                 answer: spaced(&ordered(numbers.clone(), down), " "),
                 meta: serde_json::json!({ "numbers": numbers, "down": down }),
                 verifier: None,
+                solution: None,
             })
         })
     }

@@ -172,6 +172,7 @@ impl Task for Word {
                 answer: results[results.len() - 1].2.to_string(),
                 meta: serde_json::to_value(&telling).expect("plain data"),
                 verifier: None,
+                solution: None,
             })
         })
     }

@@ -4,7 +4,14 @@ use crate::{Problem, verifier};
 use serde_json::{Value, json};
 
 fn problem(prompt: &str, answer: &str, meta: Value) -> Problem {
-    Problem { task: "user".into(), prompt: prompt.into(), answer: answer.into(), meta, verifier: None }
+    Problem {
+        task: "user".into(),
+        prompt: prompt.into(),
+        answer: answer.into(),
+        meta,
+        verifier: None,
+        solution: None,
+    }
 }
 
 fn countdown() -> Problem {

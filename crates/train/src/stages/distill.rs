@@ -102,7 +102,7 @@ fn logits_step(
         let index = FIRST_PROBLEM + l.cursor;
         l.cursor += 1;
         let problem = source.train(mix, index);
-        let answer = source.worked(&problem, Style::Careful, index);
+        let answer = tasks::corpus::completion(&problem, Style::Careful, index);
         let doc: Document =
             encode_chat(&l.tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into();
         if doc.ids.len() <= s.seq_len + 1 {

@@ -121,12 +121,10 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
             }
             // The bias of the routers stands still at the end (V3 report, section 4.2).
             let router_bias_rate = if step * 10 >= total * 9 { 0.0 } else { options.router_bias_rate };
-            step_outcome(
-                l,
-                pack(&docs),
-                StepOptions { router_bias_rate, loss_limit: l.loss_limit(), ..options },
-                factor,
-            )
+            let mtp_weight = if step.is_multiple_of(s.mtp_every) { options.mtp_weight } else { 0.0 };
+            let loss_limit = l.loss_limit();
+            let options = StepOptions { router_bias_rate, mtp_weight, loss_limit, ..options };
+            step_outcome(l, pack(&docs), options, factor)
         },
         |l, step, metrics| {
             if s.eval_every > 0 && step.is_multiple_of(s.eval_every) {

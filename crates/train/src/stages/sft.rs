@@ -101,7 +101,7 @@ fn worked(
     let problem = problems.train(mix, index);
     let hurried = tasks::Rng::new(&[ctx.recipe.seed, index, 0x5f7]).chance(hurried_share);
     let style = if hurried { Style::Hurried } else { Style::Careful };
-    let answer = problems.worked(&problem, style, index);
+    let answer = tasks::corpus::completion(&problem, style, index);
     Ok(encode_chat(tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into())
 }
 

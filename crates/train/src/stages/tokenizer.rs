@@ -21,7 +21,7 @@ pub(super) fn run(ctx: &Context, s: &TokenizerStage) -> Result<StageResult, Trai
                     problems.document(None, i, 0.3)
                 } else {
                     let p = problems.train(None, i);
-                    format!("{}\n{}", p.prompt, problems.worked(&p, Style::Careful, i))
+                    format!("{}\n{}", p.prompt, tasks::corpus::completion(&p, Style::Careful, i))
                 }
             });
             Tokenizer::train(texts.collect::<Vec<_>>().into_iter(), &options)?

@@ -10,6 +10,7 @@ fn problem() -> Problem {
         answer: "4".into(),
         meta: Value::Null,
         verifier: None,
+        solution: None,
     }
 }
 

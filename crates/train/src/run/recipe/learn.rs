@@ -68,6 +68,8 @@ pub struct PretrainStage {
     pub balance_alpha: f64,
     /// Weight of the multi-token prediction loss.
     pub mtp_weight: f64,
+    /// The MTP layer takes part in one step out of so many: it costs as much as a layer and the head.
+    pub mtp_every: u64,
     /// Steps between measurements of the held-out loss; 0 for none.
     pub eval_every: u64,
     /// Steps between printed samples; 0 for none.
@@ -98,6 +100,7 @@ impl Default for PretrainStage {
             router_bias_rate: 0.001,
             balance_alpha: 0.0001,
             mtp_weight: 0.3,
+            mtp_every: 1,
             eval_every: 100,
             sample_every: 100,
             checkpoint_every: 0,

@@ -156,7 +156,11 @@ fn one_stage(stage: &Stage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
             source(&stage.source, at)?;
             own_mix(&stage.mix, at)?;
             at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
-            at.positive(&[("tokens", stage.tokens), ("accumulate", stage.accumulate as u64)])?;
+            at.positive(&[
+                ("tokens", stage.tokens),
+                ("accumulate", stage.accumulate as u64),
+                ("mtp_every", stage.mtp_every),
+            ])?;
             packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
             at.numbers(
                 &[
