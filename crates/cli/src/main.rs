@@ -56,7 +56,7 @@ fn main() {
         Command::Bench(b) => commands::bench::run(&b),
     };
     if let Err(e) = result {
-        eprintln!("error: {}", output::sentence(&e));
+        output::tell(&format!("error: {}", output::sentence(&e)));
         std::process::exit(2);
     }
 }

@@ -68,6 +68,19 @@ pub fn line(text: &str) -> Result<()> {
     }
 }
 
+/// Writes a line to stderr. It speaks beside the work: where nobody listens, the work goes on.
+pub fn tell(text: &str) {
+    tell_part(&format!("{text}\n"));
+}
+
+/// Writes to stderr without ending the line.
+pub fn tell_part(text: &str) {
+    use std::io::Write;
+    let mut stderr = std::io::stderr().lock();
+    // Nothing is left to tell it to.
+    let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+}
+
 fn show(value: &Value) -> String {
     match value {
         Value::Number(n) if n.is_f64() => {

@@ -1,14 +1,15 @@
 //! What a run shows: one line per stage that is rewritten on a terminal, and a line now and then elsewhere.
 
-use std::cell::RefCell;
-use std::io::{IsTerminal, Write};
-use std::sync::Arc;
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use train::context::{Progress, Reporter};
 use train::ledger::StageCost;
+
+use crate::output::{tell, tell_part};
 
 /// Seconds between two lines of the same stage.
 const ON_TERMINAL: f64 = 0.2;
@@ -17,7 +18,7 @@ const ELSEWHERE: f64 = 10.0;
 /// Speaks on stderr.
 pub struct Terminal {
     terminal: bool,
-    state: RefCell<State>,
+    state: Mutex<State>,
     interrupts: Arc<AtomicU32>,
 }
 
@@ -35,7 +36,7 @@ impl Terminal {
         let state = State { stage: String::new(), told: Instant::now(), open: false, last: String::new() };
         Terminal {
             terminal: std::io::stderr().is_terminal(),
-            state: RefCell::new(state),
+            state: Mutex::new(state),
             interrupts: Arc::default(),
         }
     }
@@ -47,23 +48,27 @@ impl Terminal {
             if count.fetch_add(1, Relaxed) > 0 {
                 std::process::exit(130);
             }
-            eprintln!("\nsaving … (Ctrl-C again to stop at once)");
+            tell("\nsaving … (Ctrl-C again to stop at once)");
         };
         ctrlc::set_handler(handler).context("cannot catch Ctrl-C")
     }
 
     /// Ends an unfinished line.
     pub fn finish(&self) {
-        let mut s = self.state.borrow_mut();
+        let mut s = self.state();
         if s.open {
-            eprintln!();
+            tell("");
             s.open = false;
         }
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn full_line(&self, text: &str) {
         self.finish();
-        eprintln!("{text}");
+        tell(text);
     }
 }
 
@@ -80,7 +85,7 @@ impl Reporter for Terminal {
     fn stage(&self, name: &str, kind: &str, index: usize, count: usize) {
         let what = if name == kind { String::new() } else { format!(" ({kind})") };
         self.full_line(&format!("[{index}/{count}] {name}{what}"));
-        let mut s = self.state.borrow_mut();
+        let mut s = self.state();
         s.stage = name.to_owned();
         s.told = Instant::now();
         s.last.clear();
@@ -98,7 +103,7 @@ impl Reporter for Terminal {
             100.0 * p.ceiling_share,
             duration(p.seconds_left)
         );
-        let mut s = self.state.borrow_mut();
+        let mut s = self.state();
         let wait = if self.terminal { ON_TERMINAL } else { ELSEWHERE };
         if s.told.elapsed().as_secs_f64() < wait && p.step < p.total {
             s.last = text;
@@ -106,11 +111,10 @@ impl Reporter for Terminal {
         }
         s.told = Instant::now();
         if self.terminal {
-            eprint!("\r{text}\x1b[K");
-            let _ = std::io::stderr().flush();
+            tell_part(&format!("\r{text}\x1b[K"));
             s.open = true;
         } else {
-            eprintln!("{text}");
+            tell(&text);
         }
     }
 

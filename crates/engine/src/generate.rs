@@ -1,6 +1,11 @@
 //! Continuous batching: which sequences take part in each step, and what comes of it.
+//!
+//! Work is divided by sequences where there are enough of them: every thread has a lane of its own, with its own cache,
+//! and takes the next prompt from the common queue as soon as it has room. No thread then waits for another within a
+//! step. A few sequences share one lane, whose ops are divided instead.
 
 use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
 
 use model::{KvCache, Model, PassOptions, Segment};
 use tensor::{Buf, Rng, Tape, Tensor, ops, threads};
@@ -98,26 +103,85 @@ pub enum EngineError {
 /// How much is worked on at once. None of it changes a result.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Continuations in flight.
+    /// Continuations in flight in one lane.
     pub sequences: usize,
     /// Rows of a step: one per continuation, the rest prompt tokens.
     pub rows: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Limits { sequences: 256, rows: 512 }
+/// Sequences that make a lane of its own worth while.
+const LANE_SEQUENCES: usize = 8;
+/// What the processor's cache is taken to hold. A step reads all weights and the keys and values of all sequences once:
+/// where the weights fit, few sequences at a time are faster than many; where they do not, they are best read once for
+/// all sequences.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// The number of lanes and their limits that suit a model and these requests.
+fn plan(model: &Model, requests: &[Request]) -> (usize, Limits) {
+    let everything = Limits { sequences: 256, rows: 512 };
+    let weights = 4 * model.params().len();
+    let sequences: usize = requests.iter().map(|r| r.samples).sum();
+    if 2 * weights > CACHE_BYTES || sequences < LANE_SEQUENCES * threads::threads() {
+        return (1, everything);
     }
+    let lanes = threads::threads().min(requests.iter().filter(|r| r.samples > 0).count());
+    let tokens = requests.iter().map(|r| r.prompt.len() + r.max_new / 2).max().unwrap_or(0);
+    let each = model.new_cache().page_bytes() / KvCache::PAGE * tokens.max(1);
+    let fit = (CACHE_BYTES - weights) / (lanes * each);
+    (lanes, Limits { sequences: fit.clamp(LANE_SEQUENCES, everything.sequences), ..everything })
 }
 
 /// A generator over one model.
 pub struct Engine<'m> {
     model: &'m Model,
-    limits: Limits,
+    limits: Option<Limits>,
+    lanes: Vec<Lane<'m>>,
+}
+
+/// Sequences that go through the model together, and their cache.
+struct Lane<'m> {
+    model: &'m Model,
     cache: KvCache,
     pages: Pages,
     /// Prompt and generated tokens that went through the model.
     computed: usize,
+}
+
+/// What the lanes of a run share.
+struct Run<'r, F> {
+    requests: &'r [Request],
+    limits: Limits,
+    waiting: Mutex<VecDeque<usize>>,
+    results: Mutex<Vec<Vec<Option<Completion>>>>,
+    on_token: Mutex<F>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("a panic in one lane ends the run")
+}
+
+impl<F: FnMut(Token) -> bool> Run<'_, F> {
+    fn finish(&self, r: Running, finish_reason: FinishReason) -> Vec<u32> {
+        let done = Completion { token_ids: r.tokens, logprobs: r.logprobs, finish_reason };
+        lock(&self.results)[r.request][r.sample] = Some(done);
+        r.pages
+    }
+
+    /// Appends a token; says whether that ended the continuation.
+    fn accept(&self, seq: &mut Running, id: u32, logprob: f32) -> Option<FinishReason> {
+        let r = &self.requests[seq.request];
+        seq.tokens.push(id);
+        seq.logprobs.push(logprob);
+        let token = Token { request: seq.request, sample: seq.sample, id, logprob };
+        let go_on = (*lock(&self.on_token))(token);
+        if !go_on || r.stop_tokens.contains(&id) {
+            Some(FinishReason::Stop)
+        } else if seq.tokens.len() >= r.max_new {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
 }
 
 /// A prompt on its way through the model.
@@ -141,56 +205,43 @@ struct Running {
 }
 
 impl<'m> Engine<'m> {
-    /// A generator with its own cache.
-    pub fn new(model: &'m Model, limits: Limits) -> Engine<'m> {
-        Engine { model, limits, cache: model.new_cache(), pages: Pages::default(), computed: 0 }
+    /// A generator with its own caches; without `limits` it finds its own.
+    pub fn new(model: &'m Model, limits: Option<Limits>) -> Engine<'m> {
+        Engine { model, limits, lanes: Vec::new() }
     }
 
     /// Tokens that went through the model so far: every prompt once, every generated token but the last of each.
     pub fn computed_tokens(&self) -> usize {
-        self.computed
+        self.lanes.iter().map(|l| l.computed).sum()
     }
 
-    /// Bytes that the cache holds.
+    /// Bytes that the caches hold.
     pub fn cache_bytes(&self) -> usize {
-        self.cache.bytes()
+        self.lanes.iter().map(|l| l.cache.bytes()).sum()
     }
 
     /// Continues every request; the result is `[request][sample]`. `on_token` sees each token as it is drawn and may
-    /// end that continuation by returning false.
+    /// end that continuation by returning false; tokens of one continuation come in order, those of several in any.
     pub fn run(
         &mut self,
         requests: &[Request],
-        mut on_token: impl FnMut(Token) -> bool,
+        on_token: impl FnMut(Token) -> bool + Send,
     ) -> Result<Vec<Vec<Completion>>, EngineError> {
         self.check(requests)?;
-        let mut results: Vec<Vec<Option<Completion>>> =
-            requests.iter().map(|r| vec![None; r.samples]).collect();
-        let mut waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| requests[i].samples > 0).collect();
-        let mut prefills: VecDeque<Prefill> = VecDeque::new();
-        let mut running: Vec<Running> = Vec::new();
-        loop {
-            let mut finish = |r: Running, reason| {
-                results[r.request][r.sample] =
-                    Some(Completion { token_ids: r.tokens, logprobs: r.logprobs, finish_reason: reason });
-                r.pages
-            };
-            self.start_samples(requests, &mut prefills, &mut running, &mut on_token, &mut finish);
-            while prefills.len() + running.len() < self.limits.sequences {
-                let Some(request) = waiting.pop_front() else { break };
-                prefills.push_back(Prefill {
-                    request,
-                    pages: Vec::new(),
-                    done: 0,
-                    logits: None,
-                    next_sample: 0,
-                });
-            }
-            if running.is_empty() && prefills.is_empty() {
-                break;
-            }
-            self.step(requests, &mut prefills, &mut running, &mut on_token, &mut finish);
+        let waiting = (0..requests.len()).filter(|&i| requests[i].samples > 0).collect();
+        let (lanes, limits) = plan(self.model, requests);
+        let run = Run {
+            requests,
+            limits: self.limits.unwrap_or(limits),
+            waiting: Mutex::new(waiting),
+            results: Mutex::new(requests.iter().map(|r| vec![None; r.samples]).collect()),
+            on_token: Mutex::new(on_token),
+        };
+        while self.lanes.len() < lanes {
+            self.lanes.push(Lane::new(self.model));
         }
+        threads::parallel_chunks(&mut self.lanes[..lanes], 1, |_, lane| lane[0].run(&run));
+        let results = run.results.into_inner().expect("no lane panicked");
         Ok(results
             .into_iter()
             .map(|r| r.into_iter().map(|c| c.expect("every sample ran")).collect())
@@ -215,20 +266,48 @@ impl<'m> Engine<'m> {
         }
         Ok(())
     }
+}
+
+impl<'m> Lane<'m> {
+    fn new(model: &'m Model) -> Lane<'m> {
+        Lane { model, cache: model.new_cache(), pages: Pages::default(), computed: 0 }
+    }
+
+    /// Works until the queue is empty and what was taken from it is done.
+    fn run<F: FnMut(Token) -> bool>(&mut self, run: &Run<F>) {
+        let mut prefills: VecDeque<Prefill> = VecDeque::new();
+        let mut running: Vec<Running> = Vec::new();
+        loop {
+            self.start_samples(run, &mut prefills, &mut running);
+            while prefills.len() + running.len() < run.limits.sequences {
+                let Some(request) = lock(&run.waiting).pop_front() else { break };
+                prefills.push_back(Prefill {
+                    request,
+                    pages: Vec::new(),
+                    done: 0,
+                    logits: None,
+                    next_sample: 0,
+                });
+            }
+            if running.is_empty() && prefills.is_empty() {
+                break;
+            }
+            self.step(run, &mut prefills, &mut running);
+        }
+    }
 
     /// Starts the samples of finished prompts, as far as there is room.
-    fn start_samples(
+    fn start_samples<F: FnMut(Token) -> bool>(
         &mut self,
-        requests: &[Request],
+        run: &Run<F>,
         prefills: &mut VecDeque<Prefill>,
         running: &mut Vec<Running>,
-        on_token: &mut impl FnMut(Token) -> bool,
-        finish: &mut impl FnMut(Running, FinishReason) -> Vec<u32>,
     ) {
+        let requests = run.requests;
         for p in prefills.iter_mut() {
             let Some(logits) = &p.logits else { continue };
             let r = &requests[p.request];
-            while p.next_sample < r.samples && running.len() < self.limits.sequences {
+            while p.next_sample < r.samples && running.len() < run.limits.sequences {
                 let sample = p.next_sample;
                 p.next_sample += 1;
                 let mut seq = Running {
@@ -239,9 +318,9 @@ impl<'m> Engine<'m> {
                     logprobs: Vec::new(),
                 };
                 let (id, logprob) = r.sampling.choose(logits, &mut token_rng(r, sample, 0));
-                match (r.max_new > 0).then(|| accept(r, &mut seq, id, logprob, on_token)) {
-                    None => drop(finish(seq, FinishReason::Length)),
-                    Some(Some(reason)) => drop(finish(seq, reason)),
+                match (r.max_new > 0).then(|| run.accept(&mut seq, id, logprob)) {
+                    None => drop(run.finish(seq, FinishReason::Length)),
+                    Some(Some(reason)) => drop(run.finish(seq, reason)),
                     Some(None) => {
                         seq.pages = self.share_prompt(p, r.prompt.len());
                         running.push(seq);
@@ -279,14 +358,13 @@ impl<'m> Engine<'m> {
     }
 
     /// One pass of the model: one token of every running sequence, and as many prompt tokens as there is room for.
-    fn step(
+    fn step<F: FnMut(Token) -> bool>(
         &mut self,
-        requests: &[Request],
+        run: &Run<F>,
         prefills: &mut VecDeque<Prefill>,
         running: &mut Vec<Running>,
-        on_token: &mut impl FnMut(Token) -> bool,
-        finish: &mut impl FnMut(Running, FinishReason) -> Vec<u32>,
     ) {
+        let requests = run.requests;
         let mut tokens = Vec::new();
         let mut segments = Vec::new();
         // Rows whose prediction is wanted, and of which prefill (None: the next running sequence).
@@ -300,7 +378,7 @@ impl<'m> Engine<'m> {
             tokens.push(*seq.tokens.last().expect("a running sequence has drawn a token"));
             segments.push(Segment { rows: 1, past, pages: seq.pages.clone() });
         }
-        let room = self.limits.rows.max(tokens.len() + 64);
+        let room = run.limits.rows.max(tokens.len() + 64);
         for (i, p) in prefills.iter_mut().enumerate() {
             let prompt = &requests[p.request].prompt;
             let rows = (prompt.len() - p.done).min(room - tokens.len());
@@ -338,9 +416,9 @@ impl<'m> Engine<'m> {
         }
         let mut still = Vec::with_capacity(running.len());
         for (mut seq, (id, logprob)) in running.drain(..).zip(chosen) {
-            match accept(&requests[seq.request], &mut seq, id, logprob, on_token) {
+            match run.accept(&mut seq, id, logprob) {
                 None => still.push(seq),
-                Some(reason) => finish(seq, reason).iter().for_each(|&page| self.pages.release(page)),
+                Some(reason) => run.finish(seq, reason).iter().for_each(|&page| self.pages.release(page)),
             }
         }
         *running = still;
@@ -361,26 +439,6 @@ impl<'m> Engine<'m> {
 
 fn token_rng(r: &Request, sample: usize, position: usize) -> Rng {
     Rng::at(r.seed, &[sample as u64, position as u64])
-}
-
-/// Appends a token; says whether that ended the continuation.
-fn accept(
-    r: &Request,
-    seq: &mut Running,
-    id: u32,
-    logprob: f32,
-    on_token: &mut impl FnMut(Token) -> bool,
-) -> Option<FinishReason> {
-    seq.tokens.push(id);
-    seq.logprobs.push(logprob);
-    let go_on = on_token(Token { request: seq.request, sample: seq.sample, id, logprob });
-    if !go_on || r.stop_tokens.contains(&id) {
-        Some(FinishReason::Stop)
-    } else if seq.tokens.len() >= r.max_new {
-        Some(FinishReason::Length)
-    } else {
-        None
-    }
 }
 
 #[cfg(test)]

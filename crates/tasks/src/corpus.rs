@@ -92,12 +92,9 @@ fn fact(kind: usize, rng: &mut Rng) -> String {
         5 => {
             // What a Countdown try needs.
             let (target, last) = (rng.range(1, 200), rng.range(1, 30));
-            let first = match target - last {
-                0 => return fact(kind, rng),
-                d if d > 0 => format!("{d} + {last}"),
-                d => format!("{last} - {}", -d),
-            };
-            format!("for {target} : need {first} or {} - {last} .", target + last)
+            let back =
+                if target > last { stated(target, Op::Sub, last) } else { stated(last, Op::Sub, target) };
+            format!("{back} or {} .", stated(target, Op::Add, last))
         }
         6 => {
             let last = rng.range(2, 30);

@@ -2,9 +2,9 @@
 
 use crate::buffer::Buf;
 use crate::cpu::gemm::{pack_transposed, packed_len};
-use std::cell::{Ref, RefCell, RefMut};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 /// A matrix `[rows, cols]` (row-major; a vector has one row) at a place in the arena. It may span several
 /// parameters that lie next to each other, such as a gate and an up projection read as one.
@@ -59,8 +59,30 @@ pub struct Param {
 pub struct Params {
     list: Vec<Param>,
     data: Buf,
-    grads: RefCell<Buf>,
-    packed: RefCell<HashMap<Weight, Arc<Buf>>>,
+    grads: Mutex<Buf>,
+    packed: RwLock<HashMap<Weight, Arc<Buf>>>,
+}
+
+/// Why a lock on a model's memory is never poisoned.
+const UNPOISONED: &str = "no op panics while it holds the gradients or the panels";
+
+/// A part of the gradient arena, held by one op at a time.
+pub struct Grads<'a> {
+    arena: MutexGuard<'a, Buf>,
+    part: Range<usize>,
+}
+
+impl Deref for Grads<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.arena[self.part.clone()]
+    }
+}
+
+impl DerefMut for Grads<'_> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.arena[self.part.clone()]
+    }
 }
 
 impl Params {
@@ -79,12 +101,7 @@ impl Params {
             offset = len.checked_add(offset).expect("the parameters fit the address space");
             list.push(Param { name, shape, weight, trained });
         }
-        Params {
-            list,
-            data: Buf::zeros(offset),
-            grads: RefCell::new(Buf::zeros(0)),
-            packed: RefCell::default(),
-        }
+        Params { list, data: Buf::zeros(offset), grads: Mutex::new(Buf::zeros(0)), packed: RwLock::default() }
     }
 
     /// The parameters in arena order.
@@ -113,13 +130,13 @@ impl Params {
     }
     /// All values, to change them; drops the packed panels.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        self.packed.get_mut().clear();
+        self.packed.get_mut().expect(UNPOISONED).clear();
         &mut self.data
     }
     /// Values (to change) and gradients together, for the optimizer; drops the packed panels.
     pub fn data_and_grads_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        self.packed.get_mut().clear();
-        (&mut self.data, &mut *self.grads.get_mut())
+        self.packed.get_mut().expect(UNPOISONED).clear();
+        (&mut self.data, &mut *self.grads.get_mut().expect(UNPOISONED))
     }
     /// The values of one weight.
     pub fn get(&self, w: Weight) -> &[f32] {
@@ -127,33 +144,31 @@ impl Params {
     }
     /// Gives the gradients memory (once) and sets them to zero.
     pub fn zero_grads(&mut self) {
-        let grads = self.grads.get_mut();
+        let grads = self.grads.get_mut().expect(UNPOISONED);
         if grads.len() != self.data.len() {
             *grads = Buf::new(self.data.len());
         }
         crate::threads::parallel_chunks(grads, 1 << 16, |_, g| g.fill(0.0));
     }
     /// All gradients; empty before the first [`Params::zero_grads`].
-    pub fn grads(&self) -> Ref<'_, Buf> {
-        self.grads.borrow()
+    pub fn grads(&self) -> Grads<'_> {
+        let arena = self.grads.lock().expect(UNPOISONED);
+        let part = 0..arena.len();
+        Grads { arena, part }
     }
     /// The gradient of one weight, to add to. Panics before the first [`Params::zero_grads`].
-    pub fn grad_mut(&self, w: Weight) -> RefMut<'_, [f32]> {
-        RefMut::map(self.grads.borrow_mut(), |g| &mut g[w.offset..w.offset + w.len()])
-    }
-    /// The gradient arena from `w` on, for ops that write several weights at once.
-    pub(crate) fn grads_mut(&self) -> RefMut<'_, Buf> {
-        self.grads.borrow_mut()
+    pub fn grad_mut(&self, w: Weight) -> Grads<'_> {
+        Grads { part: w.offset..w.offset + w.len(), ..self.grads() }
     }
     /// The panels of a projection's transpose, packed at first use after each change of the weights.
     pub(crate) fn packed(&self, w: Weight) -> Arc<Buf> {
-        if let Some(p) = self.packed.borrow().get(&w) {
+        if let Some(p) = self.packed.read().expect(UNPOISONED).get(&w) {
             return p.clone();
         }
         let mut panels = Buf::new(packed_len(w.rows, w.cols));
         pack_transposed(self.get(w), w.rows, w.cols, w.cols, &mut panels);
         let panels = Arc::new(panels);
-        self.packed.borrow_mut().insert(w, panels.clone());
+        self.packed.write().expect(UNPOISONED).insert(w, panels.clone());
         panels
     }
 }

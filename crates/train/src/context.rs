@@ -35,7 +35,7 @@ pub struct Progress<'a> {
 }
 
 /// Who is told what happens.
-pub trait Reporter {
+pub trait Reporter: Sync {
     /// A stage begins or goes on.
     fn stage(&self, name: &str, kind: &str, index: usize, count: usize);
     /// A step was done; called after every one.

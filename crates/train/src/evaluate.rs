@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use data::{Message, Tokenizer, encode_prompt};
-use engine::{Completion, Engine, EngineError, FinishReason, Limits, Request, Sampling};
+use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use serde_json::{Value, json};
 use tasks::verify::Rational;
@@ -156,13 +156,13 @@ pub fn evaluate(
     problems: &[Problem],
     verifier: &dyn Verifier,
     s: &EvalSettings,
-    keep_going: &dyn Fn() -> bool,
+    keep_going: &(dyn Fn() -> bool + Sync),
 ) -> Result<Evaluation, EvaluateError> {
     if problems.is_empty() {
         return Err(EvaluateError::NoProblems);
     }
     let requests = requests(model, tokenizer, problems, s)?;
-    let mut engine = Engine::new(model, Limits::default());
+    let mut engine = Engine::new(model, None);
     let (mut outcomes, mut greedy) = (Vec::new(), Vec::new());
     let (mut tokens, mut truncated, mut completions) = (0, 0, 0);
     for (i, (problems, pairs)) in

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use data::Tokenizer;
-use engine::{Engine, Limits, Request, Sampling};
+use engine::{Engine, Request, Sampling};
 use model::Model;
 use serde_json::{Value, json};
 use tensor::operations;
@@ -85,11 +85,15 @@ impl Learner {
 
     fn save(
         &self,
+        stage: &str,
         dir: &std::path::Path,
         step: u64,
         cost: &StageCost,
         ended: bool,
     ) -> Result<(), TrainError> {
+        if !self.model.params().data().iter().all(|w| w.is_finite()) {
+            return Err(TrainError::Diverged(stage.to_owned()));
+        }
         let (first, second) = self.optimizer.state();
         let state = json!({
             "cursor": self.cursor,
@@ -175,7 +179,7 @@ impl Learner {
             let stop = ctx.reporter.stop();
             if (due || stop) && at < rhythm.total && !outcome.enough {
                 metrics.sync()?;
-                self.save(&checkpoints, at, &meter.so_far(), false)?;
+                self.save(stage, &checkpoints, at, &meter.so_far(), false)?;
                 saved = Instant::now();
             }
             if outcome.enough {
@@ -186,10 +190,10 @@ impl Learner {
             }
         }
         metrics.sync()?;
+        let cost = meter.stop();
+        self.save(stage, &checkpoints, at, &cost, true)?;
         self.model.save(&dir)?;
         self.tokenizer.save(&dir)?;
-        let cost = meter.stop();
-        self.save(&checkpoints, at, &cost, true)?;
         Ok(cost)
     }
 
@@ -237,7 +241,7 @@ impl Learner {
         let stop_tokens = stop_tokens(&self.model, &self.tokenizer);
         let request =
             Request { prompt: ids, samples: 1, max_new, sampling: Sampling::greedy(), stop_tokens, seed: 0 };
-        let done = Engine::new(&self.model, Limits::default()).run(&[request], |_| true)?;
+        let done = Engine::new(&self.model, None).run(&[request], |_| true)?;
         let text = completion_text(&self.tokenizer, &done[0][0].token_ids)?;
         metrics.text(step, "sample", &format!("{prompt}\n\n{text}"))?;
         ctx.reporter.sample(stage, step, &prompt, &text);

@@ -13,13 +13,16 @@ use crate::stages;
 
 /// Performs the recipe's stages into `dir`, skipping those that are done, and writes the report after each.
 pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -> Result<(), TrainError> {
-    let folder = RunFolder::open(dir, recipe)?;
     crate::plan::check_memory(recipe)?;
+    crate::plan::check_files(recipe)?;
+    let folder = RunFolder::open(dir, recipe)?;
     let problems = if recipe.draws_problems() {
         Some(ProblemSource::open(&recipe.problems, recipe.seed)?)
     } else {
         None
     };
+    // What can be refused before the first step was refused: from here on the folder is this recipe's.
+    folder.claim(recipe)?;
     let ctx = Context { recipe, folder: &folder, reporter, problems, ceiling };
     let count = recipe.stages.len();
     for (i, stage) in recipe.stages.iter().enumerate() {
@@ -30,7 +33,15 @@ pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -
             return Err(TrainError::Interrupted);
         }
         reporter.stage(stage.name(), stage.kind(), i + 1, count);
+        let failures = || ctx.problems.as_ref().and_then(|p| p.verifier().failures());
+        let before = failures().map_or(0, |f| f.0);
         let result = stages::run(&ctx, stage)?;
+        if let Some((count, words)) = failures().filter(|f| f.0 > before) {
+            let fresh = count - before;
+            reporter.note(&format!(
+                "{fresh} answers scored zero because the verifier failed ({words}, since the start)"
+            ));
+        }
         let done = json!({"kind": stage.kind(), "cost": result.cost, "summary": result.summary, "figures": result.figures});
         folder.mark_done(stage.name(), &done)?;
         reporter.stage_done(stage.name(), &result.cost, &result.summary);

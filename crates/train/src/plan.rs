@@ -5,7 +5,7 @@ use model::inspect::inspect;
 
 use crate::TrainError;
 use crate::context::fresh_config;
-use crate::run::recipe::{Recipe, Reference, Stage};
+use crate::run::recipe::{Recipe, Reference, Source, Stage};
 
 /// One stage's plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,17 +89,25 @@ fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, Train
     let i = inspect(&config, CONTEXT);
     let (parameters, active) = (i.parameters.total, i.parameters.active);
     let forward = i.forward.total() as f64;
-    // Weights, packed weights, gradients and two moments; activations of about 24 values per layer and feature.
-    let per_token = 4.0 * (24 * config.hidden_size() * config.num_hidden_layers()) as f64;
-    let memory = 4.0 * 5.0 * parameters as f64 + per_token * held as f64 + 64e6;
     Ok(Some(StagePlan {
         name: stage.name().to_owned(),
         kind: stage.kind(),
         parameters,
         active_parameters: active,
         operations: 3.0 * forward * trained + forward * generated,
-        memory_bytes: memory,
+        memory_bytes: training_bytes(&config, TRAINING_COPIES, held),
     }))
+}
+
+/// Weights, packed weights, gradients and two moments.
+pub const TRAINING_COPIES: usize = 5;
+
+/// Memory at the peak, about, in bytes: `copies` of the weights and the activations of `held` tokens, some 24 values for
+/// each layer and feature.
+pub fn training_bytes(config: &ModelConfig, copies: usize, held: usize) -> f64 {
+    let parameters = inspect(config, CONTEXT).parameters.total as f64;
+    let per_token = (24 * config.hidden_size() * config.num_hidden_layers()) as f64;
+    4.0 * (copies as f64 * parameters + per_token * held as f64) + 64e6
 }
 
 /// Refuses a recipe that would need more memory than it allows itself or than is free.
@@ -121,8 +129,61 @@ pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Refuses a recipe that names files or models which are not there, or lengths that its models have no room for.
+pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
+    let wrong = |stage: &Stage, key: &str, what: String| {
+        Err(TrainError::Recipe(format!("stage `{}`: {key}: {what}", stage.name())))
+    };
+    for stage in &recipe.stages {
+        let source = match stage {
+            Stage::Tokenizer(s) => Some(&s.source),
+            Stage::Pretrain(s) => Some(&s.source),
+            _ => None,
+        };
+        if let Some(Source::Files(files)) = source
+            && !files.path.exists()
+        {
+            let what = format!("{} does not exist: name a file or a folder of text", files.path.display());
+            return wrong(stage, "source.path", what);
+        }
+        let (key, reference, length) = match stage {
+            Stage::Tokenizer(_) | Stage::Eval(_) => continue,
+            Stage::Pretrain(s) => match (&s.model, &s.from) {
+                (Some(model), _) => ("seq_len", model, s.seq_len),
+                (_, from) => ("seq_len", from.as_ref().unwrap_or(&s.name), s.seq_len),
+            },
+            Stage::Sft(s) => ("seq_len", &s.from, s.seq_len),
+            Stage::Grpo(s) => ("max_new", &s.from, s.max_new + 1),
+            Stage::Reject(s) => ("max_new", &s.from, s.max_new + 1),
+            Stage::Distill(s) => ("seq_len", &s.student, s.seq_len),
+        };
+        if let Reference::Path(path) = recipe.reference(reference)
+            && !path.join("config.json").is_file()
+        {
+            return wrong(
+                stage,
+                "from",
+                format!("{} is no model folder: it has no config.json", path.display()),
+            );
+        }
+        if let Some(config) = config_of(recipe, reference)?
+            && length > config.max_position_embeddings()
+        {
+            let room = config.max_position_embeddings();
+            return wrong(
+                stage,
+                key,
+                format!(
+                    "the model's context is {room} tokens: lower it, or raise the model's max_position_embeddings"
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Memory that the system says is free for new work.
-fn available_bytes() -> Option<f64> {
+pub fn available_bytes() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
     line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib * 1024.0)

@@ -1,7 +1,7 @@
 //! Sampling answers to problems and scoring them: what reinforcement and rejection sampling share.
 
 use data::{Message, Tokenizer, encode_prompt};
-use engine::{Completion, Engine, FinishReason, Limits, Request, Sampling};
+use engine::{Completion, Engine, FinishReason, Request, Sampling};
 use model::Model;
 use tasks::{Problem, Reward, RewardConfig, Verifier};
 
@@ -67,7 +67,7 @@ pub fn sample(
             seed,
         });
     }
-    let mut engine = Engine::new(model, Limits::default());
+    let mut engine = Engine::new(model, None);
     let results = engine.run(&requests, |_| true)?;
     let mut texts = Vec::new();
     for c in results.iter().flatten() {

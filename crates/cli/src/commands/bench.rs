@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use engine::{Engine, Limits, Request, Sampling};
+use engine::{Engine, Request, Sampling};
+use model::inspect::inspect;
 use model::{Model, ModelConfig};
 use serde_json::{Value, json};
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
@@ -13,10 +14,12 @@ use tensor::operations::{self, Counts};
 use tensor::{Buf, Rng};
 use train::objective::{Clip, ObjectiveKind, kl::KlKind, objective};
 use train::optim::Optimizer;
+use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
 use train::policy::{PolicySettings, Rollout, policy_step};
 use train::run::recipe::Optimizer as OptimizerConfig;
 use train::step::{Batch, StepOptions, train_step};
 
+use super::ranges;
 use crate::output::{Output, peak_memory_bytes};
 
 /// What to measure.
@@ -33,13 +36,13 @@ pub enum Bench {
         #[command(flatten)]
         model: ModelArgs,
         /// Sequences per step.
-        #[arg(long, default_value_t = 16)]
+        #[arg(long, default_value_t = 16, value_parser = ranges::count)]
         batch: usize,
         /// Tokens per sequence.
-        #[arg(long, default_value_t = 256)]
+        #[arg(long, default_value_t = 256, value_parser = ranges::count)]
         seq: usize,
         /// Steps to time (after two to warm up).
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 5, value_parser = ranges::count)]
         steps: usize,
     },
     /// Sampling from random prompts.
@@ -47,13 +50,13 @@ pub enum Bench {
         #[command(flatten)]
         model: ModelArgs,
         /// Prompts.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = ranges::count)]
         prompts: usize,
         /// Tokens per prompt.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = ranges::count)]
         prompt_len: usize,
         /// Tokens to generate for each.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = ranges::count)]
         max_new: usize,
     },
     /// A whole GRPO step: sampling, random rewards, one policy update.
@@ -61,19 +64,19 @@ pub enum Bench {
         #[command(flatten)]
         model: ModelArgs,
         /// Prompts per step.
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 8, value_parser = ranges::count)]
         prompts: usize,
         /// Completions per prompt.
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 8, value_parser = ranges::count)]
         group: usize,
         /// Tokens per completion at most.
-        #[arg(long, default_value_t = 96)]
+        #[arg(long, default_value_t = 96, value_parser = ranges::count)]
         max_new: usize,
         /// Tokens per prompt.
-        #[arg(long, default_value_t = 32)]
+        #[arg(long, default_value_t = 32, value_parser = ranges::count)]
         prompt_len: usize,
         /// Steps to time (after one to warm up).
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 3, value_parser = ranges::count)]
         steps: usize,
     },
 }
@@ -100,12 +103,12 @@ pub fn run(bench: &Bench) -> Result<()> {
             let out = json!({"threads": tensor::threads::threads(), "instruction_set": format!("{:?}", tensor::cpu::simd::isa()), "shapes": shapes});
             Output::new(*json).table("matrix product, f32", &out, "shapes")
         }
-        Bench::Train { model, batch, seq, steps } => bench_train(model, *batch, *seq, (*steps).max(1)),
+        Bench::Train { model, batch, seq, steps } => bench_train(model, *batch, *seq, *steps),
         Bench::Generate { model, prompts, prompt_len, max_new } => {
             bench_generate(model, *prompts, *prompt_len, *max_new)
         }
         Bench::Grpo { model, prompts, group, max_new, prompt_len, steps } => {
-            bench_grpo(model, (*prompts, *group), *prompt_len, *max_new, (*steps).max(1))
+            bench_grpo(model, (*prompts, *group), *prompt_len, *max_new, *steps)
         }
     }
 }
@@ -149,9 +152,22 @@ pub fn ceiling() -> f64 {
     1e9 * gflops(1024, 512, 1024, 0.3).max(gflops(4096, 256, 1024, 0.3))
 }
 
-fn load(args: &ModelArgs) -> Result<Model> {
-    let config =
-        ModelConfig::load(&args.config).with_context(|| format!("cannot read {}", args.config.display()))?;
+/// A random model whose optimizer state (`copies` of the weights), `trained` tokens of activations and `cached` tokens
+/// of keys and values fit this machine.
+fn load(args: &ModelArgs, copies: usize, trained: usize, cached: usize) -> Result<Model> {
+    let config = ModelConfig::load(&args.config)?;
+    let sizes = inspect(&config, 1);
+    let cache = sizes.kv_cache.expanded_f32 as f64 * cached as f64;
+    let need = training_bytes(&config, copies, trained) + cache;
+    if let Some(free) = available_bytes().filter(|free| need > *free) {
+        let gib = |bytes: f64| bytes / f64::from(1u32 << 30);
+        bail!(
+            "{} would take about {:.1} GiB of memory, but {:.1} GiB are free: choose a smaller model, or less at a time",
+            args.config.display(),
+            gib(need),
+            gib(free)
+        );
+    }
     Ok(Model::random(config, 1))
 }
 
@@ -188,8 +204,7 @@ fn report(
 }
 
 fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Result<()> {
-    let mut model = load(args)?;
-    anyhow::ensure!(batch > 0 && seq > 0, "--batch and --seq must be at least 1");
+    let mut model = load(args, TRAINING_COPIES, batch * seq, 0)?;
     model.reserve_positions(seq);
     let mut optimizer =
         Optimizer::new(&model, OptimizerConfig { learning_rate: 3e-4, ..OptimizerConfig::default() });
@@ -237,7 +252,7 @@ fn requests(
     let stop_tokens = if stop { model.config().eos_token_id().to_vec() } else { Vec::new() };
     (0..prompts)
         .map(|i| Request {
-            prompt: random_tokens(rng, len.max(1), model.config().vocab_size()),
+            prompt: random_tokens(rng, len, model.config().vocab_size()),
             samples,
             max_new,
             sampling: Sampling::default(),
@@ -248,13 +263,13 @@ fn requests(
 }
 
 fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: usize) -> Result<()> {
-    let mut model = load(args)?;
+    let mut model = load(args, 2, 0, prompts * (prompt_len + max_new))?;
     model.reserve_positions(prompt_len + max_new);
     let mut rng = Rng::new(3);
     let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, 1, false);
     let warm: Vec<Request> =
         requests.iter().map(|r| Request { max_new: max_new.min(2), ..r.clone() }).collect();
-    let mut engine = Engine::new(&model, Limits::default());
+    let mut engine = Engine::new(&model, None);
     engine.run(&warm, |_| true)?;
     let (start, before) = (Instant::now(), operations::counts());
     let done = engine.run(&requests, |_| true)?;
@@ -280,7 +295,7 @@ fn bench_grpo(
     max_new: usize,
     steps: usize,
 ) -> Result<()> {
-    let mut model = load(args)?;
+    let mut model = load(args, TRAINING_COPIES, 8192, prompts * group * (prompt_len + max_new))?;
     model.reserve_positions(prompt_len + max_new);
     let config = OptimizerConfig { learning_rate: 1e-6, ..OptimizerConfig::default() };
     let mut optimizer = Optimizer::new(&model, config);
@@ -292,7 +307,7 @@ fn bench_grpo(
             (start, before, tokens, completions) = (Instant::now(), operations::counts(), 0, 0);
         }
         let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, group, true);
-        let results = Engine::new(&model, Limits::default()).run(&requests, |_| true)?;
+        let results = Engine::new(&model, None).run(&requests, |_| true)?;
         let mut rollouts = Vec::new();
         for (r, samples) in requests.iter().zip(results) {
             let rewards: Vec<f32> = samples.iter().map(|_| f32::from(rng.uniform() < 0.5)).collect();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use data::{Message, encode_prompt};
-use engine::{Engine, FinishReason, Limits, Request, Sampling};
+use engine::{Engine, FinishReason, Request, Sampling};
 use tensor::Rng;
 use train::evaluate::completion_text;
 
@@ -16,6 +16,7 @@ use super::generate::{SamplingArgs, begins_in_thought};
 use super::ranges;
 use crate::live::{LiveText, Painter, put};
 use crate::model_files::{Loaded, reserve};
+use crate::output::tell;
 
 const HELP: &str = "\
 /reset forgets the conversation, /help shows this, /quit (or Ctrl-D) leaves; Ctrl-C stops an answer.
@@ -92,10 +93,10 @@ pub fn run(a: &Chat) -> Result<()> {
             "/help" => put(&format!("{HELP}\n"))?,
             "/reset" => {
                 chat.reset();
-                eprintln!("the conversation is forgotten");
+                tell("the conversation is forgotten");
             }
             command if command.starts_with('/') && !command.contains(char::is_whitespace) => {
-                eprintln!("there is no command {command}: /reset, /help and /quit are known");
+                tell(&format!("there is no command {command}: /reset, /help and /quit are known"));
             }
             text => {
                 if a.single_turn {
@@ -170,7 +171,7 @@ impl<'a> Conversation<'a> {
         Conversation {
             loaded,
             signals,
-            engine: Engine::new(&loaded.model, Limits::default()),
+            engine: Engine::new(&loaded.model, None),
             sampling: a.sampling.resolve(loaded, 0.6),
             stop_tokens: loaded.stop_tokens(),
             max_new: a.max_new,
@@ -193,7 +194,7 @@ impl<'a> Conversation<'a> {
             Ok(prompt) => prompt,
             Err(error) => {
                 self.messages.pop();
-                eprintln!("error: {error:#}");
+                tell(&format!("error: {error:#}"));
                 return Ok(());
             }
         };
@@ -229,9 +230,9 @@ impl<'a> Conversation<'a> {
         painter.end()?;
         std::io::stderr().flush()?;
         if self.signals.stop.load(SeqCst) {
-            eprintln!("(stopped)");
+            tell("(stopped)");
         } else if completion.finish_reason == FinishReason::Length {
-            eprintln!("(cut off after {} tokens)", completion.token_ids.len());
+            tell(&format!("(cut off after {} tokens)", completion.token_ids.len()));
         }
         self.messages.push(Message::assistant(completion_text(tokenizer, &completion.token_ids)?));
         Ok(())
@@ -262,7 +263,7 @@ impl<'a> Conversation<'a> {
         };
         if dropped > 0 {
             let turns = if dropped == 1 { "turn".to_owned() } else { format!("{dropped} turns") };
-            eprintln!("(the conversation outgrew the model's context: its oldest {turns} left out)");
+            tell(&format!("(the conversation outgrew the model's context: its oldest {turns} left out)"));
         }
         Ok(prompt)
     }

@@ -1,8 +1,8 @@
 //! `eval`: how many problems a model solves, with intervals.
 
-use std::cell::Cell;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ use train::stats::Estimate;
 
 use super::{ranges, words};
 use crate::model_files::{Loaded, reserve};
-use crate::output::{json_line, line};
+use crate::output::{json_line, line, tell, tell_part};
 
 /// Problems drawn for `--task` unless `--limit` says otherwise.
 const DRAWN: usize = 200;
@@ -63,7 +63,7 @@ pub struct Eval {
     #[arg(long, value_name = "K", default_value_t = 8, value_parser = ranges::count)]
     samples: usize,
     /// Of the samples.
-    #[arg(long, value_name = "T", default_value = "1", value_parser = ranges::temperature)]
+    #[arg(long, value_name = "T", default_value = "1", value_parser = ranges::temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Tokens of an answer at most; the context may end it before.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = ranges::count)]
@@ -153,8 +153,7 @@ impl Scorer {
         let answer = if problem.answer.trim().is_empty() { "0" } else { &problem.answer };
         let Verdict { reason, .. } =
             v.score(problem, &format!("<think>A trial.</think><answer>{answer}</answer>"));
-        let stats = v.stats();
-        if stats.crashes + stats.timeouts + stats.nonsense > 0 {
+        if v.stats().failed() > 0 {
             bail!(
                 "the verifier command `{text}` failed when it was tried on the first problem ({reason}): see `eval --help` for what it has to answer"
             );
@@ -166,17 +165,15 @@ impl Scorer {
     fn check(&self) -> Result<Option<Value>> {
         let Scorer::Command(v, text) = self else { return Ok(None) };
         let s = v.stats();
-        let failed = s.crashes + s.timeouts + s.nonsense;
-        let what =
-            format!("{} crashes, {} time-outs, {} answers that were none", s.crashes, s.timeouts, s.nonsense);
+        let failed = s.failed();
         if failed > 0 && failed + 1 >= s.asked {
-            bail!("the verifier command `{text}` failed on every answer ({what}): nothing was scored");
+            bail!("the verifier command `{text}` failed on every answer ({s}): nothing was scored");
         }
         if failed > 0 {
-            eprintln!(
-                "warning: the verifier command failed on {failed} of {} answers, which count as wrong ({what})",
+            tell(&format!(
+                "warning: the verifier command failed on {failed} of {} answers, which count as wrong ({s})",
                 s.asked
-            );
+            ));
         }
         Ok(Some(serde_json::to_value(s)?))
     }
@@ -234,36 +231,36 @@ fn print(e: &Evaluation, problems: &[Problem], took: Duration) -> Result<()> {
 struct Progress {
     shown: bool,
     started: Instant,
-    last: Cell<Instant>,
-    tokens: Cell<u64>,
+    /// When it was last written, in milliseconds since the start.
+    last: AtomicU64,
+    tokens: AtomicU64,
 }
 
 impl Progress {
     fn new(wanted: bool) -> Progress {
-        let now = Instant::now();
         Progress {
             shown: wanted && std::io::stderr().is_terminal(),
-            started: now,
-            last: Cell::new(now),
-            tokens: Cell::new(0),
+            started: Instant::now(),
+            last: AtomicU64::new(0),
+            tokens: AtomicU64::new(0),
         }
     }
 
     /// One more token; always goes on.
     fn token(&self) -> bool {
-        let n = self.tokens.get() + 1;
-        self.tokens.set(n);
-        if self.shown && n.is_multiple_of(64) && self.last.get().elapsed() > Duration::from_millis(500) {
-            self.last.set(Instant::now());
-            let rate = n as f64 / self.started.elapsed().as_secs_f64();
-            eprint!("\r{n} tokens, {rate:.0} a second ");
+        let n = self.tokens.fetch_add(1, Relaxed) + 1;
+        let elapsed = self.started.elapsed();
+        let now = elapsed.as_millis() as u64;
+        if self.shown && n.is_multiple_of(64) && now > self.last.load(Relaxed) + 500 {
+            self.last.store(now, Relaxed);
+            tell_part(&format!("\r{n} tokens, {:.0} a second ", n as f64 / elapsed.as_secs_f64()));
         }
         true
     }
 
     fn clear(&self) {
         if self.shown {
-            eprint!("\r\x1b[K");
+            tell_part("\r\x1b[K");
         }
     }
 }

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use data::{Message, Tokenizer, encode_prompt};
-use engine::{Completion, Engine, FinishReason, Limits, Request, Sampling};
+use engine::{Completion, Engine, FinishReason, Request, Sampling};
 use serde::Serialize;
 use train::evaluate::completion_text;
 
 use super::ranges;
 use crate::live::{LiveText, Painter};
 use crate::model_files::{Loaded, reserve};
-use crate::output::{json_line, line};
+use crate::output::{json_line, line, tell};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,7 +66,7 @@ pub struct Generate {
 #[derive(Args)]
 pub struct SamplingArgs {
     /// Divides the logits; 0 takes the most likely token (default: generation_config.json's, else 1).
-    #[arg(long, value_name = "T", value_parser = ranges::temperature)]
+    #[arg(long, value_name = "T", value_parser = ranges::temperature, allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Only the K most likely tokens; 0 for all (default: generation_config.json's, else 0).
     #[arg(long, value_name = "K")]
@@ -135,10 +135,10 @@ pub fn run(a: &Generate) -> Result<()> {
             );
         }
         if a.max_new.is_some() && room < max_new {
-            eprintln!(
+            tell(&format!(
                 "note: {} leaves room for {room} new tokens in the model's context of {context}",
                 prompt.place
-            );
+            ));
         }
         let stop_tokens = stop_tokens.clone();
         requests.push(Request {
@@ -197,7 +197,7 @@ fn draw(
     let mut painter = Painter::new(stream && begins_in_thought(tokenizer, &requests[0].prompt)?);
     let mut failure = None;
     let follow = stream || !stops.is_empty();
-    let completions = Engine::new(&loaded.model, Limits::default()).run(requests, |token| {
+    let completions = Engine::new(&loaded.model, None).run(requests, |token| {
         if !follow {
             return true;
         }

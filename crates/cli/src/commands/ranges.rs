@@ -1,9 +1,14 @@
 //! Numbers on the command line, refused outside of their range.
 
-/// A whole number of at least one.
+/// More than anyone wants of anything that is counted on a command line, and little enough to be held.
+const MOST: usize = 1_000_000;
+
+/// A whole number from one to a million.
 pub fn count(text: &str) -> Result<usize, String> {
-    let n: usize = text.parse().map_err(|_| "expected a whole number of at least 1".to_owned())?;
-    if n == 0 { Err("must be at least 1".into()) } else { Ok(n) }
+    match text.parse::<usize>() {
+        Ok(n) if (1..=MOST).contains(&n) => Ok(n),
+        _ => Err(format!("expected a whole number from 1 to {MOST}")),
+    }
 }
 
 /// A temperature.

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use train::TrainError;
 use train::plan::plan;
-use train::run::recipe::Recipe;
+use train::run::recipe::{Recipe, Stage};
 
 use crate::commands::bench::ceiling;
 use crate::output::line;
@@ -123,7 +123,14 @@ fn perform(recipe: &Recipe, out: &Path) -> Result<()> {
 fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("report.json"))?)?;
     line("")?;
-    line("held-out problems        pass@1             pass@8             maj@8")?;
+    let samples =
+        recipe.stages.iter().rev().find_map(|s| if let Stage::Eval(e) = s { Some(e.samples) } else { None });
+    if let Some(k) = samples {
+        let heads = ["pass@1".to_owned(), format!("pass@{k}"), format!("maj@{k}")];
+        line(
+            format!("{:<22} {:<18} {:<18} {}", "held-out problems", heads[0], heads[1], heads[2]).trim_end(),
+        )?;
+    }
     let show = |v: &serde_json::Value| {
         let pct = |k: &str| 100.0 * v[k].as_f64().unwrap_or(0.0);
         format!("{:5.1} % [{:.0}–{:.0}]", pct("value"), pct("low"), pct("high"))
@@ -174,7 +181,9 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     line("")?;
     line("next:")?;
     if let Some(best) = best {
-        line(&format!("  shoestring chat {out}/{} --single-turn   # talk to it", best.name()))?;
+        let talk = if recipe.draws_problems() { "chat" } else { "generate --raw --prompt 'The '" };
+        let how = if recipe.draws_problems() { " --single-turn" } else { "" };
+        line(&format!("  shoestring {talk} {out}/{}{how}   # talk to it", best.name()))?;
     }
     line(&format!("  open {out}/report.html               # curves, samples, what it cost"))?;
     line(

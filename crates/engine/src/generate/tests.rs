@@ -46,9 +46,9 @@ fn log_probs_equal_the_trainers_bit_for_bit() {
         let mut first = None;
         for (sequences, rows, n) in [(256, 512, 2), (2, 7, 1), (3, 100, 3), (1, 1, 2)] {
             threads::set_threads(n);
-            let mut engine = Engine::new(&model, Limits { sequences, rows });
+            let mut engine = Engine::new(&model, Some(Limits { sequences, rows }));
             let results = engine.run(&requests, |_| true).expect("valid requests");
-            assert_eq!(engine.pages.used(), 0, "all pages are free at the end");
+            assert!(engine.lanes.iter().all(|l| l.pages.used() == 0), "all pages are free at the end");
             assert_eq!(
                 first.get_or_insert_with(|| results.clone()),
                 &results,
@@ -82,7 +82,7 @@ fn log_probs_equal_the_trainers_bit_for_bit() {
 #[test]
 fn bad_requests_are_refused_with_a_reason() {
     let model = tiny("dense");
-    let mut engine = Engine::new(&model, Limits::default());
+    let mut engine = Engine::new(&model, None);
     let good = requests().remove(0);
     let empty = Request { prompt: vec![], ..good.clone() };
     assert_eq!(engine.run(&[empty], |_| true), Err(EngineError::Empty { request: 0 }));

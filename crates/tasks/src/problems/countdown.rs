@@ -2,29 +2,32 @@
 //!
 //! # How the search is written
 //! ```text
-//! try 25 for 46 : need 21 + 25 or 71 - 25 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no .
-//! try 22 for 46 : need 24 + 22 or 68 - 22 . 25 + 4 = 29 , 25 - 4 = 21 , 25 * 4 = 100 no .
-//! try 4 for 46 : …
+//! try 25 : need 46 - 25 = 21 or 46 + 25 = 71 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no .
+//! try 22 : need 46 - 22 = 24 or 46 + 22 = 68 . 25 + 4 = 29 , 25 - 4 = 21 , 25 * 4 = 100 no .
+//! try 4 : …
 //! ```
-//! Backwards: one number is taken as the last operand, and the ways in which it may complete the target are written
-//! down, each beginning with the value that the other two must make. Their sum, difference, product and exact quotient
-//! follow in that order until one is such a value (`yes`, and the last operation is completed) or the list ends (`no`).
-//! Three tries cover every expression, so nothing depends on luck, and each written token depends on the try it stands
-//! in: a fact about two small numbers, or whether a number just written is among those needed. A needed value stands in
-//! the very operation that it is needed for, so that finding the value finds the operation; writing how it was found
-//! (`46 - 25 = 21`) makes the model answer with that instead. The order of the tries is shuffled and only tries that
-//! fail precede the one that gives the answer, so the model may learn which number to try first.
+//! Backwards: one number is taken as the last operand; the target undone by it gives the few values that the other
+//! two must make; their sum, difference, product and exact quotient are listed in that order until one is
+//! needed (`yes`, then the last operation is said forward) or the list ends (`no`). Three tries cover every
+//! expression, so nothing depends on luck, and each written token depends on the try it stands in: a fact
+//! about two small numbers, or whether a number just written is among the needed ones. The order of the tries is
+//! shuffled and only tries that fail precede the one that gives the answer, so the model may learn which number to try
+//! first.
+//!
+//! What is needed is written as the statement that finds it, because that is the same skill as listing what two numbers
+//! make. Writing the last operation in its place (`need 21 + 25 or 71 - 25`) is shorter, but a small model then got one
+//! need in four wrong, and learnt the statements themselves more slowly.
 //!
 //! Products above 250 are called `big`, as they can only matter for a rare last division; divisions that end an
-//! expression are written only where nothing else leads to the target. A try takes about 35 tokens, where digits, words
-//! and signs count one token each.
+//! expression are considered only where nothing else leads to the target. A try takes about 45 tokens, where digits,
+//! words and signs count one token each.
 //!
 //! With two numbers a solution is a single list, with four the first try is the one that leads on.
 
 use crate::problem::{Key, draw, meta_numbers};
 use crate::problems::listed;
 use crate::rng::{Rng, hash_text};
-use crate::steps::Op;
+use crate::steps::{Op, stated};
 use crate::{Level, Problem, Split, Style, Task};
 use std::collections::BTreeSet;
 
@@ -36,10 +39,11 @@ const PROMPTS: [&str; 3] =
 /// Above this a product is not worked out.
 const BIG: i64 = 250;
 
-/// A value that the other numbers may make, and the operation that then ends in the target.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A value that the other numbers may make, the statement that finds it, and the operation that then ends in the target.
+#[derive(Clone, Debug, PartialEq)]
 struct Need {
     value: i64,
+    text: String,
     op: Op,
     /// `last op value` instead of `value op last`.
     swapped: bool,
@@ -47,7 +51,7 @@ struct Need {
 
 impl Need {
     /// The last operation, where `value` stands for what the other numbers make.
-    fn join(self, value: &str, last: i64) -> String {
+    fn join(&self, value: &str, last: i64) -> String {
         if self.swapped {
             format!("{last} {} {value}", self.op)
         } else {
@@ -58,23 +62,24 @@ impl Need {
 
 /// What the others must make so that `last` completes `target`; `target != last`. Divisions only on request.
 fn needs(target: i64, last: i64, divisions: bool) -> Vec<Need> {
-    let need = |value, op, swapped| Need { value, op, swapped };
-    let mut out = if target > last {
-        vec![need(target - last, Op::Add, false)]
-    } else {
-        vec![need(last - target, Op::Sub, true)]
+    let found = |a: i64, undo: Op, b: i64, op, swapped| {
+        let value = undo.apply(a, b)?;
+        Some(Need { value, text: stated(a, undo, b), op, swapped })
     };
-    out.push(need(target + last, Op::Sub, false));
-    if target % last == 0 {
-        out.push(need(target / last, Op::Mul, false));
-    }
-    if divisions && last % target == 0 {
-        out.push(need(last / target, Op::Div, true));
-    }
+    let mut out = vec![
+        if target > last {
+            found(target, Op::Sub, last, Op::Add, false)
+        } else {
+            found(last, Op::Sub, target, Op::Sub, true)
+        },
+        found(target, Op::Add, last, Op::Sub, false),
+        found(target, Op::Div, last, Op::Mul, false),
+    ];
     if divisions && last > 1 {
-        out.push(need(target * last, Op::Div, false));
+        out.push(found(last, Op::Div, target, Op::Div, true));
+        out.push(found(target, Op::Mul, last, Op::Div, false));
     }
-    out
+    out.into_iter().flatten().collect()
 }
 
 /// What two numbers make, larger operand first.
@@ -108,9 +113,9 @@ fn list_pair(a: i64, b: i64, needed: &[i64], limit: i64) -> (String, Option<(usi
 }
 
 /// The opening of a try: what to look for.
-fn opening(target: i64, last: i64, needs: &[Need]) -> String {
-    let ways: Vec<String> = needs.iter().map(|n| n.join(&n.value.to_string(), last)).collect();
-    format!("try {last} for {target} : need {} .", ways.join(" or "))
+fn opening(last: i64, needs: &[Need]) -> String {
+    let ways: Vec<&str> = needs.iter().map(|n| n.text.as_str()).collect();
+    format!("try {last} : need {} .", ways.join(" or "))
 }
 
 /// One try of a three-number search: its text and, where it succeeds, the expression.
@@ -126,9 +131,9 @@ fn attempt(target: i64, last: i64, a: i64, b: i64) -> (String, Option<String>) {
     }
     let needed: Vec<i64> = needs_now.iter().map(|n| n.value).collect();
     let (list, met) = list_pair(a, b, &needed, BIG.max(target + last));
-    let text = format!("{} {list}", opening(target, last, &needs_now));
+    let text = format!("{} {list}", opening(last, &needs_now));
     let Some((which, op)) = met else { return (text + " .", None) };
-    let need = needs_now[which];
+    let need = &needs_now[which];
     let check = format!("{} = {target}", need.join(&need.value.to_string(), last));
     let expression = need.join(&format!("( {} {op} {} )", a.max(b), a.min(b)), last);
     (format!("{text} , {check} ."), Some(expression))
@@ -182,7 +187,7 @@ fn endings(numbers: &[i64], target: i64) -> Vec<(usize, Found)> {
         for need in needs(target, last, true) {
             if let Some((_, (text, inner))) = endings(&rest, need.value).into_iter().next() {
                 let check = format!("{} = {target}", need.join(&need.value.to_string(), last));
-                let text = format!("{} {text} {check} .", opening(target, last, &[need]));
+                let text = format!("{} {text} {check} .", opening(last, std::slice::from_ref(&need)));
                 out.push((i, (text, need.join(&format!("( {inner} )"), last))));
                 break;
             }
@@ -290,13 +295,13 @@ mod tests {
         let (text, none) = attempt(46, 25, 22, 4);
         assert_eq!(
             text,
-            "try 25 for 46 : need 21 + 25 or 71 - 25 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no ."
+            "try 25 : need 46 - 25 = 21 or 46 + 25 = 71 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no ."
         );
         assert!(none.is_none());
         let (text, expression) = attempt(46, 22, 6, 4);
         assert_eq!(
             text,
-            "try 22 for 46 : need 24 + 22 or 68 - 22 . 6 + 4 = 10 , 6 - 4 = 2 , 6 * 4 = 24 yes , 24 + 22 = 46 ."
+            "try 22 : need 46 - 22 = 24 or 46 + 22 = 68 . 6 + 4 = 10 , 6 - 4 = 2 , 6 * 4 = 24 yes , 24 + 22 = 46 ."
         );
         assert_eq!(expression.unwrap(), "( 6 * 4 ) + 22");
     }

@@ -58,6 +58,11 @@ pub trait Verifier: Send + Sync {
     fn score_batch(&self, items: &[(&Problem, &str)]) -> Vec<Verdict> {
         items.iter().map(|(problem, completion)| self.score(problem, completion)).collect()
     }
+
+    /// Answers that could not be judged so far, which scored zero, and what went wrong with them.
+    fn failures(&self) -> Option<(u64, String)> {
+        None
+    }
 }
 
 type Make = fn() -> Box<dyn Verifier>;

@@ -251,7 +251,7 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
     }
     let (d_gate_up, hidden) = (gate_up, d_hidden);
     {
-        let mut grads = params.grads_mut();
+        let mut grads = params.grads();
         let down: Vec<Product> = bank
             .iter()
             .enumerate()

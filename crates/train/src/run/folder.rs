@@ -28,7 +28,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates the folder of a run, or opens the folder of this very run to go on with it.
+    /// Takes a new or empty folder, or that of this very run to go on with it. A new one stays free for any recipe until
+    /// it is claimed.
     pub fn open(dir: &Path, recipe: &Recipe) -> Result<Self, RunError> {
         fs::create_dir_all(dir).map_err(RunError::io("create", dir))?;
         let lock = lock(dir)?;
@@ -51,7 +52,6 @@ impl RunFolder {
                 if foreign {
                     return Err(RunError::Foreign { path: dir.to_path_buf() });
                 }
-                write_atomic(&path, resolved.as_bytes())?;
             }
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
                 return Err(RunError::Damaged { path, message: "it is not UTF-8 text".into() });
@@ -59,6 +59,12 @@ impl RunFolder {
             Err(error) => return Err(RunError::io("read", &path)(error)),
         }
         Ok(RunFolder { dir: dir.to_path_buf(), _lock: lock })
+    }
+
+    /// Writes the recipe, unless it is there: from now on the folder is of this run.
+    pub fn claim(&self, recipe: &Recipe) -> Result<(), RunError> {
+        let path = self.dir.join(RECIPE);
+        if path.exists() { Ok(()) } else { write_atomic(&path, recipe.resolved_toml().as_bytes()) }
     }
 
     /// The folder.

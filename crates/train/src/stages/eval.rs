@@ -28,9 +28,9 @@ pub(super) fn run(ctx: &Context, s: &EvalStage) -> Result<StageResult, TrainErro
             seed: ctx.recipe.seed,
         };
         let counts = tensor::operations::counts();
-        let e = match evaluate(&model, &tokenizer, &problems, source.verifier(), &settings, &|| {
-            !ctx.reporter.stop()
-        }) {
+        let reporter = ctx.reporter;
+        let keep_going = || !reporter.stop();
+        let e = match evaluate(&model, &tokenizer, &problems, source.verifier(), &settings, &keep_going) {
             Err(EvaluateError::Stopped) => return Err(TrainError::Interrupted),
             other => other?,
         };

@@ -73,6 +73,20 @@ pub struct Stats {
     pub nonsense: u64,
 }
 
+impl Stats {
+    /// Answers that could not be had, and so scored zero.
+    pub fn failed(&self) -> u64 {
+        self.crashes + self.timeouts + self.nonsense
+    }
+}
+
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Stats { crashes, timeouts, nonsense, .. } = self;
+        write!(f, "{crashes} crashes, {timeouts} time-outs, {nonsense} answers that were none")
+    }
+}
+
 /// A running external command: a verifier, and a source of problems.
 pub struct ExternalVerifier {
     command: Command,
@@ -209,6 +223,11 @@ impl Verifier for ExternalVerifier {
             return Verdict::wrong("there is not exactly one answer after the reasoning");
         }
         self.ask(problem, completion, answer).unwrap_or_else(|failure| Verdict::wrong(failure.to_string()))
+    }
+
+    fn failures(&self) -> Option<(u64, String)> {
+        let stats = self.stats();
+        (stats.failed() > 0).then(|| (stats.failed(), format!("of {} asked: {stats}", stats.asked)))
     }
 
     /// One thread for each worker; verdicts come back in the order of `items`.
