@@ -15,8 +15,8 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Threads to use (default: all cores).
-    #[arg(long, global = true)]
-    threads: Option<usize>,
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
 }
 
 #[derive(Subcommand)]
@@ -43,7 +43,7 @@ enum Command {
 fn main() {
     let cli = Cli::parse();
     if let Some(n) = cli.threads {
-        tensor::threads::set_threads(n);
+        tensor::threads::set_threads(n.into());
     }
     let result = match cli.command {
         Command::Launch(a) => commands::run::launch(&a),

@@ -50,7 +50,7 @@ pub fn json_line(value: &impl serde::Serialize) -> Result<()> {
 pub fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(|c| c.to_string()) {
-        if text.is_empty() {
+        if text.is_empty() || cause.contains(&text) {
             text = cause;
         } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");

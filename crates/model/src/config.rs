@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use thiserror::Error;
 
+use keys::Keys;
+
 pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, RopeTablesSpec, YarnScaling};
 pub use tensors::{TensorKind, TensorSpec, tensor_specs};
 
@@ -215,6 +217,14 @@ pub enum ConfigError {
         /// What it should hold.
         expected: String,
     },
+    /// A key that means nothing, in a configuration written by hand.
+    #[error("there is no key `{key}`: did you mean `{nearest}`?")]
+    Unknown {
+        /// The key.
+        key: String,
+        /// The known key that is most like it.
+        nearest: String,
+    },
     /// A key holds something that is malformed, out of range or not implemented.
     #[error("config key `{key}` is {found}, but {supported}")]
     Unsupported {
@@ -253,7 +263,18 @@ impl ModelConfig {
 
     /// Reads a configuration from parsed JSON and [validates](Self::validate) it.
     pub fn from_value(value: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = read::config(value)?;
+        let config = read::config(&Keys::of(value)?)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The same for a configuration that a person wrote: a key that means nothing here is refused.
+    pub fn from_recipe(value: &serde_json::Value) -> Result<Self, ConfigError> {
+        let keys = Keys::of(value)?;
+        let config = read::config(&keys)?;
+        // Known by `architectures` where both are there.
+        keys.get("model_type");
+        keys.refuse_unasked()?;
         config.validate()?;
         Ok(config)
     }

@@ -139,8 +139,12 @@ impl Model {
         let mut model = Model::zeros(folder.config);
         let places: Vec<Weight> = model.params.list().iter().map(|p| p.weight).collect();
         let data = model.params.data_mut();
-        for (spec, w) in specs.iter().zip(places) {
-            folder.weights.read_f32(&spec.name, &spec.shape, &mut data[w.offset..w.offset + w.len()])?;
+        for (spec, w) in specs.into_iter().zip(places) {
+            let to = &mut data[w.offset..w.offset + w.len()];
+            folder.weights.read_f32(&spec.name, &spec.shape, to)?;
+            if let Some(index) = to.iter().position(|x| !x.is_finite()) {
+                return Err(FileError::NotFinite { name: spec.name, index, value: to[index] });
+            }
         }
         Ok(model)
     }

@@ -92,8 +92,14 @@ impl Context<'_> {
 
     /// A model of `[models]` with random weights, for a tokenizer.
     pub fn fresh_model(&self, name: &str, tokenizer: &Tokenizer) -> Result<Model, TrainError> {
-        let config =
-            fresh_config(self.recipe, name, tokenizer.vocab_size(), tokenizer.eos_id(), tokenizer.pad_id())?;
+        let tokens = tokenizer.vocab_size();
+        let config = fresh_config(self.recipe, name, tokens, tokenizer.eos_id(), tokenizer.pad_id())?;
+        if tokens > config.vocab_size() {
+            return Err(TrainError::Recipe(format!(
+                "models.{name}: vocab_size is {}, but the tokenizer has {tokens} ids: leave it out, or raise it",
+                config.vocab_size()
+            )));
+        }
         let mut model = Model::random(config, self.recipe.seed);
         model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
         Ok(model)
@@ -148,7 +154,7 @@ pub fn fresh_config(
         config["pad_token_id"] = pad.into();
     }
     merge(&mut config, &stated);
-    ModelConfig::from_value(&config).map_err(|source| TrainError::Config { name: name.to_owned(), source })
+    ModelConfig::from_recipe(&config).map_err(|source| TrainError::Config { name: name.to_owned(), source })
 }
 
 fn merge(into: &mut Value, from: &Value) {

@@ -79,8 +79,7 @@ impl Learner {
 
     /// Takes a loss into the usual one.
     pub fn saw_loss(&mut self, loss: f64) {
-        self.usual_loss =
-            if self.usual_loss.is_finite() { 0.95 * self.usual_loss + 0.05 * loss } else { loss };
+        self.usual_loss = if self.usual_loss.is_finite() { 0.8 * self.usual_loss + 0.2 * loss } else { loss };
     }
 
     fn save(

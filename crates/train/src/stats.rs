@@ -134,7 +134,9 @@ fn ratio(
     baseline: &[f64],
     resample: impl Fn(&mut Random, &mut dyn FnMut(usize, usize)),
 ) -> Estimate {
-    if numerator.is_empty() || baseline.is_empty() {
+    let nothing = |values: &[f64]| values.iter().all(|v| *v == 0.0);
+    if numerator.is_empty() || baseline.is_empty() || nothing(numerator) && nothing(baseline) {
+        // Nothing is known of the ratio.
         return Estimate { value: 1.0, low: 0.0, high: f64::MAX };
     }
     let counts = (numerator.len() as f64, baseline.len() as f64);

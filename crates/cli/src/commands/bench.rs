@@ -22,8 +22,18 @@ use train::step::{Batch, StepOptions, train_step};
 use super::ranges;
 use crate::output::{Output, peak_memory_bytes};
 
+const EXAMPLES: &str = "\
+Examples:
+  shoestring bench gemm
+  shoestring bench train --config bench/moe.json --batch 16 --seq 256 --steps 5 --json
+  shoestring bench generate --config my-model --prompts 64 --prompt-len 64 --max-new 64
+
+Models have random weights; only their config.json is read. `ceiling_share` is the share of the machine's matrix product
+that the counted operations reached. Close other programs, and compare what was measured in the same minutes.";
+
 /// What to measure.
 #[derive(Subcommand)]
+#[command(after_help = EXAMPLES)]
 pub enum Bench {
     /// The matrix product on several shapes: the machine's ceiling.
     Gemm {

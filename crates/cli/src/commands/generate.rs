@@ -65,7 +65,7 @@ pub struct Generate {
 /// How tokens are chosen.
 #[derive(Args)]
 pub struct SamplingArgs {
-    /// Divides the logits; 0 takes the most likely token (default: generation_config.json's, else 1).
+    /// Divides the logits; 0 takes the most likely token (default: generation_config.json's, else 1; in a chat 0.6).
     #[arg(long, value_name = "T", value_parser = ranges::temperature, allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Only the K most likely tokens; 0 for all (default: generation_config.json's, else 0).

@@ -11,6 +11,11 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A token id, with or without blanks around it.
+pub fn token_id(text: &str) -> Result<u32, String> {
+    text.trim().parse().map_err(|_| "expected token ids such as 1,2,3".to_owned())
+}
+
 /// A temperature.
 pub fn temperature(text: &str) -> Result<f32, String> {
     within(text, 0.0, 100.0)

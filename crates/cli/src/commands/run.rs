@@ -16,8 +16,28 @@ use crate::progress::Terminal;
 const LAUNCH: &str = include_str!("../../../../recipes/launch.toml");
 const QUICK: &str = include_str!("../../../../recipes/quick.toml");
 
+const LAUNCH_EXAMPLES: &str = "\
+Examples:
+  shoestring launch                           # into runs/launch, from nothing to a model to talk to
+  shoestring launch --quick                   # the same stages in a few minutes, on easier problems
+  shoestring launch --set seed=2 --out second # another seed, another folder
+
+Ctrl-C saves, and the same command goes on, to the bit. The recipe is inside the program; `recipes/launch.toml` is its
+text. What comes out: a folder for each stage, each a Hugging Face model folder, metrics.jsonl, TensorBoard events,
+report.html and report.json.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  shoestring run recipes/launch.toml --dry-run                  # all settings stated, and what they would take
+  shoestring run recipes/smoke.toml                             # every stage in a minute, to see that all works
+  shoestring run mine.toml --set stage.grpo.steps=50 --out try2
+
+A setting of a stage is `stage.NAME.KEY`, that of a model `models.NAME.KEY`. A key that does not exist is refused, with
+the nearest one that does. A run folder belongs to one recipe: with another, name another folder.";
+
 /// `launch`
 #[derive(Args)]
+#[command(after_help = LAUNCH_EXAMPLES)]
 pub struct Launch {
     /// Where the run goes; run the same command again to resume it.
     #[arg(long, default_value = "runs/launch")]
@@ -32,6 +52,7 @@ pub struct Launch {
 
 /// `run`
 #[derive(Args)]
+#[command(after_help = RUN_EXAMPLES)]
 pub struct Run {
     /// The recipe, a TOML file (see recipes/ for examples).
     recipe: PathBuf,

@@ -10,6 +10,7 @@ use model::{Model, PassOptions, whole};
 use serde::Serialize;
 use tensor::{Buf, Tape, Tensor, ops};
 
+use super::ranges;
 use crate::model_files::{Loaded, open_model, reserve};
 use crate::output::{json_line, line};
 
@@ -34,6 +35,7 @@ pub struct Score {
         long,
         value_name = "1,2,3",
         value_delimiter = ',',
+        value_parser = ranges::token_id,
         required_unless_present = "text",
         conflicts_with = "text"
     )]

@@ -27,7 +27,7 @@ fn requests() -> Vec<Request> {
         .enumerate()
         .map(|(i, &n)| Request {
             prompt: (0..n).map(|_| rng.below(61) as u32).collect(),
-            samples: 1 + i % 3,
+            samples: 2 + 2 * (i % 3),
             max_new: 5 + 40 * (i % 2),
             sampling: Sampling::default(),
             stop_tokens: vec![7],
@@ -49,6 +49,8 @@ fn log_probs_equal_the_trainers_bit_for_bit() {
             let mut engine = Engine::new(&model, Some(Limits { sequences, rows }));
             let results = engine.run(&requests, |_| true).expect("valid requests");
             assert!(engine.lanes.iter().all(|l| l.pages.used() == 0), "all pages are free at the end");
+            let lanes = if n == 2 { 2 } else { 1 };
+            assert_eq!(engine.lanes.len(), lanes, "a lane for each thread where there are sequences enough");
             assert_eq!(
                 first.get_or_insert_with(|| results.clone()),
                 &results,

@@ -1,5 +1,8 @@
 //! Typed access to the keys of a JSON object, with errors that name the key.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::ConfigError;
@@ -8,13 +11,15 @@ use super::ConfigError;
 pub(crate) struct Keys<'a> {
     pub(crate) prefix: &'static str,
     pub(crate) map: &'a Map<String, Value>,
+    /// Every key that was asked for: what the reader knows.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Keys<'a> {
     /// The keys of a whole file.
     pub(crate) fn of(value: &'a Value) -> Result<Self, ConfigError> {
         let found = match value {
-            Value::Object(map) => return Ok(Keys { prefix: "", map }),
+            Value::Object(map) => return Ok(Keys { prefix: "", map, asked: RefCell::default() }),
             Value::Array(_) => "array",
             Value::String(_) => "string",
             Value::Null => "null",
@@ -25,7 +30,19 @@ impl<'a> Keys<'a> {
 
     /// The value of a key; JSON's null counts as absent.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        if !self.asked.borrow().contains(key) {
+            self.asked.borrow_mut().insert(key.to_owned());
+        }
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Refuses keys that nothing has asked for: where a person writes the configuration, such a key is a slip.
+    pub(crate) fn refuse_unasked(&self) -> Result<(), ConfigError> {
+        let asked = self.asked.borrow();
+        let Some(key) = self.map.keys().find(|key| !asked.contains(*key)) else { return Ok(()) };
+        let alike = |known: &&String| (strsim::jaro_winkler(key, known) * 1e6) as u64;
+        let nearest = asked.iter().max_by_key(alike).cloned().unwrap_or_default();
+        Err(ConfigError::Unknown { key: self.path(key), nearest })
     }
 
     pub(crate) fn path(&self, key: &str) -> String {
@@ -105,7 +122,7 @@ impl<'a> Keys<'a> {
     ) -> Result<Option<Keys<'a>>, ConfigError> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Keys { prefix, map })),
+            Some(Value::Object(map)) => Ok(Some(Keys { prefix, map, asked: RefCell::default() })),
             Some(value) => Err(self.wrong(key, value, "must be an object")),
         }
     }

@@ -12,9 +12,8 @@ const ARCHITECTURES: &str = "supported are DeepseekV3ForCausalLM (deepseek_v3), 
     (llama), Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
 const ROPE_TYPES: &str = "supported are default, linear, yarn and llama3";
 
-pub(super) fn config(value: &Value) -> Result<ModelConfig, ConfigError> {
-    let keys = Keys::of(value)?;
-    let model_type = architecture(&keys)?;
+pub(super) fn config(keys: &Keys) -> Result<ModelConfig, ConfigError> {
+    let model_type = architecture(keys)?;
 
     let no_quantization = "only unquantized weights (f32, bf16, f16) are supported";
     keys.only("quantization_config", &[], no_quantization)?;
@@ -26,10 +25,10 @@ pub(super) fn config(value: &Value) -> Result<ModelConfig, ConfigError> {
     keys.only("partial_rotary_factor", &full, partial)?;
 
     Ok(match model_type {
-        "deepseek_v3" => ModelConfig::Deepseek(deepseek(&keys)?),
-        "llama" => ModelConfig::Dense(dense(&keys, DenseFamily::Llama)?),
-        "qwen2" => ModelConfig::Dense(dense(&keys, DenseFamily::Qwen2)?),
-        _ => ModelConfig::Dense(dense(&keys, DenseFamily::Qwen3)?),
+        "deepseek_v3" => ModelConfig::Deepseek(deepseek(keys)?),
+        "llama" => ModelConfig::Dense(dense(keys, DenseFamily::Llama)?),
+        "qwen2" => ModelConfig::Dense(dense(keys, DenseFamily::Qwen2)?),
+        _ => ModelConfig::Dense(dense(keys, DenseFamily::Qwen3)?),
     })
 }
 

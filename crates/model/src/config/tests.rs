@@ -258,3 +258,20 @@ proptest! {
         let _ = ModelConfig::from_json(&text);
     }
 }
+
+/// A slip in a recipe is named; the files of others may say more than is read.
+#[test]
+fn only_recipes_are_refused_for_a_key_that_means_nothing() {
+    let mut value = json!({
+        "model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    });
+    assert!(ModelConfig::from_recipe(&value).is_ok());
+    value["hidden_sizee"] = 3.into();
+    let message = ModelConfig::from_recipe(&value).unwrap_err().to_string();
+    assert!(
+        message.contains("`hidden_sizee`") && message.contains("did you mean `hidden_size`?"),
+        "{message}"
+    );
+    assert!(ModelConfig::from_value(&value).is_ok());
+}

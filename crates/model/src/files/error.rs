@@ -106,8 +106,8 @@ pub enum FileError {
         /// The tensor.
         name: String,
     },
-    /// A tensor to be written holds NaN or infinity; nothing was written.
-    #[error("tensor `{name}` holds {value} at element {index}; such weights are never written")]
+    /// A tensor holds NaN or infinity: it was not written, or is not used.
+    #[error("tensor `{name}` holds {value} at element {index}: such weights are neither written nor read")]
     NotFinite {
         /// The tensor.
         name: String,

@@ -113,7 +113,13 @@ pub(super) fn conversations(
 ) -> Result<Vec<Document>, TrainError> {
     let mut docs = Vec::new();
     for (i, c) in read_conversations(path)?.into_iter().enumerate() {
-        let doc: Document = encode_chat(tokenizer, &c.messages)?.into();
+        let place = |what: &dyn std::fmt::Display| {
+            TrainError::Recipe(format!("{}: conversation {}: {what}", path.display(), i + 1))
+        };
+        if !c.messages.iter().any(|m| m.role == "assistant") {
+            return Err(place(&"there is no assistant's turn, so there is nothing to learn"));
+        }
+        let doc: Document = encode_chat(tokenizer, &c.messages).map_err(|e| place(&e))?.into();
         if doc.ids.len() < 2 {
             continue;
         }
