@@ -152,10 +152,11 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
                 (Some(model), _) => ("seq_len", model, s.seq_len),
                 (_, from) => ("seq_len", from.as_ref().unwrap_or(&s.name), s.seq_len),
             },
-            Stage::Sft(s) => ("seq_len", &s.from, s.seq_len),
+            // Of longer worked problems and traces these two say so themselves.
+            Stage::Sft(s) => ("seq_len", &s.from, 0),
             Stage::Grpo(s) => ("max_new", &s.from, s.max_new + 1),
             Stage::Reject(s) => ("max_new", &s.from, s.max_new + 1),
-            Stage::Distill(s) => ("seq_len", &s.student, s.seq_len),
+            Stage::Distill(s) => ("seq_len", &s.student, 0),
         };
         if let Reference::Path(path) = recipe.reference(reference)
             && !path.join("config.json").is_file()

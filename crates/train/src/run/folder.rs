@@ -244,12 +244,20 @@ mod tests {
     #[test]
     fn a_changed_recipe_is_refused_with_the_difference() {
         let dir = tempfile::tempdir().unwrap();
-        drop(RunFolder::open(dir.path(), &recipe(&[])).unwrap());
+        RunFolder::open(dir.path(), &recipe(&[])).unwrap().claim(&recipe(&[])).unwrap();
         let changed = recipe(&["stage.grpo.steps=300", "models.moe.hidden_size=96"]);
         let error = RunFolder::open(dir.path(), &changed).unwrap_err().to_string();
         assert!(error.contains("stage.grpo.steps: 200 → 300"), "{error}");
         assert!(error.contains("models.moe.hidden_size: 64 → 96"), "{error}");
         RunFolder::open(dir.path(), &recipe(&[])).unwrap();
+    }
+
+    /// A recipe that is refused before its first step must not stand in the way of its corrected version.
+    #[test]
+    fn an_unclaimed_folder_is_free_for_any_recipe() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(RunFolder::open(dir.path(), &recipe(&[])).unwrap());
+        RunFolder::open(dir.path(), &recipe(&["stage.grpo.steps=300"])).unwrap();
     }
 
     #[test]

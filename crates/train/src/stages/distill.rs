@@ -29,6 +29,7 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
         _ => ctx.model(&s.student)?,
     };
     let teacher = teacher.0;
+    let seq_len = s.seq_len.min(model.config().max_position_embeddings());
     if teacher.config().vocab_size() != model.config().vocab_size() && s.method != DistillMethod::Traces {
         let what = format!(
             "stage `{}`: teacher and student have different vocabularies; only method = \"traces\" can do that",
@@ -38,7 +39,7 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
     }
     let traces = match (&s.traces, s.method) {
         (Some(stage), DistillMethod::Traces) => {
-            conversations(&tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), s.seq_len)?
+            conversations(&tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), seq_len)?
         }
         _ => Vec::new(),
     };
@@ -105,7 +106,7 @@ fn logits_step(
         let answer = tasks::corpus::completion(&problem, Style::Careful, index);
         let doc: Document =
             encode_chat(&l.tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into();
-        if doc.ids.len() <= s.seq_len + 1 {
+        if doc.ids.len() <= s.seq_len.min(l.model.config().max_position_embeddings()) + 1 {
             tokens += doc.ids.len() - 1;
             docs.push(doc);
         }

@@ -17,11 +17,12 @@ const FIRST_PROBLEM: u64 = 1 << 32;
 
 pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError> {
     let (model, tokenizer) = ctx.model(&s.from)?;
+    let seq_len = s.seq_len.min(model.config().max_position_embeddings());
     let fixed = match &s.data {
         Data::Problems => None,
-        Data::Jsonl { jsonl } => Some(conversations(&tokenizer, jsonl, s.seq_len)?),
+        Data::Jsonl { jsonl } => Some(conversations(&tokenizer, jsonl, seq_len)?),
         Data::Stage { stage } => {
-            Some(conversations(&tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), s.seq_len)?)
+            Some(conversations(&tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), seq_len)?)
         }
     };
     let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
@@ -56,13 +57,13 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
                     Some(all) => nth(all, seed, index).clone(),
                     None => worked(ctx, &l.tokenizer, mix.as_ref(), index, s.hurried_share)?,
                 };
-                if doc.ids.len() > s.seq_len + 1 {
+                if doc.ids.len() > seq_len + 1 {
                     too_long += 1;
                     if too_long > 1000 && docs.is_empty() {
                         return Err(TrainError::TooLong {
                             what: format!("every worked problem of stage `{}`", s.name),
                             tokens: doc.ids.len(),
-                            limit: s.seq_len + 1,
+                            limit: seq_len + 1,
                             remedy: "raise `seq_len`",
                         });
                     }
