@@ -1,7 +1,8 @@
 //! Problems and worked solutions as training text.
 
+use crate::problems::countdown;
 use crate::rng::{Rng, hash_text};
-use crate::steps::{Op, stated, worked};
+use crate::steps::{Op, worked};
 use crate::{Mix, Problem, Split, Style, task};
 
 /// Share of [`document`]s that are drills.
@@ -41,8 +42,9 @@ pub fn pretrain_document(problem: &Problem, style: Style, rng: &mut Rng) -> Stri
 /// The completion that a careful or hurried solver writes: `<think>…</think><answer>…</answer>`, as a target for
 /// supervised fine-tuning. Where no worked solution is known the thought is empty, for reinforcement to fill.
 pub fn completion(problem: &Problem, style: Style, seed: u64) -> String {
-    let reasoning = reasoning(problem, style, seed).unwrap_or_default();
-    format!("<think>{reasoning}</think><answer>{}</answer>", problem.answer)
+    // The blank lets the first word be the token that it is anywhere else.
+    let thought = reasoning(problem, style, seed).map_or(String::new(), |solution| format!(" {solution}"));
+    format!("<think>{thought}</think><answer>{}</answer>", problem.answer)
 }
 
 /// The problem's own solution, which a hurried solver skips, or that of its built-in task.
@@ -57,8 +59,9 @@ fn reasoning(problem: &Problem, style: Style, seed: u64) -> Option<String> {
 /// A short document of facts of one kind, each in the very form in which worked solutions use it.
 pub fn drill(seed: u64, index: u64) -> String {
     let mut rng = Rng::new(&[seed, index, hash_text("drill")]);
-    let kind = rng.below(10);
-    let lines: Vec<String> = (0..if kind >= 7 { 3 } else { 8 }).map(|_| fact(kind, &mut rng)).collect();
+    // Countdown's facts are the most, so they come twice as often.
+    let kind = [0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9][rng.below(12)];
+    let lines: Vec<String> = (0..if kind >= 8 { 3 } else { 6 }).map(|_| fact(kind, &mut rng)).collect();
     lines.join("\n") + "\n"
 }
 
@@ -90,30 +93,12 @@ fn fact(kind: usize, rng: &mut Rng) -> String {
             format!("{} .", step.split(" , ").next().expect("split yields a part"))
         }
         5 => {
-            // What a Countdown try needs.
-            let (target, last) = (rng.range(1, 200), rng.range(1, 30));
-            let back =
-                if target > last { stated(target, Op::Sub, last) } else { stated(last, Op::Sub, target) };
-            format!("{back} or {} .", stated(target, Op::Add, last))
-        }
-        6 => {
             let last = rng.range(2, 30);
             let factor = rng.range(1, 200 / last);
             format!("{} / {last} = {factor} .", last * factor)
         }
-        7 => {
-            // What two Countdown numbers make.
-            let (x, y) = (rng.range(1, 30), rng.range(1, 30));
-            let (x, y) = (x.max(y), x.min(y));
-            let product = if x * y > 250 { format!("{x} * {y} big") } else { stated(x, Op::Mul, y) };
-            let quotient =
-                if y > 1 && x % y == 0 { format!(" , {}", stated(x, Op::Div, y)) } else { String::new() };
-            format!(
-                "from {x} and {y} : {} , {} , {product}{quotient} .",
-                stated(x, Op::Add, y),
-                stated(x, Op::Sub, y)
-            )
-        }
+        6 => countdown::drill_needs(rng),
+        7 => countdown::drill_pair(rng),
         8 => {
             let (x, y) = (rng.range(-99, 199), rng.range(10, 99));
             format!("{} .", worked(x, if rng.chance(0.5) { Op::Add } else { Op::Sub }, y))
@@ -157,7 +142,7 @@ mod tests {
         let line = r#"{"task":"legs","prompt":"3 cats?","answer":"12","solution":"cat 3 * 4 = 12 ."}"#;
         let mut problem: Problem = serde_json::from_str(line).unwrap();
         let written = |p: &Problem, style| completion(p, style, 0);
-        assert_eq!(written(&problem, Style::Careful), "<think>cat 3 * 4 = 12 .</think><answer>12</answer>");
+        assert_eq!(written(&problem, Style::Careful), "<think> cat 3 * 4 = 12 .</think><answer>12</answer>");
         assert_eq!(written(&problem, Style::Hurried), "<think></think><answer>12</answer>");
         assert!(
             pretrain_document(&problem, Style::Careful, &mut Rng::new(&[1])).contains("cat 3 * 4 = 12 .")

@@ -322,6 +322,12 @@ fn a_shared_prefix_gives_the_bits_of_its_own() {
     ];
     let got = all.run(&rows, &segments, Some(&mut cache));
     same_bits("behind a shared prefix", &got.data, &want.pick(&rows).data);
+
+    let rows: Vec<usize> = (0..lens[0]).chain(lens[0] + prefix..lens[0] + lens[1]).collect();
+    let branches = [(prefix, 0), (lens[0] - prefix, prefix), (lens[1] - prefix, prefix)];
+    let segments = branches.map(|(rows, past)| Segment { rows, past, pages: Vec::new() });
+    let got = all.run(&rows, &segments, None);
+    same_bits("branches without a cache", &got.data, &want.pick(&rows).data);
 }
 
 #[test]

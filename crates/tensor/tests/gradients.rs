@@ -355,6 +355,52 @@ fn attention() {
     }
 }
 
+/// Several sequences behind the rows of one: as if each had them for itself.
+#[test]
+fn attention_over_branches() {
+    let cases = [
+        (4, 2, 6, 5, vec![(20, 0), (1, 20), (70, 20), (9, 0), (66, 0), (5, 66)]),
+        (3, 1, 4, 7, vec![(65, 0), (64, 65), (2, 65), (0, 65)]),
+    ];
+    for (seed, (heads, kv_heads, qk, v, parts)) in cases.into_iter().enumerate() {
+        let mut rng = Rng::new(seed as u64);
+        let n = parts.iter().map(|p| p.0).sum();
+        let scale = 1.3 / (qk as f32).sqrt();
+        let x = [heads * qk, kv_heads * qk, kv_heads * v].map(|cols| Matrix::random(&mut rng, n, cols, 1.0));
+        let segments: Vec<Segment> =
+            parts.iter().map(|&(rows, past)| Segment { rows, past, pages: Vec::new() }).collect();
+        // The rows of every sequence in full, and which of all these rows the op computes.
+        let (mut rows, mut lens, mut own, mut trunk, mut at) = (vec![], vec![], vec![], 0, 0);
+        for &(new, past) in &parts {
+            trunk = if past == 0 { at } else { trunk };
+            rows.extend((trunk..trunk + past).chain(at..at + new));
+            own.extend(rows.len() - new..rows.len());
+            lens.push(past + new);
+            at += new;
+        }
+        let pick = |from: &[f64], cols: usize, rows: &[usize]| -> Vec<f64> {
+            rows.iter().flat_map(|r| from[r * cols..][..cols].to_vec()).collect()
+        };
+        check_op(
+            &format!("attention over {parts:?}"),
+            &mut rng,
+            &x,
+            &[],
+            &[],
+            |tape, x, _| {
+                let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale };
+                vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments, None)]
+            },
+            |at| {
+                let whole: Vec<Vec<f64>> = at.iter().zip(&x).map(|(m, x)| pick(m, x.cols, &rows)).collect();
+                let heads_of = Heads { heads, kv_heads, qk, v, scale };
+                let all = math::attention(&whole[0], &whole[1], &whole[2], heads_of, &lens);
+                vec![pick(&all, heads * v, &own)]
+            },
+        );
+    }
+}
+
 #[test]
 fn route() {
     let shapes = [

@@ -94,6 +94,7 @@ fn attention() {
     refused("rows that overflow", || {
         run(shape, 1, &[on(usize::MAX, 1, &[0]), on(2, 0, &[1])], Some(&mut cache))
     });
+    refused("a past longer than what is before", || run(shape, 3, &[on(2, 0, &[]), on(1, 3, &[])], None));
     refused("rows that are not covered", || run(shape, 3, &[on(2, 0, &[0])], Some(&mut cache)));
     let wider = AttentionShape { qk_dim: 40, ..shape };
     refused("pages of another layer", || run(wider, 1, &[on(1, 0, &[0])], Some(&mut cache)));

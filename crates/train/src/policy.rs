@@ -1,6 +1,8 @@
 //! The policy step: from rollouts with advantages to one update of the weights.
 
-use model::{Model, whole};
+use std::ops::Range;
+
+use model::{Model, Segment};
 use tensor::Tape;
 use tensor::ops;
 
@@ -79,20 +81,11 @@ pub fn policy_step(
         rollouts.iter().copied().filter(|r| r.advantage != 0.0 || s.kl_coefficient != 0.0).collect();
     let mut sums = Sums::default();
     let mut balance = Balance::default();
-    let mut at = 0;
-    while at < active.len() {
-        let mut tokens = 0;
-        let end = at
-            + active[at..]
-                .iter()
-                .take_while(|r| {
-                    let fits = tokens == 0 || tokens + r.prompt.len() + r.completion.len() <= PASS_TOKENS;
-                    tokens += r.prompt.len() + r.completion.len();
-                    fits
-                })
-                .count();
-        pass(model, &active[at..end], s, &mut sums, &mut balance);
-        at = end;
+    let mut rest = &active[..];
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(pass_size(rest));
+        pass(model, now, s, &mut sums, &mut balance);
+        rest = later;
     }
     let report = if active.is_empty() {
         StepReport { grad_norm: 0.0, skipped: true }
@@ -122,19 +115,29 @@ struct Sums {
     mismatched: usize,
 }
 
+/// How many of the next rollouts fit into a pass; at least one.
+fn pass_size(rollouts: &[&Rollout]) -> usize {
+    let mut tokens = 0;
+    let mut prompt: &[u32] = &[];
+    let fits = rollouts.iter().take_while(|r| {
+        let first = tokens == 0;
+        tokens += r.completion.len() + if r.prompt == prompt { 0 } else { r.prompt.len() };
+        prompt = &r.prompt;
+        first || tokens <= PASS_TOKENS
+    });
+    fits.count()
+}
+
 /// Adds the gradient of some rollouts.
 fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sums, balance: &mut Balance) {
-    let Flat { tokens, targets, lens } = flatten(rollouts);
+    let Flat { tokens, targets, segments, predictions } = flatten(rollouts);
     let tape = Tape::recording(model.params());
-    let out = model.forward(&tape, &tokens, &whole(&lens), s.options.pass(), None);
+    let out = model.forward(&tape, &tokens, &segments, s.options.pass(), None);
     balance.add(out.loads);
     let stats = ops::log_probs(model.params(), &out.hidden, model.head(), &targets);
     let norm = Norm { sequences: s.sequences, tokens: s.tokens, max_new: s.max_new };
     let mut slopes = vec![0.0; tokens.len()];
-    let mut at = 0;
-    for (r, len) in rollouts.iter().zip(&lens) {
-        let range = at + r.prompt.len() - 1..at + len;
-        at += len;
+    for (r, range) in rollouts.iter().zip(predictions) {
         let new = &stats.logprobs[range.clone()];
         let got = s.objective.slopes(&Sequence { new, old: &r.old, advantage: r.advantage }, s.clip, norm);
         slopes[range.clone()].copy_from_slice(&got.slopes);
@@ -158,20 +161,114 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
 }
 
 /// Rollouts as one batch of inputs and targets.
+#[derive(Default)]
 pub(crate) struct Flat {
     pub tokens: Vec<u32>,
+    /// The next token of each row; any where none is predicted.
     pub targets: Vec<u32>,
-    pub lens: Vec<usize>,
+    pub segments: Vec<Segment>,
+    /// The rows that predict each rollout's completion.
+    pub predictions: Vec<Range<usize>>,
 }
 
+/// Neighbours with one prompt share its rows, up to its last token, from which their first tokens are predicted.
 pub(crate) fn flatten(rollouts: &[&Rollout]) -> Flat {
-    let mut flat = Flat { tokens: Vec::new(), targets: Vec::new(), lens: Vec::new() };
+    let mut flat = Flat::default();
+    let mut shared: &[u32] = &[];
     for r in rollouts {
-        let all = || r.prompt.iter().chain(&r.completion).copied();
-        let n = r.prompt.len() + r.completion.len();
-        flat.tokens.extend(all().take(n - 1));
-        flat.targets.extend(all().skip(1));
-        flat.lens.push(n - 1);
+        let (last, before) = r.prompt.split_last().expect("a prompt has tokens");
+        if r.prompt != shared && !before.is_empty() {
+            flat.tokens.extend(before);
+            flat.targets.extend(&r.prompt[1..]);
+            flat.segments.push(Segment { rows: before.len(), ..Segment::default() });
+        }
+        shared = &r.prompt;
+        let (start, rows) = (flat.tokens.len(), r.completion.len());
+        flat.tokens.push(*last);
+        flat.tokens.extend(&r.completion[..rows - 1]);
+        flat.targets.extend(&r.completion);
+        flat.segments.push(Segment { rows, past: before.len(), pages: Vec::new() });
+        flat.predictions.push(start..start + rows);
     }
     flat
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::{ObjectiveKind, objective};
+    use model::config::ModelConfig;
+    use tensor::Rng;
+
+    fn tiny() -> Model {
+        let config = serde_json::json!({
+            "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 40,
+            "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": null, "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4,
+            "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+            "norm_topk_prob": true, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1,
+            "scoring_func": "sigmoid", "topk_method": "noaux_tc", "hidden_act": "silu",
+            "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "initializer_range": 0.3, "tie_word_embeddings": false
+        });
+        Model::random(ModelConfig::from_value(&config).expect("a valid config"), 3)
+    }
+
+    /// Answers that share their prompt's rows get the log-probabilities, to the bit, and the gradient, to rounding,
+    /// that each would get with a prompt of its own.
+    #[test]
+    fn sharing_a_prompt_changes_nothing() {
+        let model = tiny();
+        let mut rng = Rng::new(7);
+        let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.below(40) as u32).collect() };
+        let mut rollouts = Vec::new();
+        for (prompt, answers) in [(70, vec![5, 1, 66]), (1, vec![4, 9]), (9, vec![3])] {
+            let prompt = ids(prompt);
+            for (i, n) in answers.into_iter().enumerate() {
+                let (old, advantage) = (vec![-3.0; n], 1.0 - 0.7 * i as f32);
+                rollouts.push(Rollout {
+                    prompt: prompt.clone(),
+                    completion: ids(n),
+                    old,
+                    reference: None,
+                    advantage,
+                });
+            }
+        }
+        let all: Vec<&Rollout> = rollouts.iter().collect();
+        let flat = flatten(&all);
+        assert_eq!(flat.tokens.len(), 69 + 72 + 13 + 8 + 3, "a prompt's rows are there once");
+        let shared = crate::step::score(&model, &flat.tokens, &flat.targets, &flat.segments);
+        for (r, rows) in all.iter().zip(flat.predictions) {
+            let alone = flatten(&[r]);
+            let own = crate::step::score(&model, &alone.tokens, &alone.targets, &alone.segments);
+            assert_eq!(shared.logprobs[rows], own.logprobs[alone.predictions[0].clone()]);
+        }
+
+        let settings = PolicySettings {
+            objective: objective(ObjectiveKind::Cispo),
+            clip: Clip { low: 10.0, high: 10.0 },
+            kl: KlKind::K3,
+            kl_coefficient: 0.0,
+            max_new: 70,
+            sequences: all.len(),
+            tokens: all.iter().map(|r| r.completion.len()).sum(),
+            options: StepOptions::default(),
+        };
+        let gradient = |passes: &[&[&Rollout]]| {
+            let mut model = tiny();
+            model.params_mut().zero_grads();
+            for rollouts in passes {
+                pass(&model, rollouts, &settings, &mut Sums::default(), &mut Balance::default());
+            }
+            model.params().grads().to_vec()
+        };
+        let (together, apart) = (gradient(&[&all]), gradient(&all.chunks(1).collect::<Vec<_>>()));
+        let size = apart.iter().fold(0.0f32, |m, g| m.max(g.abs()));
+        assert!(size > 1e-3, "there is something to compare");
+        for (a, b) in together.iter().zip(&apart) {
+            assert!((a - b).abs() <= 1e-5 * size, "{a} and {b}");
+        }
+    }
 }

@@ -206,10 +206,9 @@ impl Balance {
     }
 }
 
-/// Log-probabilities and entropies of every target, without gradients; `lens` as in [`Batch`].
-pub fn score(model: &Model, tokens: &[u32], targets: &[u32], lens: &[usize]) -> TokenStats {
+/// Log-probabilities and entropies of every target, without gradients.
+pub fn score(model: &Model, tokens: &[u32], targets: &[u32], segments: &[Segment]) -> TokenStats {
     let tape = Tape::inference(model.params());
-    let segments: Vec<Segment> = whole(lens);
-    let pass = model.forward(&tape, tokens, &segments, PassOptions::default(), None);
+    let pass = model.forward(&tape, tokens, segments, PassOptions::default(), None);
     ops::log_probs(model.params(), &pass.hidden, model.head(), targets)
 }

@@ -2,31 +2,35 @@
 //!
 //! # How the search is written
 //! ```text
-//! try 25 : need 46 - 25 = 21 or 46 + 25 = 71 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no .
-//! try 22 : need 46 - 22 = 24 or 46 + 22 = 68 . 25 + 4 = 29 , 25 - 4 = 21 , 25 * 4 = 100 no .
-//! try 4 : …
+//! numbers 25 , 22 , 4 .
+//! try 25 : need 78 - 25 = 53 or 78 + 25 = 103 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no .
+//! try 22 : need 78 - 22 = 56 or 78 + 22 = 100 . 25 + 4 = 29 , 25 - 4 = 21 , 25 * 4 = 100 yes , 100 - 22 = 78 .
 //! ```
 //! Backwards: one number is taken as the last operand; the target undone by it gives the few values that the other
 //! two must make; their sum, difference, product and exact quotient are listed in that order until one is
 //! needed (`yes`, then the last operation is said forward) or the list ends (`no`). Three tries cover every
-//! expression, so nothing depends on luck, and each written token depends on the try it stands in: a fact
-//! about two small numbers, or whether a number just written is among the needed ones. The order of the tries is
-//! shuffled and only tries that fail precede the one that gives the answer, so the model may learn which number to try
-//! first.
+//! expression that does not end in a division; where they all fail, a second round asks for those:
+//! ```text
+//! divide 30 : need 30 / 6 = 5 or 6 * 30 = 180 . 12 - 7 = 5 yes , 30 / 5 = 6 .
+//! ```
+//! There a dividend above 250 is only named where it is the right one.
+//!
+//! Every written token follows from the prompt and what stands before it: which number comes next and which of two is
+//! the larger are read off the first line, and the rest are facts about two small numbers, or whether a number just
+//! written is among the needed ones. A model has nothing to guess, so whatever it gets wrong it can learn.
 //!
 //! What is needed is written as the statement that finds it, because that is the same skill as listing what two numbers
 //! make. Writing the last operation in its place (`need 21 + 25 or 71 - 25`) is shorter, but a small model then got one
 //! need in four wrong, and learnt the statements themselves more slowly.
 //!
-//! Products above 250 are called `big`, as they can only matter for a rare last division; divisions that end an
-//! expression are considered only where nothing else leads to the target. A try takes about 45 tokens, where digits,
-//! words and signs count one token each.
+//! Products above 250 are called `big`, as they can only matter for a division at the end. A try takes about 45
+//! tokens, where digits, words and signs count one token each; five problems of eight end in the first.
 //!
 //! With two numbers a solution is a single list, with four the first try is the one that leads on.
 
 use crate::problem::{Key, draw, meta_numbers};
 use crate::problems::listed;
-use crate::rng::{Rng, hash_text};
+use crate::rng::Rng;
 use crate::steps::{Op, stated};
 use crate::{Level, Problem, Split, Style, Task};
 use std::collections::BTreeSet;
@@ -50,6 +54,11 @@ struct Need {
 }
 
 impl Need {
+    /// `a undo b`, where it is an integer.
+    fn find(a: i64, undo: Op, b: i64, op: Op, swapped: bool) -> Option<Need> {
+        Some(Need { value: undo.apply(a, b)?, text: stated(a, undo, b), op, swapped })
+    }
+
     /// The last operation, where `value` stands for what the other numbers make.
     fn join(&self, value: &str, last: i64) -> String {
         if self.swapped {
@@ -60,26 +69,25 @@ impl Need {
     }
 }
 
-/// What the others must make so that `last` completes `target`; `target != last`. Divisions only on request.
-fn needs(target: i64, last: i64, divisions: bool) -> Vec<Need> {
-    let found = |a: i64, undo: Op, b: i64, op, swapped| {
-        let value = undo.apply(a, b)?;
-        Some(Need { value, text: stated(a, undo, b), op, swapped })
+/// What the others must make so that `last` completes `target` by +, − or *; `target != last`.
+fn needs(target: i64, last: i64) -> Vec<Need> {
+    let first = if target > last {
+        Need::find(target, Op::Sub, last, Op::Add, false)
+    } else {
+        Need::find(last, Op::Sub, target, Op::Sub, true)
     };
-    let mut out = vec![
-        if target > last {
-            found(target, Op::Sub, last, Op::Add, false)
-        } else {
-            found(last, Op::Sub, target, Op::Sub, true)
-        },
-        found(target, Op::Add, last, Op::Sub, false),
-        found(target, Op::Div, last, Op::Mul, false),
+    let others = [
+        Need::find(target, Op::Add, last, Op::Sub, false),
+        Need::find(target, Op::Div, last, Op::Mul, false),
     ];
-    if divisions && last > 1 {
-        out.push(found(last, Op::Div, target, Op::Div, true));
-        out.push(found(target, Op::Mul, last, Op::Div, false));
-    }
-    out.into_iter().flatten().collect()
+    [first].into_iter().chain(others).flatten().collect()
+}
+
+/// What the others must make so that a division by `last`, or of it, completes `target`.
+fn division_needs(target: i64, last: i64) -> Vec<Need> {
+    let of = Need::find(last, Op::Div, target, Op::Div, true);
+    let by = Need::find(target, Op::Mul, last, Op::Div, false);
+    [of, by].into_iter().flatten().collect()
 }
 
 /// What two numbers make, larger operand first.
@@ -109,34 +117,80 @@ fn list_pair(a: i64, b: i64, needed: &[i64], limit: i64) -> (String, Option<(usi
         let big = op == Op::Mul && value > limit;
         parts.push(if big { format!("{a} {op} {b} big") } else { format!("{a} {op} {b} = {value}") });
     }
-    (parts.join(" , ") + " no", None)
+    (parts.join(" , "), None)
 }
 
-/// The opening of a try: what to look for.
-fn opening(last: i64, needs: &[Need]) -> String {
+/// What to look for with `last` as the last number.
+fn opening(verb: &str, last: i64, needs: &[Need]) -> String {
     let ways: Vec<&str> = needs.iter().map(|n| n.text.as_str()).collect();
-    format!("try {last} : need {} .", ways.join(" or "))
+    format!("{verb} {last} : need {}", ways.join(" or "))
 }
 
-/// One try of a three-number search: its text and, where it succeeds, the expression.
+/// The last operation said forward, and the whole expression.
+fn closing(target: i64, need: &Need, last: i64, (a, op, b): (i64, Op, i64)) -> Found {
+    let check = format!("{} = {target} .", need.join(&need.value.to_string(), last));
+    (check, need.join(&format!("( {a} {op} {b} )"), last))
+}
+
+/// A piece of a search: its text and, where it succeeds, the expression.
 fn attempt(target: i64, last: i64, a: i64, b: i64) -> (String, Option<String>) {
-    let values: Vec<i64> = pair_values(a, b).into_iter().map(|(_, v)| v).collect();
-    let met_by = |needs: &[Need]| needs.iter().any(|n| values.contains(&n.value));
-    let mut needs_now = needs(target, last, false);
-    if !met_by(&needs_now) {
-        let more = needs(target, last, true);
-        if met_by(&more) {
-            needs_now = more;
+    let needs = needs(target, last);
+    let needed: Vec<i64> = needs.iter().map(|n| n.value).collect();
+    let (list, met) = list_pair(a, b, &needed, BIG.max(target + last));
+    let text = format!("{} . {list}", opening("try", last, &needs));
+    let Some((which, op)) = met else { return (text + " no .", None) };
+    let (check, expression) = closing(target, &needs[which], last, (a.max(b), op, a.min(b)));
+    (format!("{text} , {check}"), Some(expression))
+}
+
+/// The same for a division at the end, after all tries have failed.
+fn attempt_division(target: i64, last: i64, a: i64, b: i64) -> (String, Option<String>) {
+    let (a, b) = (a.max(b), a.min(b));
+    let made = |need: &Need| pair_values(a, b).into_iter().find(|(_, v)| *v == need.value);
+    let mut needs = division_needs(target, last);
+    needs.retain(|need| need.value <= BIG || made(need).is_some());
+    let met = needs.iter().find_map(|need| Some((need, made(need)?.0)));
+    if needs.is_empty() {
+        return (format!("divide {last} no ."), None);
+    }
+    let text = opening("divide", last, &needs);
+    let Some((need, op)) = met else { return (text + " no .", None) };
+    let (check, expression) = closing(target, need, last, (a, op, b));
+    (format!("{text} . {} yes , {check}", stated(a, op, b)), Some(expression))
+}
+
+/// What a try needs, for practice: `need 78 - 25 = 53 or 78 + 25 = 103`, with a quotient more often than by chance.
+pub(crate) fn drill_needs(rng: &mut Rng) -> String {
+    let last = rng.range(2, 30);
+    let other = rng.range(1, 199);
+    let other = other + i64::from(other >= last);
+    let target = if rng.chance(0.3) { last * rng.range(2, 200 / last) } else { other };
+    let needs = needs(target, last);
+    format!("{} .", opening("try", last, &needs))
+}
+
+/// What two numbers make, for practice: `22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88`.
+pub(crate) fn drill_pair(rng: &mut Rng) -> String {
+    list_pair(rng.range(1, 30), rng.range(1, 30), &[], BIG).0 + " ."
+}
+
+/// The whole search with three numbers.
+fn search_three(numbers: &[i64], target: i64) -> Option<Found> {
+    let mut order = numbers.to_vec();
+    order.sort_unstable_by(|a, b| b.cmp(a));
+    let listed: Vec<String> = order.iter().map(i64::to_string).collect();
+    let mut text = format!("numbers {} .", listed.join(" , "));
+    for round in [attempt, attempt_division] {
+        for (i, &last) in order.iter().enumerate().filter(|(_, last)| **last != target) {
+            let rest = without(&order, i);
+            let (part, found) = round(target, last, rest[0], rest[1]);
+            text = format!("{text} {part}");
+            if let Some(expression) = found {
+                return Some((text, expression));
+            }
         }
     }
-    let needed: Vec<i64> = needs_now.iter().map(|n| n.value).collect();
-    let (list, met) = list_pair(a, b, &needed, BIG.max(target + last));
-    let text = format!("{} {list}", opening(last, &needs_now));
-    let Some((which, op)) = met else { return (text + " .", None) };
-    let need = &needs_now[which];
-    let check = format!("{} = {target}", need.join(&need.value.to_string(), last));
-    let expression = need.join(&format!("( {} {op} {} )", a.max(b), a.min(b)), last);
-    (format!("{text} , {check} ."), Some(expression))
+    None
 }
 
 /// `numbers` without the one at `i`.
@@ -161,39 +215,28 @@ fn reachable(numbers: &[i64]) -> BTreeSet<i64> {
     out
 }
 
-/// A worked search for `target` and the expression it ends in; `None` where there is none.
+/// A worked search for a target and the expression it ends in.
 type Found = (String, String);
 
-/// All ways that the written search can end, one per last number, each with the tries that fail before it left out.
-fn endings(numbers: &[i64], target: i64) -> Vec<(usize, Found)> {
-    if let [a, b] = *numbers {
-        let (text, met) = list_pair(a, b, &[target], BIG.max(target));
-        return met
-            .map(|(_, op)| (0, (text + " .", format!("{} {op} {}", a.max(b), a.min(b)))))
-            .into_iter()
-            .collect();
-    }
-    let mut out = Vec::new();
-    for (i, &last) in numbers.iter().enumerate() {
-        if last == target {
-            continue;
+/// The written search for `target`; `None` where there is no solution.
+fn search(numbers: &[i64], target: i64) -> Option<Found> {
+    match *numbers {
+        [a, b] => {
+            let (text, met) = list_pair(a, b, &[target], BIG.max(target));
+            met.map(|(_, op)| (text + " .", format!("{} {op} {}", a.max(b), a.min(b))))
         }
-        let rest = without(numbers, i);
-        if let [a, b] = rest[..] {
-            let (text, expression) = attempt(target, last, a, b);
-            out.extend(expression.map(|e| (i, (text, e))));
-            continue;
-        }
-        for need in needs(target, last, true) {
-            if let Some((_, (text, inner))) = endings(&rest, need.value).into_iter().next() {
+        [_, _, _] => search_three(numbers, target),
+        _ => numbers.iter().enumerate().filter(|(_, last)| **last != target).find_map(|(i, &last)| {
+            let mut ways = needs(target, last);
+            ways.extend(division_needs(target, last));
+            ways.iter().find_map(|need| {
+                let (text, inner) = search(&without(numbers, i), need.value)?;
                 let check = format!("{} = {target}", need.join(&need.value.to_string(), last));
-                let text = format!("{} {text} {check} .", opening(last, std::slice::from_ref(&need)));
-                out.push((i, (text, need.join(&format!("( {inner} )"), last))));
-                break;
-            }
-        }
+                let opening = opening("try", last, std::slice::from_ref(need));
+                Some((format!("{opening} . {text} {check} ."), need.join(&format!("( {inner} )"), last)))
+            })
+        }),
     }
-    out
 }
 
 impl Task for Countdown {
@@ -229,17 +272,13 @@ impl Task for Countdown {
                 return None;
             }
             let target = *rng.pick(&targets);
-            let found = endings(&numbers, target);
-            if found.is_empty() {
-                return None;
-            }
-            let (_, (_, answer)) = rng.pick(&found);
+            let (_, answer) = search(&numbers, target)?;
             let prompt =
                 rng.pick(&PROMPTS).replace("{n}", &listed(&numbers)).replace("{t}", &target.to_string());
             Some(Problem {
                 task: self.name().into(),
                 prompt,
-                answer: answer.clone(),
+                answer,
                 meta: serde_json::json!({ "numbers": numbers, "target": target }),
                 verifier: None,
                 solution: None,
@@ -247,31 +286,12 @@ impl Task for Countdown {
         })
     }
 
-    fn solution(&self, p: &Problem, style: Style, seed: u64) -> String {
-        let numbers = meta_numbers(p, "numbers");
+    fn solution(&self, p: &Problem, style: Style, _seed: u64) -> String {
         let target = p.meta["target"].as_i64().unwrap_or(0);
-        let stated = format!("{} = {target} .", p.answer);
-        if style == Style::Hurried {
-            return stated;
+        match search(&meta_numbers(p, "numbers"), target) {
+            Some((text, expression)) if style == Style::Careful && expression == p.answer => text,
+            _ => format!("{} = {target} .", p.answer),
         }
-        let found = endings(&numbers, target);
-        let Some((_, (text, _))) = found.iter().find(|(_, (_, expression))| *expression == p.answer) else {
-            return stated;
-        };
-        let mut tries: Vec<String> = Vec::new();
-        if let [_, _, _] = numbers[..] {
-            let mut failing: Vec<usize> =
-                (0..3).filter(|&i| numbers[i] != target && !found.iter().any(|(j, _)| *j == i)).collect();
-            let mut rng = Rng::new(&[seed, hash_text(&p.prompt)]);
-            rng.shuffle(&mut failing);
-            failing.truncate(rng.below(failing.len() + 1));
-            for i in failing {
-                let rest = without(&numbers, i);
-                tries.push(attempt(target, numbers[i], rest[0], rest[1]).0);
-            }
-        }
-        tries.push(text.clone());
-        tries.join(" ")
     }
 
     fn verifier(&self) -> &'static str {
@@ -289,21 +309,23 @@ impl Task for Countdown {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Rng;
 
     #[test]
     fn reads_as_documented() {
-        let (text, none) = attempt(46, 25, 22, 4);
+        let (text, expression) = search(&[4, 22, 25], 78).unwrap();
         assert_eq!(
             text,
-            "try 25 : need 46 - 25 = 21 or 46 + 25 = 71 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no ."
+            "numbers 25 , 22 , 4 . \
+             try 25 : need 78 - 25 = 53 or 78 + 25 = 103 . 22 + 4 = 26 , 22 - 4 = 18 , 22 * 4 = 88 no . \
+             try 22 : need 78 - 22 = 56 or 78 + 22 = 100 . 25 + 4 = 29 , 25 - 4 = 21 , 25 * 4 = 100 yes , \
+             100 - 22 = 78 ."
         );
-        assert!(none.is_none());
-        let (text, expression) = attempt(46, 22, 6, 4);
-        assert_eq!(
-            text,
-            "try 22 : need 46 - 22 = 24 or 46 + 22 = 68 . 6 + 4 = 10 , 6 - 4 = 2 , 6 * 4 = 24 yes , 24 + 22 = 46 ."
-        );
-        assert_eq!(expression.unwrap(), "( 6 * 4 ) + 22");
+        assert_eq!(expression, "( 25 * 4 ) - 22");
+        let (text, expression) = search(&[30, 7, 12], 6).unwrap();
+        let (_, round_two) = text.split_once("no . divide").unwrap();
+        assert_eq!(round_two, " 30 : need 30 / 6 = 5 or 6 * 30 = 180 . 12 - 7 = 5 yes , 30 / 5 = 6 .");
+        assert_eq!(expression, "30 / ( 12 - 7 )");
     }
 
     /// The search is complete: whatever three numbers reach, some try ends in it.
@@ -313,7 +335,7 @@ mod tests {
         for _ in 0..400 {
             let numbers: Vec<i64> = (0..3).map(|_| rng.range(1, 30)).collect();
             for target in reachable(&numbers).into_iter().filter(|t| *t <= 200 && !numbers.contains(t)) {
-                assert!(!endings(&numbers, target).is_empty(), "{numbers:?} {target}");
+                assert!(search(&numbers, target).is_some(), "{numbers:?} {target}");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 mod arithmetic;
 mod calendar;
-mod countdown;
+pub(crate) mod countdown;
 mod gcd;
 mod sorting;
 mod word;

@@ -39,12 +39,15 @@ pub struct AttentionShape {
     pub scale: f32,
 }
 
-/// Consecutive rows of a batch that are one sequence: `rows` new tokens after `past` cached ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Consecutive rows of a batch that are one sequence: `rows` new tokens after `past` earlier ones.
+///
+/// With a cache the earlier tokens lie in `pages`. Without one they are the whole of the latest segment before this one
+/// that has no past itself: so the answers to one prompt share its rows, forward and backward.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Tokens in this pass.
     pub rows: usize,
-    /// Tokens already in the cache.
+    /// Tokens before them.
     pub past: usize,
     /// The sequence's pages, enough for `past + rows` tokens; empty without a cache.
     pub pages: Vec<u32>,
@@ -111,18 +114,18 @@ pub fn attention(
     );
     let recording = tape.is_recording();
     assert!(!(recording && cache.is_some()), "attention: a cache has no gradient");
+    let places = places(segments, cache.is_some());
     let mut own = KvLayer::default();
     let paged;
     let (layer, segments): (&mut KvLayer, &[Segment]) = match cache {
         Some(layer) => (layer, segments),
         None => {
             paged = number_pages(segments);
-            own.k = Vec::new();
             own.grow_unset(paged.iter().map(|s| s.pages.len()).sum(), &shape);
             (&mut own, &paged)
         }
     };
-    store(layer, k.data(), v.data(), &shape, segments);
+    store(layer, k.data(), v.data(), &shape, segments, &places);
     let mut out = Buf::new(n * shape.heads * shape.v_dim);
     let mut lse = Buf::new(n * shape.heads);
     let pairs: usize = segments.iter().map(|s| s.rows * s.past + s.rows * (s.rows + 1) / 2).sum();
@@ -131,12 +134,11 @@ pub fn attention(
     let y = tape.output(out, n, shape.heads * shape.v_dim);
     if let Some(gy) = y.grad.clone() {
         let (q, k, v, y) = (q.clone(), k.clone(), v.clone(), y.detached());
-        let lens: Vec<usize> = segments.iter().map(|s| s.rows).collect();
         tape.record(move |_| {
             let Some(dy) = gy.take() else { return };
             // Scores again, then the gradients of values, weights, queries and keys.
             add_product(Part::Attention, shape.heads * pairs, 3 * shape.qk_dim + 2 * shape.v_dim, 1);
-            backward((&q, &k, &v), &y, &dy, &lse, &shape, &lens);
+            backward((&q, &k, &v), &y, &dy, &lse, &shape, &places);
         });
     }
     y
@@ -150,26 +152,72 @@ impl KvLayer {
     }
 }
 
+/// Where a segment's rows lie in the batch.
+#[derive(Clone, Copy)]
+struct Place {
+    /// First row of the segment without a past that this one continues, or is.
+    trunk: usize,
+    /// Rows of the trunk that come before; 0 for the trunk itself, and with a cache.
+    past: usize,
+    /// First row.
+    start: usize,
+    /// Rows.
+    rows: usize,
+}
+
+impl Place {
+    /// The batch's rows of this sequence, past included, as two ranges (first row, rows).
+    fn spans(&self) -> [(usize, usize); 2] {
+        [(self.trunk, self.past), (self.start, self.rows)]
+    }
+}
+
+fn places(segments: &[Segment], cached: bool) -> Vec<Place> {
+    let (mut start, mut trunk) = (0, (0, 0));
+    segments
+        .iter()
+        .map(|s| {
+            if s.past == 0 || cached {
+                trunk = (start, s.rows);
+            }
+            let past = if cached { 0 } else { s.past };
+            assert!(
+                past == 0 || past == trunk.1,
+                "attention: a past of {past} tokens behind a segment of {} without a cache",
+                trunk.1
+            );
+            let place = Place { trunk: trunk.0, past, start, rows: s.rows };
+            start += s.rows;
+            place
+        })
+        .collect()
+}
+
 fn number_pages(segments: &[Segment]) -> Vec<Segment> {
     let mut next = 0;
     segments
         .iter()
         .map(|s| {
-            assert_eq!(s.past, 0, "attention: a past without a cache");
-            let n = s.rows.div_ceil(PAGE) as u32;
+            let n = (s.past + s.rows).div_ceil(PAGE) as u32;
             next += n;
-            Segment { rows: s.rows, past: 0, pages: (next - n..next).collect() }
+            Segment { rows: s.rows, past: s.past, pages: (next - n..next).collect() }
         })
         .collect()
 }
 
-/// Writes the new keys and values of every segment into its pages.
-fn store(layer: &mut KvLayer, k: &[f32], v: &[f32], shape: &AttentionShape, segments: &[Segment]) {
+/// Writes the batch's keys and values into the pages of every segment that has them.
+fn store(
+    layer: &mut KvLayer,
+    k: &[f32],
+    v: &[f32],
+    shape: &AttentionShape,
+    segments: &[Segment],
+    places: &[Place],
+) {
     let (dk, dv, kvh) = (shape.qk_dim, shape.v_dim, shape.kv_heads);
     let mut work: Vec<(usize, usize, usize, usize)> = Vec::new(); // first row, page, first key in page, keys
-    let mut row = 0;
     let mut written = vec![0u64; layer.k.len()];
-    for s in segments {
+    for (s, place) in segments.iter().zip(places) {
         let end = s.past.checked_add(s.rows).filter(|end| end.div_ceil(PAGE) <= s.pages.len());
         let end = end.unwrap_or_else(|| {
             panic!("attention: {} pages for {} + {} tokens", s.pages.len(), s.past, s.rows)
@@ -182,16 +230,19 @@ fn store(layer: &mut KvLayer, k: &[f32], v: &[f32], shape: &AttentionShape, segm
                 "attention: page {page} of {sizes:?} values for {shape:?}"
             );
         }
-        let mut at = s.past;
-        while at < end {
-            let keys = (PAGE - at % PAGE).min(end - at);
-            let page = s.pages[at / PAGE] as usize;
-            let slots = (u64::MAX >> (PAGE - keys)) << (at % PAGE);
-            assert!(written[page] & slots == 0, "attention: two tokens for one place of page {page}");
-            written[page] |= slots;
-            work.push((row, page, at % PAGE, keys));
-            row += keys;
-            at += keys;
+        let mut at = s.past - place.past;
+        for (mut row, rows) in place.spans() {
+            let end = at + rows;
+            while at < end {
+                let keys = (PAGE - at % PAGE).min(end - at);
+                let page = s.pages[at / PAGE] as usize;
+                let slots = (u64::MAX >> (PAGE - keys)) << (at % PAGE);
+                assert!(written[page] & slots == 0, "attention: two tokens for one place of page {page}");
+                written[page] |= slots;
+                work.push((row, page, at % PAGE, keys));
+                row += keys;
+                at += keys;
+            }
         }
     }
     let k_pages: Vec<SharedMut<f32>> = layer.k.iter_mut().map(|b| SharedMut::new(b)).collect();
@@ -396,30 +447,22 @@ fn backward(
     dy: &[f32],
     lse: &[f32],
     shape: &AttentionShape,
-    lens: &[usize],
+    places: &[Place],
 ) {
     let mut dq = Buf::new(q.data().len());
     let mut dk = Buf::zeros(k.data().len());
     let mut dv = Buf::zeros(v.data().len());
-    let starts: Vec<usize> = lens.iter().scan(0, |at, &n| Some(std::mem::replace(at, *at + n))).collect();
+    let trees: Vec<&[Place]> = places.chunk_by(|_, next| next.past > 0).collect();
     {
         let (dq, dk, dv) = (SharedMut::new(&mut dq), SharedMut::new(&mut dk), SharedMut::new(&mut dv));
-        parallel(lens.len() * shape.kv_heads, |i| {
-            let (segment, kv_head) = (i / shape.kv_heads, i % shape.kv_heads);
-            // Pieces write disjoint (segment, head) parts.
-            let grads = (dq, dk, dv);
-            let at = BackTask { start: starts[segment], len: lens[segment], kv_head };
+        parallel(trees.len() * shape.kv_heads, |i| {
+            let (tree, kv_head) = (trees[i / shape.kv_heads], i % shape.kv_heads);
+            // Pieces write disjoint (tree, head) parts; a trunk's gradients are summed in the order of its segments.
+            let (grads, qkv) = ((dq, dk, dv), (q.data(), k.data(), v.data()));
             BACK.with(|s| {
-                back_segment(
-                    &at,
-                    (q.data(), k.data(), v.data()),
-                    y.data(),
-                    dy,
-                    lse,
-                    shape,
-                    grads,
-                    &mut s.borrow_mut(),
-                )
+                for at in tree {
+                    back_segment(at, kv_head, qkv, y.data(), dy, lse, shape, grads, &mut s.borrow_mut());
+                }
             });
         });
     }
@@ -430,53 +473,52 @@ fn backward(
     }
 }
 
-struct BackTask {
-    start: usize,
-    len: usize,
-    kv_head: usize,
-}
-
 kernel! {
-    fn back_segment<S>(at: &BackTask, qkv: (&[f32], &[f32], &[f32]), y: &[f32], dy: &[f32], lse: &[f32],
+    fn back_segment<S>(at: &Place, kv_head: usize, qkv: (&[f32], &[f32], &[f32]), y: &[f32], dy: &[f32], lse: &[f32],
                        shape: &AttentionShape, grads: (SharedMut<f32>, SharedMut<f32>, SharedMut<f32>), scratch: &mut Buf) {
         let (q, k, v) = qkv;
         let (gq, gk, gv) = grads;
         let AttentionShape { heads, kv_heads, qk_dim: dk, v_dim: dv, scale } = *shape;
-        let (group, len) = (heads / kv_heads, at.len);
-        let pages = len.div_ceil(PAGE);
-        let need = pages * PAGE * (dk + dv);
+        let (group, all) = (heads / kv_heads, at.past + at.rows);
+        let padded = all.div_ceil(PAGE) * PAGE;
+        let need = padded * (dk + dv) + all * (2 * dk + dv);
         if scratch.len() < need {
             *scratch = Buf::new(need);
         }
-        // Keys and values of this head by component, [page][dim][PAGE].
-        let (kt, vt) = scratch[..need].split_at_mut(pages * PAGE * dk);
-        let (k_stride, v_stride) = (kv_heads * dk, kv_heads * dv);
-        let (k_at, v_at) = ((at.start * kv_heads + at.kv_head) * dk, (at.start * kv_heads + at.kv_head) * dv);
-        by_component(&k[k_at..], k_stride, len, dk, kt);
-        by_component(&v[v_at..], v_stride, len, dv, vt);
+        // Keys and values of this head by component, [page][dim][PAGE]; its keys by row, and the gradients of both.
+        let (kt, rest) = scratch[..need].split_at_mut(padded * dk);
+        let (vt, rest) = rest.split_at_mut(padded * dv);
+        let (k_rows, rest) = rest.split_at_mut(all * dk);
+        let (dk_rows, dv_rows) = rest.split_at_mut(all * dk);
+        gather(k, kv_heads, kv_head, at, dk, k_rows);
+        gather(v, kv_heads, kv_head, at, dv, dv_rows);
+        by_component(k_rows, dk, kt);
+        by_component(dv_rows, dv, vt);
+        dk_rows.fill(0.0);
+        dv_rows.fill(0.0);
         let (q_stride, y_stride) = (heads * dk, heads * dv);
         let mut p = [0.0f32; BACK_ROWS * PAGE];
         let mut ds = [0.0f32; BACK_ROWS * PAGE];
-        for h in at.kv_head * group..(at.kv_head + 1) * group {
+        for h in kv_head * group..(kv_head + 1) * group {
             let (q_at, y_at) = ((at.start * heads + h) * dk, (at.start * heads + h) * dv);
             let mut r0 = 0;
-            while r0 < len {
-                let rows = BACK_ROWS.min(len - r0);
+            while r0 < at.rows {
+                let rows = BACK_ROWS.min(at.rows - r0);
                 let mut delta = [0.0f32; BACK_ROWS];
                 for i in 0..rows {
                     let o = y_at + (r0 + i) * y_stride;
                     delta[i] = dot_lanes::<S>(&y[o..o + dv], &dy[o..o + dv]);
                 }
                 let mut base = 0;
-                while base < r0 + rows {
-                    let keys = PAGE.min(len - base);
+                while base < at.past + r0 + rows {
+                    let keys = PAGE.min(all - base);
                     let (ktp, vtp) = (&kt[base * dk..][..PAGE * dk], &vt[base * dv..][..PAGE * dv]);
                     let (qp, dyp) = (q.as_ptr().add(q_at + r0 * q_stride), dy.as_ptr().add(y_at + r0 * y_stride));
                     let by_key = |data| Right { data, k_stride: PAGE, panel_stride: PANEL };
                     strips::<S>(rows, Tile { kc: dk, a: qp, a_rs: q_stride, a_ks: 1, b: ktp.as_ptr(), right: by_key(ktp), c: p.as_mut_ptr(), ldc: PAGE, cols: PAGE, load: false });
                     strips::<S>(rows, Tile { kc: dv, a: dyp, a_rs: y_stride, a_ks: 1, b: vtp.as_ptr(), right: by_key(vtp), c: ds.as_mut_ptr(), ldc: PAGE, cols: PAGE, load: false });
                     for i in 0..rows {
-                        let count = (r0 + i + 1).saturating_sub(base).min(keys);
+                        let count = (at.past + r0 + i + 1).saturating_sub(base).min(keys);
                         let (p, ds) = (&mut p[i * PAGE..][..PAGE], &mut ds[i * PAGE..][..PAGE]);
                         let shift = S::splat(-lse[(at.start + r0 + i) * heads + h]);
                         for j in (0..count).step_by(LANES) {
@@ -489,19 +531,41 @@ kernel! {
                         ds[count..].fill(0.0);
                     }
                     let rows_of = |data: &'static [f32], stride| Right { data, k_stride: stride, panel_stride: PANEL };
-                    let dvp = gv.ptr().add(v_at + base * v_stride);
-                    strips::<S>(keys, Tile { kc: rows, a: p.as_ptr(), a_rs: 1, a_ks: PAGE, b: dyp, right: rows_of(&[], y_stride), c: dvp, ldc: v_stride, cols: dv, load: true });
-                    let dkp = gk.ptr().add(k_at + base * k_stride);
-                    strips::<S>(keys, Tile { kc: rows, a: ds.as_ptr(), a_rs: 1, a_ks: PAGE, b: qp, right: rows_of(&[], q_stride), c: dkp, ldc: k_stride, cols: dk, load: true });
+                    let dvp = dv_rows.as_mut_ptr().add(base * dv);
+                    strips::<S>(keys, Tile { kc: rows, a: p.as_ptr(), a_rs: 1, a_ks: PAGE, b: dyp, right: rows_of(&[], y_stride), c: dvp, ldc: dv, cols: dv, load: true });
+                    let dkp = dk_rows.as_mut_ptr().add(base * dk);
+                    strips::<S>(keys, Tile { kc: rows, a: ds.as_ptr(), a_rs: 1, a_ks: PAGE, b: qp, right: rows_of(&[], q_stride), c: dkp, ldc: dk, cols: dk, load: true });
                     let dqp = gq.ptr().add(q_at + r0 * q_stride);
-                    let kp = k.as_ptr().add(k_at + base * k_stride);
-                    strips::<S>(rows, Tile { kc: keys, a: ds.as_ptr(), a_rs: PAGE, a_ks: 1, b: kp, right: rows_of(&[], k_stride), c: dqp, ldc: q_stride, cols: dk, load: base > 0 });
+                    let kp = k_rows.as_ptr().add(base * dk);
+                    strips::<S>(rows, Tile { kc: keys, a: ds.as_ptr(), a_rs: PAGE, a_ks: 1, b: kp, right: rows_of(&[], dk), c: dqp, ldc: q_stride, cols: dk, load: base > 0 });
                     base += PAGE;
                 }
                 r0 += rows;
             }
         }
+        let mut row = 0;
+        for (first, rows) in at.spans() {
+            for r in first..first + rows {
+                // SAFETY: rows of the batch, of whose heads only this piece of work writes this one.
+                let (to_k, to_v) = (gk.slice((r * kv_heads + kv_head) * dk, dk), gv.slice((r * kv_heads + kv_head) * dv, dv));
+                add_to(to_k, &dk_rows[row * dk..][..dk]);
+                add_to(to_v, &dv_rows[row * dv..][..dv]);
+                row += 1;
+            }
+        }
     }
+}
+
+/// The rows of one head of a sequence, one after the other: `[past + rows, dim]`.
+fn gather(x: &[f32], heads: usize, head: usize, at: &Place, dim: usize, out: &mut [f32]) {
+    let rows = at.spans().into_iter().flat_map(|(first, rows)| first..first + rows);
+    for (to, row) in out.chunks_exact_mut(dim).zip(rows) {
+        to.copy_from_slice(&x[(row * heads + head) * dim..][..dim]);
+    }
+}
+
+fn add_to(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
 }
 
 /// Runs a tile of any height in strips.
@@ -532,17 +596,13 @@ unsafe fn dot_lanes<S: Simd>(x: &[f32], y: &[f32]) -> f32 {
     }
 }
 
-/// `len` rows of `dim` values (distance `stride`) → `[page][dim][PAGE]`, zeros behind the end.
-fn by_component(x: &[f32], stride: usize, len: usize, dim: usize, out: &mut [f32]) {
-    for (page, out) in out.chunks_exact_mut(dim * PAGE).enumerate() {
-        for j in 0..PAGE {
-            let t = page * PAGE + j;
-            if t < len {
-                for (d, &v) in x[t * stride..][..dim].iter().enumerate() {
-                    out[d * PAGE + j] = v;
-                }
-            } else {
-                (0..dim).for_each(|d| out[d * PAGE + j] = 0.0);
+/// Rows of `dim` values → `[page][dim][PAGE]`, zeros behind the end.
+fn by_component(rows: &[f32], dim: usize, out: &mut [f32]) {
+    for (page, out) in rows.chunks(dim * PAGE).zip(out.chunks_exact_mut(dim * PAGE)) {
+        let n = page.len() / dim;
+        for (d, lane) in out.chunks_exact_mut(PAGE).enumerate() {
+            for (j, to) in lane.iter_mut().enumerate() {
+                *to = if j < n { page[j * dim + d] } else { 0.0 };
             }
         }
     }

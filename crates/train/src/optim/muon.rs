@@ -8,6 +8,8 @@ use tensor::operations::{Part, add_product};
 
 /// Newton–Schulz steps.
 const STEPS: usize = 5;
+/// Rows of one piece of a symmetric product.
+const STRIP: usize = 32;
 /// Coefficients of the quintic iteration.
 const ABC: (f32, f32, f32) = (3.4445, -4.7750, 2.0315);
 
@@ -49,26 +51,15 @@ fn orthogonal(x: Buf, rows: usize, cols: usize) -> Buf {
     let mut panels = Buf::new(packed_len(n, k));
     let (mut a, mut b, mut y) = (Buf::new(n * n), Buf::new(n * n), Buf::new(n * k));
     for _ in 0..STEPS {
-        add_product(Part::Optimizer, n, k, 2 * n);
-        add_product(Part::Optimizer, n, n, n);
         // A = X Xᵀ, B = b A + c A², X <- a X + B X
         pack_transposed(&x, n, k, k, &mut panels);
-        gemm(
-            &[Product { a: Left::rows(&x, k), b: Right::packed(&panels, k), m: n, k, n, c: 0 }],
-            &mut a,
-            n,
-            false,
-        );
-        gemm(
-            &[Product { a: Left::rows(&a, n), b: Right::rows(&a, n), m: n, k: n, n, c: 0 }],
-            &mut b,
-            n,
-            false,
-        );
+        symmetric(&x, Right::packed(&panels, k), (n, k), &mut a);
+        symmetric(&a, Right::rows(&a, n), (n, n), &mut b);
         math::scale(&mut b, ABC.2);
         math::axpy(ABC.1, &a, &mut b);
         y.copy_from_slice(&x);
         math::scale(&mut y, ABC.0);
+        add_product(Part::Optimizer, n, n, k);
         gemm(
             &[Product { a: Left::rows(&b, n), b: Right::rows(&x, k), m: n, k: n, n: k, c: 0 }],
             &mut y,
@@ -78,6 +69,25 @@ fn orthogonal(x: Buf, rows: usize, cols: usize) -> Buf {
         std::mem::swap(&mut x, &mut y);
     }
     x
+}
+
+/// `out [n, n] = left [n, k] · right` where that is symmetric: computed in strips up to the diagonal, and mirrored.
+fn symmetric(left: &[f32], right: Right, (n, k): (usize, usize), out: &mut [f32]) {
+    let strips: Vec<Product> = (0..n)
+        .step_by(STRIP)
+        .map(|row| {
+            let rows = STRIP.min(n - row);
+            add_product(Part::Optimizer, rows, k, row + rows);
+            let a = Left::rows(&left[row * k..], k);
+            Product { a, b: right, m: rows, k, n: row + rows, c: row * n }
+        })
+        .collect();
+    gemm(&strips, out, n, false);
+    for row in STRIP.min(n)..n {
+        for col in 0..row / STRIP * STRIP {
+            out[col * n + row] = out[row * n + col];
+        }
+    }
 }
 
 fn transpose(x: &[f32], rows: usize, cols: usize) -> Buf {
@@ -94,6 +104,21 @@ fn transpose(x: &[f32], rows: usize, cols: usize) -> Buf {
 mod tests {
     use super::*;
     use tensor::Rng;
+
+    #[test]
+    fn symmetric_products_are_whole() {
+        let (n, k) = (75, 40);
+        let mut rng = Rng::new(5);
+        let mut x = Buf::new(n * k);
+        x.iter_mut().for_each(|v| *v = rng.normal());
+        let mut panels = Buf::new(packed_len(n, k));
+        pack_transposed(&x, n, k, k, &mut panels);
+        let right = Right::packed(&panels, k);
+        let (mut half, mut whole) = (Buf::new(n * n), Buf::new(n * n));
+        symmetric(&x, right, (n, k), &mut half);
+        gemm(&[Product { a: Left::rows(&x, k), b: right, m: n, k, n, c: 0 }], &mut whole, n, false);
+        assert!(half[..] == whole[..], "the same bits as the full product");
+    }
 
     #[test]
     fn singular_values_come_near_one() {

@@ -173,18 +173,16 @@ fn on_policy_step(
     let mut kl = 0.0;
     for part in rollouts.chunks(64) {
         let flat = flatten(&part.iter().collect::<Vec<_>>());
-        let taught = score(teacher, &flat.tokens, &flat.targets, &flat.lens);
+        let taught = score(teacher, &flat.tokens, &flat.targets, &flat.segments);
         let tape = Tape::recording(l.model.params());
-        let pass = l.model.forward(&tape, &flat.tokens, &whole(&flat.lens), Default::default(), None);
+        let pass = l.model.forward(&tape, &flat.tokens, &flat.segments, Default::default(), None);
         let mut slopes = vec![0.0; flat.tokens.len()];
-        let mut at = 0;
-        for (r, len) in part.iter().zip(&flat.lens) {
-            for (i, old) in (at + r.prompt.len() - 1..at + len).zip(&r.old) {
+        for (r, rows) in part.iter().zip(flat.predictions) {
+            for (i, old) in rows.zip(&r.old) {
                 let gap = old - taught.logprobs[i];
                 kl += f64::from(gap) / total as f64;
                 slopes[i] = gap / total as f32;
             }
-            at += len;
         }
         ops::seed_log_probs(l.model.params(), &pass.hidden, l.model.head(), &flat.targets, &slopes);
         tape.backward();

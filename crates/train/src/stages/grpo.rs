@@ -200,11 +200,9 @@ fn overlong(s: &GrpoStage, len: usize) -> f32 {
 fn with_reference(reference: &Model, rollouts: &mut [Rollout]) {
     for part in rollouts.chunks_mut(64) {
         let flat = flatten(&part.iter().collect::<Vec<_>>());
-        let stats = score(reference, &flat.tokens, &flat.targets, &flat.lens);
-        let mut at = 0;
-        for (r, len) in part.iter_mut().zip(&flat.lens) {
-            r.reference = Some(stats.logprobs[at + r.prompt.len() - 1..at + len].to_vec());
-            at += len;
+        let stats = score(reference, &flat.tokens, &flat.targets, &flat.segments);
+        for (r, rows) in part.iter_mut().zip(flat.predictions) {
+            r.reference = Some(stats.logprobs[rows].to_vec());
         }
     }
 }

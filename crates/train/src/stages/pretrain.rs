@@ -7,6 +7,7 @@ use data::{
     read_texts_with,
 };
 use model::inspect::inspect;
+use model::whole;
 use serde_json::json;
 use tasks::Mix;
 
@@ -181,7 +182,7 @@ fn held_out_losses(l: &Learner, docs: &[Vec<u32>]) -> Vec<f64> {
     let mut out = Vec::new();
     for part in docs.chunks(64) {
         let packed = pack(&part.iter().map(|ids| Document::plain(ids.clone())).collect::<Vec<_>>());
-        let stats = score(&l.model, &packed.tokens, &packed.targets, &packed.lens);
+        let stats = score(&l.model, &packed.tokens, &packed.targets, &whole(&packed.lens));
         let mut at = 0;
         for len in packed.lens {
             out.push(-stats.logprobs[at..at + len].iter().map(|&x| f64::from(x)).sum::<f64>() / len as f64);
