@@ -21,7 +21,7 @@ impl Output {
         }
         line(title)?;
         for (key, value) in value.as_object().into_iter().flatten() {
-            line(&format!("  {key:<24} {}", show(value)))?;
+            line(&format!("  {key:<24} {}", show(key, value)))?;
         }
         Ok(())
     }
@@ -33,8 +33,12 @@ impl Output {
         }
         line(title)?;
         for row in value[rows].as_array().into_iter().flatten() {
-            let cells: Vec<String> =
-                row.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {:>8}", show(v))).collect();
+            let cells: Vec<String> = row
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| format!("{k} {:>8}", show(k, v)))
+                .collect();
             line(&format!("  {}", cells.join("  ")))?;
         }
         Ok(())
@@ -81,20 +85,18 @@ pub fn tell_part(text: &str) {
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
-fn show(value: &Value) -> String {
-    match value {
-        Value::Number(n) if n.is_f64() => {
-            let x = n.as_f64().unwrap_or(f64::NAN);
-            if x.abs() >= 1e5 {
-                format!("{x:.3e}")
-            } else if x.abs() >= 100.0 {
-                format!("{x:.1}")
-            } else {
-                format!("{x:.4}")
-            }
-        }
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
+/// A value for people: bytes, shares and rates in their usual units.
+fn show(key: &str, value: &Value) -> String {
+    let Some(x) = value.as_f64() else {
+        return value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    };
+    match key {
+        _ if key.ends_with("_bytes") => format!("{:.1} MiB", x / f64::from(1 << 20)),
+        _ if key.ends_with("_share") => format!("{:.1} %", 100.0 * x),
+        "operations_per_second" => format!("{:.1} GFLOP/s", 1e-9 * x),
+        _ if !value.is_f64() => value.to_string(),
+        _ if x.abs() >= 100.0 => format!("{x:.1}"),
+        _ => format!("{x:.4}"),
     }
 }
 

@@ -25,7 +25,7 @@ fn main() -> Result<(), tasks::Error> {
         println!("{}", corpus::document(&Mix::launch(), 1, index, 0.3));
     }
     for index in 0..8 {
-        println!("{}", corpus::drill(1, index));
+        println!("{}", corpus::drill(&Mix::launch(), 1, index));
     }
     Ok(())
 }

@@ -155,7 +155,7 @@ fn the_launch_corpus_needs_few_words() {
 #[test]
 fn drills_are_true_and_short() {
     for index in 0..3000 {
-        let text = corpus::drill(3, index);
+        let text = corpus::drill(&Mix::launch(), 3, index);
         text.lines().for_each(assert_statements_hold);
         assert!(token_estimate(&text) <= 200, "{text}");
     }

@@ -22,7 +22,7 @@ const HEADINGS: [[&str; 3]; 5] = [
 pub fn document(mix: &Mix, seed: u64, index: u64, hurried_share: f64) -> String {
     let mut rng = Rng::new(&[seed, index, hash_text("document")]);
     if rng.chance(DRILL_SHARE) {
-        return drill(seed, index);
+        return drill(mix, seed, index);
     }
     let problem = mix.problem(Split::Train, seed, index);
     let style = if rng.chance(hurried_share) { Style::Hurried } else { Style::Careful };
@@ -56,11 +56,14 @@ fn reasoning(problem: &Problem, style: Style, seed: u64) -> Option<String> {
     }
 }
 
-/// A short document of facts of one kind, each in the very form in which worked solutions use it.
-pub fn drill(seed: u64, index: u64) -> String {
+/// A short document of facts of one kind, each in the very form in which worked solutions of the mix use it.
+pub fn drill(mix: &Mix, seed: u64, index: u64) -> String {
     let mut rng = Rng::new(&[seed, index, hash_text("drill")]);
+    let countdown = mix.entries().iter().any(|e| e.task == "countdown");
     // Countdown's facts are the most, so they come twice as often.
-    let kind = [0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9][rng.below(12)];
+    let kinds: &[usize] =
+        if countdown { &[0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9] } else { &[0, 1, 2, 3, 4, 8, 9] };
+    let kind = *rng.pick(kinds);
     let lines: Vec<String> = (0..if kind >= 8 { 3 } else { 6 }).map(|_| fact(kind, &mut rng)).collect();
     lines.join("\n") + "\n"
 }

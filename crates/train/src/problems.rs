@@ -30,10 +30,10 @@ enum Origin {
 
 /// The mix of a recipe's entries.
 pub fn mix(entries: &[TaskMix]) -> Result<Mix, TrainError> {
-    let entries = entries.iter().map(|e| {
-        let level = serde_json::to_value(&e.level).and_then(serde_json::from_value);
-        let level = level
-            .map_err(|e2| TrainError::Recipe(format!("problems.mix: task `{}`: level: {e2}", e.task)))?;
+    let entries = entries.iter().filter(|e| e.weight > 0.0).map(|e| {
+        let level = e.level().map_err(|error| {
+            TrainError::Recipe(format!("problems.mix: task `{}`: level: {error}", e.task))
+        })?;
         Ok(MixEntry { task: e.task.clone(), weight: e.weight, level })
     });
     let entries = entries.collect::<Result<Vec<_>, TrainError>>()?;

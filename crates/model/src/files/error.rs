@@ -10,7 +10,7 @@ use crate::config::ConfigError;
 #[derive(Debug, Error)]
 pub enum FileError {
     /// The system refused.
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {source}{}", advice(source))]
     Io {
         /// "read", "write", ...
         doing: &'static str,
@@ -126,5 +126,15 @@ impl FileError {
     pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> FileError {
         let path = path.to_path_buf();
         move |source| FileError::Io { doing, path, source }
+    }
+}
+
+/// What to do about it, where that is plain.
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "; free some space and run the same command again, nothing that was saved is lost"
+        }
+        _ => "",
     }
 }

@@ -39,7 +39,7 @@ pub enum RunError {
         pid: Option<u32>,
     },
     /// The folder's run has another recipe.
-    #[error("{} holds a run of another recipe ({}); choose another --out, or give the recipe that it began with", path.display(), differences.join("; "))]
+    #[error("{} holds a run of another recipe ({}); choose another --out, or give the recipe that it began with", path.display(), first_few(differences))]
     OtherRecipe {
         /// The folder.
         path: PathBuf,
@@ -60,6 +60,15 @@ pub enum RunError {
         /// What is wrong with it.
         message: String,
     },
+}
+
+/// The first differences, and how many more there are.
+fn first_few(differences: &[String]) -> String {
+    let shown = &differences[..differences.len().min(4)];
+    match differences.len() - shown.len() {
+        0 => shown.join("; "),
+        more => format!("{}; and {more} more", shown.join("; ")),
+    }
 }
 
 impl RunError {

@@ -65,6 +65,11 @@ impl TaskMix {
     pub fn plain(task: &str) -> Self {
         TaskMix { task: task.to_owned(), weight: one(), level: toml::Table::new() }
     }
+
+    /// Its difficulty as the tasks know it; keys that no task has are refused.
+    pub fn level(&self) -> Result<tasks::Level, serde_json::Error> {
+        serde_json::to_value(&self.level).and_then(serde_json::from_value)
+    }
 }
 
 fn one() -> f64 {

@@ -243,6 +243,9 @@ fn names_and_ranges_are_checked() {
         ("stage.distill.epochs=0", "say how long to train"),
         ("problems.jsonl=x.jsonl", "give one of `mix`, `jsonl` and `command`"),
         ("problems.mix=[{task=\"gcd\",weight=0}]", "every weight is 0"),
+        ("problems.mix=[{task=\"gdc\"}]", "did you mean `gcd`?"),
+        ("stage.grpo.mix=[{task=\"gcd\",level={steps=2}}]", "means nothing to this task"),
+        ("stage.grpo.mix=[{task=\"arithmetic\",level={operands=99}}]", "must lie in"),
         ("machine.memory_gib=0", "expected a number above 0"),
         ("stage.pretrain.source={path=\"x\",held_out_one_in=1}", "expected a number at least 2, found 1"),
     ] {

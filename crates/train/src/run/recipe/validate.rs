@@ -107,9 +107,12 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
 fn mix(mix: &[TaskMix], path: &[&str], check: &Check<'_>) -> Checked {
     for (index, task) in mix.iter().enumerate() {
         let number = (index + 1).to_string();
-        let path: Vec<&str> = path.iter().copied().chain([number.as_str(), "weight"]).collect();
+        let at = |key| [path, &[number.as_str(), key]].concat();
         let message = format!("the weight of {} must be at least 0, found {}", task.task, task.weight);
-        check.that(task.weight >= 0.0, &path, message)?;
+        check.that(task.weight >= 0.0, &at("weight"), message)?;
+        let known = tasks::task(&task.task).map_err(|e| check.error(&at("task"), e.to_string()))?;
+        let level = task.level().map_err(|e| check.error(&at("level"), e.to_string()))?;
+        known.check(&level).map_err(|e| check.error(&at("level"), e.to_string()))?;
     }
     let drawn = mix.is_empty() || mix.iter().any(|task| task.weight > 0.0);
     check.that(drawn, path, "every weight is 0, so that nothing would ever be drawn")
