@@ -17,10 +17,6 @@ fn values(t: &Tensor) -> Vec<f32> {
     t.data().to_vec()
 }
 
-fn segments(lens: &[usize]) -> Vec<Segment> {
-    lens.iter().map(|&rows| Segment { rows, past: 0, pages: Vec::new() }).collect()
-}
-
 #[test]
 fn linear() {
     for (seed, (k, m)) in [(1, 1), (5, 17), (16, 32), (31, 33), (97, 3), (300, 70)].into_iter().enumerate() {
@@ -318,47 +314,18 @@ fn split_and_concat_cols() {
     }
 }
 
+/// Packed sequences, and several behind the rows of one, as if each had them for itself: `(rows, past)` of each.
 #[test]
 fn attention() {
-    let cases = [
-        (1, 1, 1, 1, vec![1]),
-        (4, 4, 8, 8, vec![3, 1, 17]),
-        (4, 2, 16, 16, vec![63, 64, 65]),
-        (3, 1, 5, 7, vec![130, 1, 2]),
-        (6, 3, 24, 16, vec![49, 0, 97]),
-        (14, 1, 12, 20, vec![1, 70]),
-        (2, 1, 33, 50, vec![200]),
-    ];
-    for (seed, (heads, kv_heads, qk, v, lens)) in cases.into_iter().enumerate() {
-        let mut rng = Rng::new(seed as u64);
-        let n = lens.iter().sum();
-        let scale = 1.3 / (qk as f32).sqrt();
-        let x = [
-            Matrix::random(&mut rng, n, heads * qk, 1.0),
-            Matrix::random(&mut rng, n, kv_heads * qk, 1.0),
-            Matrix::random(&mut rng, n, kv_heads * v, 1.0),
-        ];
-        check_op(
-            &format!("attention {heads}/{kv_heads} heads of {qk} and {v} over {lens:?}"),
-            &mut rng,
-            &x,
-            &[],
-            &[],
-            |tape, x, _| {
-                let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale };
-                vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments(&lens), None)]
-            },
-            |at| {
-                vec![math::attention(&at[0], &at[1], &at[2], Heads { heads, kv_heads, qk, v, scale }, &lens)]
-            },
-        );
-    }
-}
-
-/// Several sequences behind the rows of one: as if each had them for itself.
-#[test]
-fn attention_over_branches() {
-    let cases = [
+    let whole = |lens: &[usize]| lens.iter().map(|&rows| (rows, 0)).collect();
+    let cases: [(usize, usize, usize, usize, Vec<(usize, usize)>); 9] = [
+        (1, 1, 1, 1, whole(&[1])),
+        (4, 4, 8, 8, whole(&[3, 1, 17])),
+        (4, 2, 16, 16, whole(&[63, 64, 65])),
+        (3, 1, 5, 7, whole(&[130, 1, 2])),
+        (6, 3, 24, 16, whole(&[49, 0, 97])),
+        (14, 1, 12, 20, whole(&[1, 70])),
+        (2, 1, 33, 50, whole(&[200])),
         (4, 2, 6, 5, vec![(20, 0), (1, 20), (70, 20), (9, 0), (66, 0), (5, 66)]),
         (3, 1, 4, 7, vec![(65, 0), (64, 65), (2, 65), (0, 65)]),
     ];
@@ -382,7 +349,7 @@ fn attention_over_branches() {
             rows.iter().flat_map(|r| from[r * cols..][..cols].to_vec()).collect()
         };
         check_op(
-            &format!("attention over {parts:?}"),
+            &format!("attention {heads}/{kv_heads} heads of {qk} and {v} over {parts:?}"),
             &mut rng,
             &x,
             &[],
