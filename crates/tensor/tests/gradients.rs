@@ -317,8 +317,8 @@ fn split_and_concat_cols() {
 /// Packed sequences, and several behind the rows of one, as if each had them for itself: `(rows, past)` of each.
 #[test]
 fn attention() {
-    let whole = |lens: &[usize]| lens.iter().map(|&rows| (rows, 0)).collect();
-    let cases: [(usize, usize, usize, usize, Vec<(usize, usize)>); 9] = [
+    let whole = |lens: &[usize]| -> Vec<(usize, usize)> { lens.iter().map(|&rows| (rows, 0)).collect() };
+    let cases = [
         (1, 1, 1, 1, whole(&[1])),
         (4, 4, 8, 8, whole(&[3, 1, 17])),
         (4, 2, 16, 16, whole(&[63, 64, 65])),
