@@ -1,8 +1,8 @@
 //! Aligned buffers of f32 that return to a pool when dropped, so that a step reuses the memory of the last one.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, MutexGuard};
 
 /// One cache line of floats.
 #[derive(Clone, Copy)]
@@ -10,8 +10,14 @@ use std::ops::{Deref, DerefMut};
 #[allow(dead_code, reason = "its floats are reached through slices of the whole buffer")]
 struct Line([f32; 16]);
 
-thread_local! {
-    static FREE: RefCell<BTreeMap<usize, Vec<Vec<Line>>>> = const { RefCell::new(BTreeMap::new()) };
+/// Free buffers by their number of lines.
+type Free = BTreeMap<usize, Vec<Vec<Line>>>;
+
+/// One pool for all threads: what one thread makes another may drop.
+static FREE: Mutex<Free> = Mutex::new(BTreeMap::new());
+
+fn free() -> MutexGuard<'static, Free> {
+    FREE.lock().expect("nothing panics under this lock")
 }
 
 /// A slice of f32, 64-byte aligned. Its contents are whatever the last owner left unless made by [`Buf::zeros`].
@@ -29,7 +35,7 @@ fn size_class(lines: usize) -> usize {
 
 /// A free buffer of at least `class` lines and at most twice that: batches differ in size from step to step, and what
 /// one step leaves should serve the next.
-fn take(free: &mut BTreeMap<usize, Vec<Vec<Line>>>, class: usize) -> Option<Vec<Line>> {
+fn take(free: &mut Free, class: usize) -> Option<Vec<Line>> {
     let fits = *free.range(class..=2 * class).next()?.0;
     let list = free.get_mut(&fits)?;
     let found = list.pop();
@@ -43,8 +49,10 @@ impl Buf {
     /// A buffer of `len` values, contents unspecified (but initialised memory).
     pub fn new(len: usize) -> Buf {
         let class = size_class(len.div_ceil(16));
-        let reused = FREE.with(|f| take(&mut f.borrow_mut(), class));
-        Buf { lines: reused.unwrap_or_else(|| vec![Line([0.0; 16]); class]), len }
+        let reused = take(&mut free(), class);
+        // SAFETY: all zeros are a valid Line. Memory fresh from the system is zero and need not be touched for that.
+        let fresh = || unsafe { Box::new_zeroed_slice(class).assume_init() }.into_vec();
+        Buf { lines: reused.unwrap_or_else(fresh), len }
     }
 
     /// A buffer of `len` zeros.
@@ -65,8 +73,7 @@ impl Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        // Where the thread is ending its pool is gone, and the memory is freed instead.
-        let _ = FREE.try_with(|f| f.borrow_mut().entry(lines.len()).or_default().push(lines));
+        free().entry(lines.len()).or_default().push(lines);
     }
 }
 
@@ -85,7 +92,22 @@ impl DerefMut for Buf {
     }
 }
 
-/// Gives the memory of all unused buffers of this thread back to the system.
+/// Gives the memory of all unused buffers back to the system.
 pub fn release_unused() {
-    FREE.with(|f| f.borrow_mut().clear());
+    free().clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lanes of the generator make their caches on their own threads, and the caller drops them, again and again.
+    #[test]
+    fn threads_share_what_they_drop() {
+        let made = std::thread::spawn(|| Buf::new(3_000_001)).join().expect("no panic");
+        let place = made.as_ptr();
+        drop(made);
+        let again = std::thread::spawn(|| Buf::new(2_900_000)).join().expect("no panic");
+        assert_eq!(again.as_ptr(), place, "a fresh buffer, though a free one was there");
+    }
 }
