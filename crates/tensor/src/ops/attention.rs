@@ -13,7 +13,7 @@ use crate::cpu::math::{exp, ln, scale as scale_by};
 use crate::cpu::simd::{LANES, Simd, kernel};
 use crate::operations::{Part, add_product};
 use crate::tape::{Tape, Tensor};
-use crate::threads::{SharedMut, parallel};
+use crate::threads::{SharedMut, parallel, threads};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -61,11 +61,11 @@ pub struct KvLayer {
 }
 
 impl KvLayer {
-    /// Makes room for `pages` pages.
+    /// Makes room for `pages` pages, with unspecified contents: keys and values are written before they are read.
     pub fn grow(&mut self, pages: usize, shape: &AttentionShape) {
         while self.k.len() < pages {
-            self.k.push(Buf::zeros(shape.kv_heads * shape.qk_dim * PAGE));
-            self.v.push(Buf::zeros(shape.kv_heads * shape.v_dim * PAGE));
+            self.k.push(Buf::new(shape.kv_heads * shape.qk_dim * PAGE));
+            self.v.push(Buf::new(shape.kv_heads * shape.v_dim * PAGE));
         }
     }
     /// Copies a page's contents.
@@ -121,7 +121,7 @@ pub fn attention(
         Some(layer) => (layer, segments),
         None => {
             paged = number_pages(segments);
-            own.grow_unset(paged.iter().map(|s| s.pages.len()).sum(), &shape);
+            own.grow(paged.iter().map(|s| s.pages.len()).sum(), &shape);
             (&mut own, &paged)
         }
     };
@@ -142,14 +142,6 @@ pub fn attention(
         });
     }
     y
-}
-
-impl KvLayer {
-    /// Pages with unspecified contents, for keys that are all written before they are read.
-    fn grow_unset(&mut self, pages: usize, shape: &AttentionShape) {
-        self.k.extend((0..pages).map(|_| Buf::new(shape.kv_heads * shape.qk_dim * PAGE)));
-        self.v.extend((0..pages).map(|_| Buf::new(shape.kv_heads * shape.v_dim * PAGE)));
-    }
 }
 
 /// Where a segment's rows lie in the batch.
@@ -267,14 +259,16 @@ fn store(
     });
 }
 
-/// Some query rows of one head (or, for a single token, all heads that share keys).
+/// Some query rows of one head; or, for a single token, of several key/value heads, whose keys lie side by side.
 struct Task {
     segment: usize,
     kv_head: usize,
+    kv_heads: usize,
     /// Offset of the first query row in `q`, and of its result in `out` and `lse`.
     q: usize,
     out: usize,
     lse: usize,
+    /// Rows per key/value head.
     rows: usize,
     /// Keys of the first row; row i has `keys + i * step`.
     keys: usize,
@@ -289,61 +283,58 @@ fn forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
+    let tasks = tasks(shape, segments);
+    let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
+    parallel(tasks.len(), |i| {
+        let t = &tasks[i];
+        STATE.with(|state| {
+            let mut state = state.borrow_mut();
+            let need = t.kv_heads * t.rows.min(MAX_ROWS) * (shape.v_dim + 2);
+            if state.len() < need {
+                *state = Buf::new(need);
+            }
+            attend(t, q, layer, shape, &segments[t.segment].pages, out, lse, &mut state);
+        });
+    });
+}
+
+/// The work on a batch in pieces, several for each thread.
+fn tasks(shape: &AttentionShape, segments: &[Segment]) -> Vec<Task> {
     let group = shape.heads / shape.kv_heads;
+    let heads_at_once = (shape.kv_heads * segments.len() / (4 * threads())).clamp(1, shape.kv_heads);
     let mut tasks = Vec::new();
     let mut row = 0;
     for (segment, s) in segments.iter().enumerate() {
-        for kv_head in 0..shape.kv_heads {
-            let head = kv_head * group;
-            let at = |r: usize, h: usize| (r * shape.heads + h) * shape.qk_dim;
-            if s.rows == 1 {
-                let (q, out, lse) =
-                    (at(row, head), (row * shape.heads + head) * shape.v_dim, row * shape.heads + head);
-                tasks.push(Task { segment, kv_head, q, out, lse, rows: group, keys: s.past + 1, step: 0 });
-                continue;
+        let mut push = |row: usize, head: usize, kv_heads: usize, rows: usize, keys: usize, step: usize| {
+            let lse = row * shape.heads + head;
+            let (q, out) = (lse * shape.qk_dim, lse * shape.v_dim);
+            tasks.push(Task { segment, kv_head: head / group, kv_heads, q, out, lse, rows, keys, step });
+        };
+        if s.rows == 1 {
+            for h in (0..shape.kv_heads).step_by(heads_at_once) {
+                push(row, h * group, heads_at_once.min(shape.kv_heads - h), group, s.past + 1, 0);
             }
-            for h in head..head + group {
+        } else {
+            for h in 0..shape.heads {
                 // Tiles of several micro-kernels' height, so that a long prompt spreads over the threads.
                 for r in (0..s.rows).step_by(8 * MAX_ROWS) {
-                    let rows = (8 * MAX_ROWS).min(s.rows - r);
-                    let (out, lse) =
-                        (((row + r) * shape.heads + h) * shape.v_dim, (row + r) * shape.heads + h);
-                    tasks.push(Task {
-                        segment,
-                        kv_head,
-                        q: at(row + r, h),
-                        out,
-                        lse,
-                        rows,
-                        keys: s.past + r + 1,
-                        step: 1,
-                    });
+                    push(row + r, h, 1, (8 * MAX_ROWS).min(s.rows - r), s.past + r + 1, 1);
                 }
             }
         }
         row += s.rows;
     }
-    let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
-    parallel(tasks.len(), |i| {
-        let t = &tasks[i];
-        ACC.with(|acc| {
-            let mut acc = acc.borrow_mut();
-            if acc.len() < MAX_ROWS * shape.v_dim {
-                *acc = Buf::new(MAX_ROWS * shape.v_dim);
-            }
-            attend(t, q, layer, shape, &segments[t.segment].pages, out, lse, &mut acc);
-        });
-    });
+    tasks
 }
 
 thread_local! {
-    static ACC: RefCell<Buf> = RefCell::new(Buf::new(0));
+    static STATE: RefCell<Buf> = RefCell::new(Buf::new(0));
     static BACK: RefCell<Buf> = RefCell::new(Buf::new(0));
 }
 
 kernel! {
     fn attend<S>(task: &Task, q: &[f32], layer: &KvLayer, shape: &AttentionShape, pages: &[u32], out: SharedMut<f32>,
-                 lse: SharedMut<f32>, acc: &mut [f32]) {
+                 lse: SharedMut<f32>, state: &mut [f32]) {
         let (dk, dv) = (shape.qk_dim, shape.v_dim);
         // Rows of a tile are tokens of one head, or heads of one token.
         let (q_stride, out_stride, lse_stride) = if task.step == 1 {
@@ -355,89 +346,110 @@ kernel! {
         let mut r0 = 0;
         while r0 < task.rows {
             let rows = S::MR.min(task.rows - r0);
-            let (mut m, mut l) = ([f32::NEG_INFINITY; MAX_ROWS], [0.0f32; MAX_ROWS]);
-            acc[..rows * dv].fill(0.0);
+            let slots = task.kv_heads * rows;
+            let (m, rest) = state.split_at_mut(slots);
+            let (l, acc) = rest.split_at_mut(slots);
+            m.fill(f32::NEG_INFINITY);
+            l.fill(0.0);
+            acc[..slots * dv].fill(0.0);
             let first_keys = task.keys + r0 * task.step;
             let all_keys = first_keys + (rows - 1) * task.step;
-            let mut base = 0;
-            while base < all_keys {
+            for base in (0..all_keys).step_by(PAGE) {
                 let keys = PAGE.min(all_keys - base);
                 let page = pages[base / PAGE] as usize;
-                let kt = &layer.k[page][task.kv_head * dk * PAGE..][..dk * PAGE];
-                let vs = &layer.v[page][task.kv_head * PAGE * dv..][..PAGE * dv];
-                let width = keys.next_multiple_of(PANEL);
-                Tile {
-                    kc: dk,
-                    a: q.as_ptr().add(task.q + r0 * q_stride),
-                    a_rs: q_stride,
-                    a_ks: 1,
-                    b: kt.as_ptr(),
-                    right: Right { data: kt, k_stride: PAGE, panel_stride: PANEL },
-                    c: scores.as_mut_ptr(),
-                    ldc: PAGE,
-                    cols: width,
-                    load: false,
+                for h in 0..task.kv_heads {
+                    let kt = &layer.k[page][(task.kv_head + h) * dk * PAGE..][..dk * PAGE];
+                    let vs = &layer.v[page][(task.kv_head + h) * PAGE * dv..][..PAGE * dv];
+                    let width = keys.next_multiple_of(PANEL);
+                    Tile {
+                        kc: dk,
+                        a: q.as_ptr().add(task.q + (h * task.rows + r0) * q_stride),
+                        a_rs: q_stride,
+                        a_ks: 1,
+                        b: kt.as_ptr(),
+                        right: Right { data: kt, k_stride: PAGE, panel_stride: PANEL },
+                        c: scores.as_mut_ptr(),
+                        ldc: PAGE,
+                        cols: width,
+                        load: false,
+                    }
+                    .run::<S>(rows);
+                    for i in 0..rows {
+                        let count = (first_keys + i * task.step).saturating_sub(base).min(PAGE);
+                        let (row, at) = (&mut scores[i * PAGE..][..width], h * rows + i);
+                        weigh::<S>(row, count, shape.scale, &mut m[at], &mut l[at], &mut acc[at * dv..][..dv]);
+                    }
+                    Tile {
+                        kc: keys,
+                        a: scores.as_ptr(),
+                        a_rs: PAGE,
+                        a_ks: 1,
+                        b: vs.as_ptr(),
+                        right: Right { data: vs, k_stride: dv, panel_stride: PANEL },
+                        c: acc.as_mut_ptr().add(h * rows * dv),
+                        ldc: dv,
+                        cols: dv,
+                        load: true,
+                    }
+                    .run::<S>(rows);
                 }
-                .run::<S>(rows);
-                for i in 0..rows {
-                    let count = (first_keys + i * task.step).saturating_sub(base).min(PAGE);
-                    let row = &mut scores[i * PAGE..][..width];
-                    if count == 0 {
-                        row.fill(0.0);
-                        continue;
-                    }
-                    row[count..].fill(f32::NEG_INFINITY);
-                    let mut top = S::splat(f32::NEG_INFINITY);
-                    for c in row.chunks_exact_mut(LANES) {
-                        let s = S::mul(S::load(c.as_ptr()), S::splat(shape.scale));
-                        S::store(c.as_mut_ptr(), s);
-                        top = S::max(top, s);
-                    }
-                    let top = S::max_lane(top);
-                    let new = if top > m[i] { top } else { m[i] };
-                    let shift = S::splat(new);
-                    let mut sum = S::splat(0.0);
-                    for c in row.chunks_exact_mut(LANES) {
-                        let p = exp::<S>(S::sub(S::load(c.as_ptr()), shift));
-                        S::store(c.as_mut_ptr(), p);
-                        sum = S::add(sum, p);
-                    }
-                    if base > 0 {
-                        let mut one = [0.0f32; LANES];
-                        S::store(one.as_mut_ptr(), exp::<S>(S::splat(m[i] - new)));
-                        scale_by(&mut acc[i * dv..][..dv], one[0]);
-                        l[i] *= one[0];
-                    }
-                    l[i] += S::sum(sum);
-                    m[i] = new;
-                }
-                Tile {
-                    kc: keys,
-                    a: scores.as_ptr(),
-                    a_rs: PAGE,
-                    a_ks: 1,
-                    b: vs.as_ptr(),
-                    right: Right { data: vs, k_stride: dv, panel_stride: PANEL },
-                    c: acc.as_mut_ptr(),
-                    ldc: dv,
-                    cols: dv,
-                    load: true,
-                }
-                .run::<S>(rows);
-                base += PAGE;
             }
-            for i in 0..rows {
-                let inv = 1.0 / l[i];
+            for (at, acc) in acc[..slots * dv].chunks_exact(dv).enumerate() {
+                let row = at / rows * task.rows + r0 + at % rows;
+                let inv = 1.0 / l[at];
                 // SAFETY: inside the outputs, whose sizes follow from the shape; tasks have disjoint (row, head)s.
-                let to = out.slice(task.out + (r0 + i) * out_stride, dv);
-                for (o, a) in to.iter_mut().zip(&acc[i * dv..][..dv]) {
+                let to = out.slice(task.out + row * out_stride, dv);
+                for (o, a) in to.iter_mut().zip(acc) {
                     // Masked keys of a tile add 0, which makes a sum of -0 one of +0; so does this for all.
                     *o = a * inv + 0.0;
                 }
-                lse.slice(task.lse + (r0 + i) * lse_stride, 1)[0] = m[i] + ln(l[i]);
+                lse.slice(task.lse + row * lse_stride, 1)[0] = m[at] + ln(l[at]);
             }
             r0 += rows;
         }
+    }
+}
+
+/// The running softmax: turns a page's products, of which `count` are of keys that the row sees, into weights relative
+/// to the greatest score so far, `m`, and brings the sum of weights `l` and of weighted values `acc` to it.
+#[inline(always)]
+unsafe fn weigh<S: Simd>(
+    row: &mut [f32],
+    count: usize,
+    scale: f32,
+    m: &mut f32,
+    l: &mut f32,
+    acc: &mut [f32],
+) {
+    if count == 0 {
+        return row.fill(0.0);
+    }
+    row[count..].fill(f32::NEG_INFINITY);
+    // SAFETY: rows are whole vectors; the machine has `S` (caller).
+    unsafe {
+        let mut top = S::splat(f32::NEG_INFINITY);
+        for c in row.chunks_exact_mut(LANES) {
+            let s = S::mul(S::load(c.as_ptr()), S::splat(scale));
+            S::store(c.as_mut_ptr(), s);
+            top = S::max(top, s);
+        }
+        let top = S::max_lane(top);
+        let new = if top > *m { top } else { *m };
+        let shift = S::splat(new);
+        let mut sum = S::splat(0.0);
+        for c in row.chunks_exact_mut(LANES) {
+            let p = exp::<S>(S::sub(S::load(c.as_ptr()), shift));
+            S::store(c.as_mut_ptr(), p);
+            sum = S::add(sum, p);
+        }
+        if *m > f32::NEG_INFINITY {
+            let mut one = [0.0f32; LANES];
+            S::store(one.as_mut_ptr(), exp::<S>(S::splat(*m - new)));
+            scale_by(acc, one[0]);
+            *l *= one[0];
+        }
+        *l += S::sum(sum);
+        *m = new;
     }
 }
 
