@@ -109,26 +109,33 @@ pub struct Limits {
     pub rows: usize,
 }
 
-/// Sequences that make a lane of its own worth while.
-const LANE_SEQUENCES: usize = 8;
+/// Sequences that make a lane of its own worth while, where the weights fit into the processor's cache and where not.
+const LANE_SEQUENCES: (usize, usize) = (8, 32);
 /// What the processor's cache is taken to hold. A step reads all weights and the keys and values of all sequences once:
-/// where the weights fit, few sequences at a time are faster than many; where they do not, they are best read once for
-/// all sequences.
+/// where the weights fit, few sequences at a time are faster than many; where they do not, a lane reads them for as many
+/// sequences as it can.
 const CACHE_BYTES: usize = 16 << 20;
 
 /// The number of lanes and their limits that suit a model and these requests.
+///
+/// Lanes drift apart, so that one reads keys and values, which takes the memory's time, while another multiplies.
 fn plan(model: &Model, requests: &[Request]) -> (usize, Limits) {
     let everything = Limits { sequences: 256, rows: 512 };
     let weights = 4 * model.params().len();
     let sequences: usize = requests.iter().map(|r| r.samples).sum();
-    if 2 * weights > CACHE_BYTES || sequences < LANE_SEQUENCES * threads::threads() {
+    let fits = 2 * weights <= CACHE_BYTES;
+    let least = if fits { LANE_SEQUENCES.0 } else { LANE_SEQUENCES.1 };
+    if sequences < least * threads::threads() {
         return (1, everything);
     }
     let lanes = threads::threads().min(requests.iter().filter(|r| r.samples > 0).count());
-    let tokens = requests.iter().map(|r| r.prompt.len() + r.max_new / 2).max().unwrap_or(0);
-    let each = model.new_cache().page_bytes() / KvCache::PAGE * tokens.max(1);
-    let fit = (CACHE_BYTES - weights) / (lanes * each);
-    (lanes, Limits { sequences: fit.clamp(LANE_SEQUENCES, everything.sequences), ..everything })
+    let mut share = sequences.div_ceil(lanes).min(everything.sequences);
+    if fits {
+        let tokens = requests.iter().map(|r| r.prompt.len() + r.max_new / 2).max().unwrap_or(0);
+        let each = model.new_cache().page_bytes() / KvCache::PAGE * tokens.max(1);
+        share = share.min((CACHE_BYTES - weights) / (lanes * each)).max(least);
+    }
+    (lanes, Limits { sequences: share, ..everything })
 }
 
 /// A generator over one model.
@@ -191,8 +198,15 @@ struct Prefill {
     done: usize,
     /// The prediction after the last prompt token, `[vocab]`, once `done` reaches the end.
     logits: Option<Buf>,
-    /// Samples that have not started yet.
+    /// The first sample that has not started yet.
     next_sample: usize,
+}
+
+impl Prefill {
+    /// Samples that have not started yet.
+    fn left(&self, requests: &[Request]) -> usize {
+        requests[self.request].samples - self.next_sample
+    }
 }
 
 /// A continuation in flight.
@@ -279,8 +293,11 @@ impl<'m> Lane<'m> {
         let mut running: Vec<Running> = Vec::new();
         loop {
             self.start_samples(run, &mut prefills, &mut running);
-            while prefills.len() + running.len() < run.limits.sequences {
+            // No prompt is taken before its samples have room: the other lanes may be idle sooner.
+            let mut ahead = running.len() + prefills.iter().map(|p| p.left(run.requests)).sum::<usize>();
+            while ahead < run.limits.sequences {
                 let Some(request) = lock(&run.waiting).pop_front() else { break };
+                ahead += run.requests[request].samples;
                 prefills.push_back(Prefill {
                     request,
                     pages: Vec::new(),

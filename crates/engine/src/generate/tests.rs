@@ -96,3 +96,18 @@ fn bad_requests_are_refused_with_a_reason() {
     let long = Request { max_new: 600, ..good };
     assert!(matches!(engine.run(&[long], |_| true), Err(EngineError::TooLong { context: 512, .. })));
 }
+
+/// A lane that took more than its share at the start would leave the others idle.
+#[test]
+fn lanes_share_the_sequences() {
+    let model = tiny("moe");
+    for (prompts, samples) in [(8, 8), (64, 1), (1, 64), (3, 40)] {
+        let request = Request { samples, ..requests().remove(0) };
+        let (lanes, limits) = plan(&model, &vec![request; prompts]);
+        assert!(
+            limits.sequences <= (prompts * samples).div_ceil(lanes),
+            "{lanes} lanes of {}",
+            limits.sequences
+        );
+    }
+}
