@@ -166,21 +166,19 @@ proptest! {
     fn products(seed: u64, m in 1usize..120, k in 0usize..600, n in 1usize..140, extra in 0usize..40) {
         let _turn = turn();
         let rng = &mut Rng::new(seed);
-        // Rows, or columns of the transpose, picked from a larger matrix, outputs in the middle of a wider one.
-        let (from_rows, from_cols) = (m + extra, k + extra + 1);
-        let a = Matrix::random(rng, from_rows, from_cols, 1.0).data;
+        // Rows picked from a larger matrix; columns of matrices narrow and wide; outputs in the middle of a wider one.
+        let (from_rows, from_cols, wide) = (m + extra, k + extra + 1, m + extra + 640);
+        let a = Matrix::random(rng, from_rows.max(k), wide.max(from_cols), 1.0).data;
         let b = Matrix::random(rng, n, k.max(1), 1.0).data;
         let rows: Vec<u32> = (0..m).map(|_| rng.below(from_rows) as u32).collect();
-        let cols: Vec<u32> = (0..k).map(|_| rng.below(from_cols) as u32).collect();
         let start = Matrix::random(rng, m, n + extra, 1.0).data;
         let by_row = |i: usize, x: usize| a[rows[i] as usize * from_cols + x];
-        let by_col = |i: usize, x: usize| a[cols[x] as usize * from_rows + i];
+        let (by_col, by_far_col) = (|i, x| a[x * from_rows + i], |i: usize, x: usize| a[x * wide + i]);
         type Values<'a> = &'a dyn Fn(usize, usize) -> f32;
-        let by_both = |i: usize, x: usize| a[rows[i] as usize * from_cols + cols[x] as usize];
         let lefts: [(Left, Values); 3] = [
-            (Left { rows: Some(&rows), cols: Some(&cols), ..Left::rows(&a, from_cols) }, &by_both),
             (Left { rows: Some(&rows), ..Left::rows(&a, from_cols) }, &by_row),
-            (Left { cols: Some(&cols), ..Left::transposed(&a, from_rows) }, &by_col),
+            (Left::transposed(&a, from_rows), &by_col),
+            (Left::transposed(&a, wide), &by_far_col),
         ];
         let mut panels = vec![0.0; packed_len(n, k)];
         pack_transposed(&b, n, k, k.max(1), &mut panels);

@@ -16,10 +16,12 @@ pub const PANEL: usize = 32;
 const KC: usize = 256;
 /// Distance between copied rows: not a power of two, so that they spread over the cache.
 const ROW: usize = KC + 16;
+/// How far apart the steps of k of a transposed left factor may lie to be read in place.
+const STRIP_STRIDE: usize = 640;
 /// Rows of one task: a multiple of every micro-kernel's height.
 const MC: usize = 96;
 
-/// The left factor: a strided matrix, or rows (or columns) of one picked by index.
+/// The left factor: a strided matrix, or rows of one picked by index.
 #[derive(Clone, Copy)]
 pub struct Left<'a> {
     /// The values.
@@ -30,24 +32,27 @@ pub struct Left<'a> {
     pub col_stride: usize,
     /// If given, row `m` is row `rows[m]` of the matrix.
     pub rows: Option<&'a [u32]>,
-    /// If given, column `k` is column `cols[k]` of the matrix.
-    pub cols: Option<&'a [u32]>,
 }
 
 impl<'a> Left<'a> {
     /// A row-major matrix with `stride` values per row.
     pub fn rows(data: &'a [f32], stride: usize) -> Left<'a> {
-        Left { data, row_stride: stride, col_stride: 1, rows: None, cols: None }
+        Left { data, row_stride: stride, col_stride: 1, rows: None }
     }
     /// The transpose of a row-major matrix with `stride` values per row.
     pub fn transposed(data: &'a [f32], stride: usize) -> Left<'a> {
-        Left { data, row_stride: 1, col_stride: stride, rows: None, cols: None }
+        Left { data, row_stride: 1, col_stride: stride, rows: None }
     }
-    /// Whether to read this factor where it lies: rows that are not picked, unless they are so spaced that they would
-    /// evict one another from the first-level cache.
+    /// Whether to read this factor where it lies: nothing is picked, and what a tile reads is not so spaced that it
+    /// would evict itself from the first-level cache, or spread over too many pages.
     fn in_place(&self) -> bool {
-        let plain = self.rows.is_none() && self.cols.is_none();
-        plain && self.col_stride == 1 && self.row_stride != 1 && !self.row_stride.is_multiple_of(1024)
+        if self.rows.is_some() {
+            return false;
+        }
+        if self.row_stride == 1 {
+            return self.col_stride <= STRIP_STRIDE;
+        }
+        self.col_stride == 1 && !self.row_stride.is_multiple_of(1024)
     }
     /// Whether its rows are columns in memory, so that strips of them are contiguous.
     fn in_strips(&self) -> bool {
@@ -142,8 +147,7 @@ fn check(p: &Product, out: usize, ldc: usize) {
         return;
     }
     let row = p.a.rows.map_or(p.m - 1, |r| r[..p.m].iter().copied().max().unwrap_or(0) as usize);
-    let col = p.a.cols.map_or(p.k - 1, |c| c[..p.k].iter().copied().max().unwrap_or(0) as usize);
-    let end = extent(&[(row, p.a.row_stride), (col, p.a.col_stride)]);
+    let end = extent(&[(row, p.a.row_stride), (p.k - 1, p.a.col_stride)]);
     assert!(end < p.a.data.len(), "gemm: left factor too short for {}x{}", p.m, p.k);
     // The last panel is read only as far as the product goes; the others are read whole.
     let last = (p.n - 1) / PANEL;
@@ -190,7 +194,8 @@ kernel! {
                 for r0 in (0..rows).step_by(S::MR) {
                     let strip = S::MR.min(rows - r0);
                     let (a, a_rs, a_ks) = if in_place {
-                        (p.a.data.as_ptr().wrapping_add((m0 + r0) * p.a.row_stride + k0), p.a.row_stride, 1)
+                        let at = (m0 + r0) * p.a.row_stride + k0 * p.a.col_stride;
+                        (p.a.data.as_ptr().wrapping_add(at), p.a.row_stride, p.a.col_stride)
                     } else if p.a.in_strips() {
                         (scratch.as_ptr().add(r0 * kc), 1, strip)
                     } else {
@@ -218,8 +223,7 @@ unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: us
         for r0 in (0..rows).step_by(S::MR) {
             let strip = S::MR.min(rows - r0);
             for k in 0..kc {
-                let col = a.cols.map_or(k0 + k, |c| c[k0 + k] as usize);
-                let from = &a.data[col * a.col_stride + m0 + r0..][..strip];
+                let from = &a.data[(k0 + k) * a.col_stride + m0 + r0..][..strip];
                 let to = &mut to[at + k * strip..][..strip];
                 // SAFETY: both slices hold `strip` values, fewer than LANES.
                 unsafe { S::store_partial(to.as_mut_ptr(), strip, S::load_partial(from.as_ptr(), strip)) };
@@ -230,11 +234,11 @@ unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: us
         for i in 0..rows {
             let row = a.rows.map_or(m0 + i, |r| r[m0 + i] as usize) * a.row_stride;
             let to = &mut to[i * ROW..][..kc];
-            if a.col_stride == 1 && a.cols.is_none() {
+            if a.col_stride == 1 {
                 to.copy_from_slice(&a.data[row + k0..][..kc]);
             } else {
                 for (k, to) in to.iter_mut().enumerate() {
-                    *to = a.data[row + a.cols.map_or(k0 + k, |c| c[k0 + k] as usize) * a.col_stride];
+                    *to = a.data[row + (k0 + k) * a.col_stride];
                 }
             }
         }

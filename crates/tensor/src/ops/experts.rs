@@ -168,6 +168,17 @@ fn by_slot(slots: &Slots, values: &[f32]) -> Vec<f32> {
     out
 }
 
+/// Row `rows[i]` of `x [.., h]` for every i.
+fn gather(x: &[f32], h: usize, rows: &[u32]) -> Buf {
+    let mut out = Buf::new(rows.len() * h);
+    parallel_chunks(&mut out, ROWS * h, |at, out| {
+        for (to, &row) in out.chunks_exact_mut(h).zip(&rows[at / h..]) {
+            to.copy_from_slice(&x[row as usize * h..][..h]);
+        }
+    });
+    out
+}
+
 /// Per token: `(y or 0) + Σ_choices parts[slot] + base`, choices in order.
 fn gather_sum(
     parts: &[f32],
@@ -214,12 +225,13 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
     add_product(Part::Experts, s, h, 3 * inner + inner);
     // d(weight · hidden) [s, i] = dy[token] · down
     let mut d_hidden = Buf::new(s * inner);
+    let dy = gather(dy, h, &slots.token);
     let products: Vec<Product> = bank
         .iter()
         .enumerate()
         .map(|(e, x)| {
             let range = slots.of(e);
-            let a = Left { rows: Some(&slots.token[range.clone()]), ..Left::rows(dy, h) };
+            let a = Left::rows(&dy[range.start * h..], h);
             Product {
                 a,
                 b: Right::rows(params.get(x.down), inner),
@@ -258,18 +270,14 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
             .filter(|(e, _)| !slots.of(*e).is_empty())
             .map(|(e, x)| {
                 let range = slots.of(e);
-                let a = Left { cols: Some(&slots.token[range.clone()]), ..Left::transposed(dy, h) };
+                let a = Left::transposed(&dy[range.start * h..], h);
                 let b = Right::rows(&hidden[range.start * inner..], inner);
                 Product { a, b, m: h, k: range.len(), n: inner, c: x.down.offset }
             })
             .collect();
         gemm(&down, &mut grads, inner, true);
-        let mut gathered = Buf::new(s * h);
-        parallel_chunks(&mut gathered, ROWS * h, |at, rows| {
-            for (r, row) in rows.chunks_exact_mut(h).enumerate() {
-                row.copy_from_slice(x.row(slots.token[at / h + r] as usize));
-            }
-        });
+        drop(dy);
+        let inputs = gather(x.data(), h, &slots.token);
         let gate_up: Vec<Product> = bank
             .iter()
             .enumerate()
@@ -277,7 +285,7 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
             .map(|(e, x)| {
                 let range = slots.of(e);
                 let a = Left::transposed(&d_gate_up[range.start * 2 * inner..], 2 * inner);
-                let b = Right::rows(&gathered[range.start * h..], h);
+                let b = Right::rows(&inputs[range.start * h..], h);
                 Product { a, b, m: 2 * inner, k: range.len(), n: h, c: x.gate_up.offset }
             })
             .collect();
