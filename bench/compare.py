@@ -63,6 +63,13 @@ QUICK = {
     "generate": {"prompts": 4, "prompt_len": 8, "max_new": 4},
     "grpo": {"prompts": 2, "group": 2, "max_new": 8, "prompt_len": 8, "steps": 1},
 }
+def sizes_of(args, kind):
+    sizes = dict((QUICK if args.quick else FULL)[kind])
+    if kind == "generate" and args.prompt_len:
+        sizes["prompt_len"] = args.prompt_len
+    return sizes
+
+
 MARK = "@@ "  # starts a line of a worker that is meant for the parent
 
 
@@ -340,7 +347,7 @@ def worker(args):
     libraries = ["torch", "transformers"] + (["trl"] if kind == "grpo" else [])
     versions = [f"{name} {importlib.metadata.version(name)}" for name in libraries]
     say(progress=", ".join(versions), start=status_bytes("VmRSS"))
-    sizes = (QUICK if args.quick else FULL)[kind]
+    sizes = sizes_of(args, kind)
     if kind == "train":
         worker_train(args, sizes, variant == "compile")
     elif kind == "generate":
@@ -369,6 +376,7 @@ class Opponent:
             "--rounds", str(args.rounds), "--compile-mode", args.compile_mode,
         ]  # fmt: skip
         command += ["--quick"] * args.quick + ["--thorough"] * args.thorough
+        command += ["--prompt-len", str(args.prompt_len)] if args.prompt_len else []
         threads = str(args.threads)
         # Waiting threads sleep, as what measures meanwhile needs the cores.
         env = os.environ | {
@@ -434,7 +442,7 @@ class Ours:
     """Our binary, started anew for every measurement."""
 
     def __init__(self, args, kind, shape):
-        sizes = (QUICK if args.quick else FULL)[kind] | ({"steps": 2} if kind == "grpo" and not args.quick else {})
+        sizes = sizes_of(args, kind) | ({"steps": 2} if kind == "grpo" and not args.quick else {})
         options = [x for k, v in sizes.items() for x in ("--" + k.replace("_", "-"), str(v))]
         config = str(HERE / f"{shape}.json")
         self.command = [args.binary, "bench", kind, "--config", config, "--threads", str(args.threads), "--json", *options]
@@ -537,6 +545,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for both sides (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: see that all runs, the figures mean nothing")
     parser.add_argument("--thorough", action="store_true", help="let the opponents try slow-to-try settings too (minutes more)")
+    parser.add_argument("--prompt-len", type=int, help="tokens per prompt when generating (default: 64)")
     parser.add_argument("--compile-mode", default="default", help="torch.compile's mode")
     parser.add_argument("--binary", default=str(HERE.parent / "target/release/shoestring"))
     parser.add_argument("--python", default=sys.executable, help="a Python that has the opponents (default: this one)")
