@@ -9,6 +9,7 @@ use super::simd::{LANES, Simd, kernel};
 use crate::buffer::Buf;
 use crate::threads::{SharedMut, parallel, threads};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Columns of one panel of `B`.
 pub const PANEL: usize = 32;
@@ -18,8 +19,10 @@ const KC: usize = 256;
 const ROW: usize = KC + 16;
 /// How far apart the steps of k of a transposed left factor may lie to be read in place.
 const STRIP_STRIDE: usize = 640;
-/// Rows of one task: a multiple of every micro-kernel's height.
-const MC: usize = 96;
+/// Rows from which copying the right factor pays, where a tile is half a panel wide.
+const COPY_ROWS: usize = 24;
+/// The most rows of one task.
+const MC: usize = 192;
 
 /// The left factor: a strided matrix, or rows of one picked by index.
 #[derive(Clone, Copy)]
@@ -110,30 +113,47 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
     check_disjoint(products, ldc);
     let work: usize = products.iter().map(|p| p.m * p.n * p.k).sum();
     let target = if work < 1 << 16 { 1 } else { 4 * threads() };
-    let mut tasks: Vec<(usize, usize, usize, usize)> = Vec::new();
+    let mut tasks: Vec<(usize, Range<usize>, usize, usize)> = Vec::new();
     for (i, p) in products.iter().enumerate() {
         if p.m == 0 || p.n == 0 {
             continue;
         }
-        let blocks = p.m.div_ceil(MC);
+        // As many blocks of rows for every thread, each of (nearly) the same height.
+        let blocks = p.m.div_ceil(MC).next_multiple_of(if p.m > MC { threads() } else { 1 });
         let share = (target * p.m * p.n * p.k.max(1)).div_ceil(work.max(1)).max(1);
         let panels = p.n.div_ceil(PANEL);
         let splits = share.div_ceil(blocks).clamp(1, panels);
         let width = panels.div_ceil(splits) * PANEL;
-        for m0 in (0..p.m).step_by(MC) {
-            tasks.extend((0..p.n).step_by(width).map(|n0| (i, m0, n0, width.min(p.n - n0))));
+        for rows in shares(p.m, blocks) {
+            tasks.extend((0..p.n).step_by(width).map(|n0| (i, rows.clone(), n0, width.min(p.n - n0))));
         }
     }
     let shared = SharedMut::new(out);
     parallel(tasks.len(), |t| {
-        let (i, m0, n0, width) = tasks[t];
-        // Tasks write disjoint tiles of the output (rows m0.., columns n0..), inside it by `check`.
-        SCRATCH.with(|s| block(&products[i], m0, n0, width, shared, ldc, accumulate, &mut s.borrow_mut()));
+        let (i, rows, n0, width) = &tasks[t];
+        // Tasks write disjoint tiles of the output, inside it by `check`.
+        SCRATCH.with(|s| {
+            block(&products[*i], rows.clone(), *n0, *width, shared, ldc, accumulate, &mut s.borrow_mut())
+        });
     });
 }
 
+/// Copies of parts of the factors.
+struct Scratch {
+    left: Buf,
+    right: Buf,
+}
+
+/// `0..n` in `parts` pieces whose lengths differ by one at most.
+fn shares(n: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+    let (least, longer) = (n / parts, n % parts);
+    let start = move |i: usize| i * least + i.min(longer);
+    (0..parts).map(move |i| start(i)..start(i + 1))
+}
+
 thread_local! {
-    static SCRATCH: RefCell<Buf> = RefCell::new(Buf::new(MC * ROW));
+    static SCRATCH: RefCell<Scratch> =
+        RefCell::new(Scratch { left: Buf::new(MC * ROW), right: Buf::new(KC * PANEL) });
 }
 
 fn check(p: &Product, out: usize, ldc: usize) {
@@ -174,35 +194,42 @@ fn check_disjoint(products: &[Product], ldc: usize) {
 }
 
 kernel! {
-    /// Rows `m0..` (at most MC) and columns `n0..n0 + width` of one product.
-    fn block<S>(p: &Product, m0: usize, n0: usize, width: usize, out: SharedMut<f32>, ldc: usize, accumulate: bool,
-                scratch: &mut Buf) {
-        let rows = MC.min(p.m - m0);
+    /// The given rows (at most MC) of one product, columns `n0..n0 + width`.
+    fn block<S>(p: &Product, rows: Range<usize>, n0: usize, width: usize, out: SharedMut<f32>, ldc: usize,
+                accumulate: bool, scratch: &mut Scratch) {
+        let (m0, rows) = (rows.start, rows.len());
+        let in_place = p.a.in_place();
+        // Where a tile is half a panel wide, rows far apart would be read too often.
+        let copies = S::NV == 1 && rows >= COPY_ROWS && p.b.k_stride > PANEL;
         let mut k0 = 0;
         loop {
             let kc = KC.min(p.k - k0);
-            let load = accumulate || k0 > 0;
-            let in_place = p.a.in_place();
             if !in_place && kc > 0 {
-                pack_left::<S>(&p.a, m0, rows, k0, kc, scratch);
+                pack_left::<S>(&p.a, m0, rows, k0, kc, &mut scratch.left);
             }
             let mut n = n0;
             while n < n0 + width {
                 let wide = if rows <= 3 { 4 * PANEL } else { PANEL };
                 let cols = wide.min(n0 + width - n);
-                let b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
-                for r0 in (0..rows).step_by(S::MR) {
-                    let strip = S::MR.min(rows - r0);
+                let mut b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
+                let mut right = p.b;
+                if copies && cols == PANEL {
+                    copy_right::<S>(b, right.k_stride, kc, &mut scratch.right);
+                    (b, right.k_stride) = (scratch.right.as_ptr(), PANEL);
+                }
+                for strip in shares(rows, rows.div_ceil(S::MR)) {
+                    let r0 = strip.start;
                     let (a, a_rs, a_ks) = if in_place {
                         let at = (m0 + r0) * p.a.row_stride + k0 * p.a.col_stride;
                         (p.a.data.as_ptr().wrapping_add(at), p.a.row_stride, p.a.col_stride)
                     } else if p.a.in_strips() {
-                        (scratch.as_ptr().add(r0 * kc), 1, strip)
+                        (scratch.left.as_ptr().add(r0 * kc), 1, strip.len())
                     } else {
-                        (scratch.as_ptr().add(r0 * ROW), ROW, 1)
+                        (scratch.left.as_ptr().add(r0 * ROW), ROW, 1)
                     };
                     let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
-                    Tile { kc, a, a_rs, a_ks, b, right: p.b, c, ldc, cols, load }.run::<S>(strip);
+                    let load = accumulate || k0 > 0;
+                    Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols, load }.run::<S>(strip.len());
                 }
                 n += cols;
             }
@@ -214,21 +241,35 @@ kernel! {
     }
 }
 
+/// Brings `kc` steps of one panel of the right factor together.
+#[inline(always)]
+unsafe fn copy_right<S: Simd>(b: *const f32, k_stride: usize, kc: usize, to: &mut [f32]) {
+    for (k, to) in to.chunks_exact_mut(PANEL).take(kc).enumerate() {
+        for w in (0..PANEL).step_by(LANES) {
+            // SAFETY: the caller's promise: `kc` steps of PANEL values each, and a machine that has `S`.
+            unsafe { S::store(to[w..].as_mut_ptr(), S::load(b.add(k * k_stride + w))) };
+        }
+    }
+}
+
 /// Brings the rows `m0..` and steps `k0..` of the left factor into `to`, where they do not lie well: rows that are
-/// columns of the matrix become strips of `S::MR` values, step by step; picked rows are copied one after another.
+/// columns of the matrix become strips of at most `S::MR` values, step by step; picked rows are copied one after
+/// another.
 #[inline(always)]
 unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: usize, to: &mut [f32]) {
     if a.in_strips() {
-        let mut at = 0;
-        for r0 in (0..rows).step_by(S::MR) {
-            let strip = S::MR.min(rows - r0);
-            for k in 0..kc {
-                let from = &a.data[(k0 + k) * a.col_stride + m0 + r0..][..strip];
-                let to = &mut to[at + k * strip..][..strip];
-                // SAFETY: both slices hold `strip` values, fewer than LANES.
-                unsafe { S::store_partial(to.as_mut_ptr(), strip, S::load_partial(from.as_ptr(), strip)) };
+        for strip in shares(rows, rows.div_ceil(S::MR)) {
+            let n = strip.len();
+            let from = &a.data[k0 * a.col_stride + m0 + strip.start..];
+            for (k, to) in to[strip.start * kc..].chunks_exact_mut(n).take(kc).enumerate() {
+                let from = &from[k * a.col_stride..][..n];
+                // A length known beforehand makes it a move or two.
+                if n == S::MR {
+                    to[..S::MR].copy_from_slice(&from[..S::MR])
+                } else {
+                    to.copy_from_slice(from)
+                }
             }
-            at += strip * kc;
         }
     } else {
         for i in 0..rows {
