@@ -315,6 +315,7 @@ impl Tile<'_> {
             let mut n = 0;
             while n < self.cols {
                 let left = self.cols - n;
+                // With few rows a tile is wider, so that its chains of sums still hide each other's latency.
                 if rows == 1 && left >= 4 * PANEL && S::NV == 2 {
                     self.micro::<S, 1, 8>(n);
                     n += 4 * PANEL;
@@ -325,6 +326,12 @@ impl Tile<'_> {
                         _ => self.micro::<S, 3, 4>(n),
                     }
                     n += 2 * PANEL;
+                } else if rows == 1 && left >= 2 * PANEL && S::NV == 1 {
+                    self.micro::<S, 1, 4>(n);
+                    n += 2 * PANEL;
+                } else if rows <= 2 && left >= PANEL && S::NV == 1 {
+                    if rows == 1 { self.micro::<S, 1, 2>(n) } else { self.micro::<S, 2, 2>(n) }
+                    n += PANEL;
                 } else if left >= PANEL && S::NV == 2 {
                     self.rows::<S, 2>(rows, n);
                     n += PANEL;

@@ -393,6 +393,34 @@ mod x86 {
                 ]
             }
         }
+        #[inline(always)]
+        unsafe fn load_partial(p: *const f32, n: usize) -> Self::V {
+            debug_assert!(n <= LANES);
+            unsafe {
+                let [low, high] = first(n);
+                // Wrapping, because with few lanes the second half lies outside; masked lanes are not touched.
+                [_mm256_maskload_ps(p, low), _mm256_maskload_ps(p.wrapping_add(8), high)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_partial(p: *mut f32, n: usize, v: Self::V) {
+            debug_assert!(n <= LANES);
+            unsafe {
+                let [low, high] = first(n);
+                _mm256_maskstore_ps(p, low, v[0]);
+                _mm256_maskstore_ps(p.wrapping_add(8), high, v[1]);
+            }
+        }
+    }
+
+    /// The mask of lanes `0..n`.
+    #[inline(always)]
+    unsafe fn first(n: usize) -> [__m256i; 2] {
+        unsafe {
+            let n = _mm256_set1_epi32(n as i32);
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            [lanes, _mm256_add_epi32(lanes, _mm256_set1_epi32(8))].map(|l| _mm256_cmpgt_epi32(n, l))
+        }
     }
 }
 #[cfg(target_arch = "x86_64")]
