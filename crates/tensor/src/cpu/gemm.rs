@@ -330,7 +330,11 @@ impl Tile<'_> {
                     self.micro::<S, 1, 4>(n);
                     n += 2 * PANEL;
                 } else if rows <= 2 && left >= PANEL && S::NV == 1 {
-                    if rows == 1 { self.micro::<S, 1, 2>(n) } else { self.micro::<S, 2, 2>(n) }
+                    if rows == 1 {
+                        self.micro::<S, 1, 2>(n)
+                    } else {
+                        self.micro::<S, 2, 2>(n)
+                    }
                     n += PANEL;
                 } else if left >= PANEL && S::NV == 2 {
                     self.rows::<S, 2>(rows, n);
