@@ -58,7 +58,7 @@ pub fn available() -> Vec<Isa> {
 /// # Safety
 /// Every method requires that the machine has the instruction set; `kernel!` is the only caller that picks
 /// one. Pointer methods require the lanes they touch to be valid.
-#[allow(clippy::missing_safety_doc)] // stated once above for all methods
+#[allow(clippy::missing_safety_doc, reason = "stated once above for all methods")]
 pub trait Simd: Copy {
     /// One virtual vector.
     type V: Copy;
@@ -163,7 +163,6 @@ macro_rules! lanewise {
     }};
 }
 
-#[allow(clippy::missing_safety_doc)]
 impl Simd for Scalar {
     type V = [f32; LANES];
     const MR: usize = 4;
@@ -244,7 +243,6 @@ mod x86 {
 
     // SAFETY (both implementations): intrinsics are reached only through `kernel!`, which has checked that the
     // machine has the instruction set; pointers are the caller's promise.
-    #[allow(clippy::missing_safety_doc)]
     impl Simd for Avx512 {
         type V = __m512;
         const MR: usize = 12;
@@ -320,7 +318,6 @@ mod x86 {
         }
     }
 
-    #[allow(clippy::missing_safety_doc)]
     impl Simd for Avx2 {
         type V = [__m256; 2];
         const MR: usize = 6;
@@ -459,7 +456,6 @@ mod arm {
     }
 
     // SAFETY: NEON is part of the AArch64 baseline; pointers are the caller's promise.
-    #[allow(clippy::missing_safety_doc)]
     impl Simd for Neon {
         type V = [float32x4_t; 4];
         const MR: usize = 4;
@@ -545,7 +541,7 @@ macro_rules! kernel {
             #[allow(clippy::extra_unused_type_parameters, reason = "plain loops, compiled per instruction set too")]
             unsafe fn generic<$s: $crate::cpu::simd::Simd>($($a: $t),*) $(-> $r)? {
                 // SAFETY: the instruction set was checked below; bounds are argued in the body.
-                #[allow(unused_unsafe)]
+                #[allow(unused_unsafe, reason = "some bodies mark their unsafe parts, with the argument for each")]
                 unsafe { $body }
             }
             #[cfg(target_arch = "x86_64")]
