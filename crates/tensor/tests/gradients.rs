@@ -544,7 +544,8 @@ fn losses_on_the_head() {
             &head,
             |tape, x, w| {
                 let stats = ops::log_probs(tape.params(), &x[0], w[0], &targets);
-                ops::seed_log_probs(tape.params(), &x[0], w[0], &targets, &weights);
+                let seeded = ops::seed_log_probs(tape.params(), &x[0], w[0], &targets, &weights);
+                assert_eq!((&seeded.logprobs, &seeded.entropies), (&stats.logprobs, &stats.entropies));
                 vec![stats.logprobs, stats.entropies]
             },
             |at| reference(at, 1.0),

@@ -31,6 +31,8 @@ const SAMPLE_TOKENS: usize = 256;
 pub struct Rhythm {
     /// Steps in all.
     pub total: u64,
+    /// Steps that the schedule spans.
+    pub scheduled: u64,
     /// Steps between samples; 0 for none.
     pub sample_every: u64,
     /// Steps between checkpoints; 0 for none.
@@ -146,7 +148,7 @@ impl Learner {
         let (mut skips, mut rolled_back) = (0, false);
         while at < rhythm.total && !ended {
             let (clock, counts) = (Instant::now(), operations::counts());
-            let outcome = step(self, at, schedule.factor(at, rhythm.total), &meter)?;
+            let outcome = step(self, at, schedule.factor(at, rhythm.scheduled), &meter)?;
             let done = operations::counts().since(&counts).total();
             meter.add(outcome.tokens, done);
             window.push_back((clock.elapsed().as_secs_f64(), outcome.tokens, done));

@@ -3,6 +3,7 @@
 pub mod context;
 pub mod error;
 pub mod evaluate;
+pub mod held_out;
 pub mod learner;
 pub mod ledger;
 pub mod objective;

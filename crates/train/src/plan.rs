@@ -62,7 +62,7 @@ fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, Train
         Stage::Tokenizer(_) | Stage::Eval(_) => return Ok(None),
         Stage::Pretrain(s) => (
             s.model.clone().or(s.from.clone()).unwrap_or_default(),
-            s.tokens as f64,
+            s.trained_tokens() as f64,
             0.0,
             s.batch_tokens / s.accumulate.max(1),
         ),

@@ -45,6 +45,9 @@ pub struct PolicySettings<'a> {
     pub sequences: usize,
     /// See `sequences`.
     pub tokens: usize,
+    /// Whether the weights still are those that sampled. Then the log-probabilities are the sampler's, to the bit, and
+    /// are not computed again before the gradient.
+    pub on_policy: bool,
     /// Passes and balance.
     pub options: StepOptions,
 }
@@ -134,11 +137,12 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
     let tape = Tape::recording(model.params());
     let out = model.forward(&tape, &tokens, &segments, s.options.pass(), None);
     balance.add(out.loads);
-    let stats = ops::log_probs(model.params(), &out.hidden, model.head(), &targets);
+    let present =
+        (!s.on_policy).then(|| ops::log_probs(model.params(), &out.hidden, model.head(), &targets).logprobs);
     let norm = Norm { sequences: s.sequences, tokens: s.tokens, max_new: s.max_new };
     let mut slopes = vec![0.0; tokens.len()];
-    for (r, range) in rollouts.iter().zip(predictions) {
-        let new = &stats.logprobs[range.clone()];
+    for (r, range) in rollouts.iter().zip(&predictions) {
+        let new = present.as_ref().map_or(&r.old[..], |p| &p[range.clone()]);
         let got = s.objective.slopes(&Sequence { new, old: &r.old, advantage: r.advantage }, s.clip, norm);
         slopes[range.clone()].copy_from_slice(&got.slopes);
         if let Some(reference) = &r.reference {
@@ -152,11 +156,14 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
             }
         }
         sums.clipped += got.clipped;
+    }
+    let stats = ops::seed_log_probs(model.params(), &out.hidden, model.head(), &targets, &slopes);
+    for (r, range) in rollouts.iter().zip(predictions) {
+        let new = &stats.logprobs[range.clone()];
         sums.mismatched += new.iter().zip(&r.old).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         sums.entropy += stats.entropies[range].iter().map(|&e| f64::from(e)).sum::<f64>();
         sums.tokens += new.len();
     }
-    ops::seed_log_probs(model.params(), &out.hidden, model.head(), &targets, &slopes);
     tape.backward();
 }
 
@@ -197,6 +204,7 @@ pub(crate) fn flatten(rollouts: &[&Rollout]) -> Flat {
 mod tests {
     use super::*;
     use crate::objective::{ObjectiveKind, objective};
+    use crate::run::recipe;
     use model::config::ModelConfig;
     use tensor::Rng;
 
@@ -254,6 +262,7 @@ mod tests {
             max_new: 70,
             sequences: all.len(),
             tokens: all.iter().map(|r| r.completion.len()).sum(),
+            on_policy: false,
             options: StepOptions::default(),
         };
         let gradient = |passes: &[&[&Rollout]]| {
@@ -270,5 +279,45 @@ mod tests {
         for (a, b) in together.iter().zip(&apart) {
             assert!((a - b).abs() <= 1e-5 * size, "{a} and {b}");
         }
+    }
+
+    /// On policy, the sampler's log-probabilities stand in for the forward pass over the head: the same step, to the bit.
+    #[test]
+    fn a_step_on_policy_needs_no_log_probabilities_of_its_own() {
+        let mut rng = Rng::new(3);
+        let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.below(40) as u32).collect() };
+        let (prompt, mut rollouts) = (ids(6), Vec::new());
+        for (n, advantage) in [(9, 1.0), (4, -1.0), (7, 0.0)] {
+            let completion = ids(n);
+            let (reference, prompt) = (None, prompt.clone());
+            rollouts.push(Rollout { prompt, completion, old: vec![0.0; n], reference, advantage });
+        }
+        for r in &mut rollouts {
+            let flat = flatten(&[r]);
+            let scored = crate::step::score(&tiny(), &flat.tokens, &flat.targets, &flat.segments);
+            r.old = scored.logprobs[flat.predictions[0].clone()].to_vec();
+        }
+        let all: Vec<&Rollout> = rollouts.iter().collect();
+        let step = |on_policy| {
+            let settings = PolicySettings {
+                objective: objective(ObjectiveKind::Dapo),
+                clip: Clip { low: 0.2, high: 0.28 },
+                kl: KlKind::K3,
+                kl_coefficient: 0.0,
+                max_new: 9,
+                sequences: 3,
+                tokens: 20,
+                on_policy,
+                options: StepOptions::default(),
+            };
+            let mut model = tiny();
+            let config = recipe::Optimizer { learning_rate: 1e-3, ..recipe::Optimizer::default() };
+            let mut optimizer = Optimizer::new(&model, config);
+            let stats = policy_step(&mut model, &mut optimizer, &all, &settings, 1.0);
+            (stats, model.params().data().to_vec())
+        };
+        let (computed, taken) = (step(false), step(true));
+        assert!(computed.0.report.grad_norm > 0.0 && computed.0.mismatched == 0);
+        assert_eq!(computed, taken);
     }
 }

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::TrainError;
 use crate::context::Context;
+use crate::held_out::HeldOut;
 use crate::ledger::{Claim, StageCost};
 use crate::pipeline::finished;
 use crate::report::{self, Completion, Evaluation, Overlay, RunReport, Sample};
@@ -35,7 +36,7 @@ pub(crate) fn write(ctx: &Context) -> Result<(), TrainError> {
             .iter()
             .filter_map(|(_, v)| serde_json::from_value::<StageCost>(v["cost"].clone()).ok())
             .collect(),
-        claims: claims(&done),
+        claims: claims(ctx, &done)?,
         reinforcement: grpo.filter(|(a, b)| measured(a) && measured(b)),
         overlays: overlays(&done),
         recipe: ctx.recipe.resolved_toml(),
@@ -161,14 +162,10 @@ fn overlays(done: &Done) -> Vec<Overlay> {
 }
 
 /// What the run was meant to show, where its stages are named as in the launch recipe.
-fn claims(done: &Done) -> Vec<Claim> {
+fn claims(ctx: &Context, done: &Done) -> Result<Vec<Claim>, TrainError> {
     let right = |name: &str| -> Option<Vec<f64>> {
         let of = done.iter().rev().find_map(|(_, v)| v["figures"]["of"].get(name))?;
         Some(of["greedy_right"].as_array()?.iter().filter_map(Value::as_f64).collect())
-    };
-    let losses = |name: &str| -> Option<Vec<f64>> {
-        let (_, v) = done.iter().find(|(n, _)| n == name)?;
-        Some(v["figures"]["held_out_losses"].as_array()?.iter().filter_map(Value::as_f64).collect())
     };
     let mut claims = Vec::new();
     let mut claim = |name: &str, baseline: &str, a: Option<Vec<f64>>, b: Option<Vec<f64>>| {
@@ -187,14 +184,22 @@ fn claims(done: &Done) -> Vec<Claim> {
         right("distill"),
         right("distill_rl_only"),
     );
-    let tokens =
-        |name: &str| done.iter().find(|(n, _)| n == name).and_then(|(_, v)| v["cost"]["tokens"].as_u64());
-    let same_tokens = tokens("pretrain") == tokens("pretrain_dense");
-    claim(
-        "experts lower the held-out loss",
-        "a dense model of equal operations per token on the same tokens",
-        losses("pretrain_dense").filter(|_| same_tokens),
-        losses("pretrain"),
-    );
-    claims
+    claims.extend(experts(ctx, done)?);
+    Ok(claims)
+}
+
+/// The experts beside the dense model, at the dense model's last step, where both have read the same documents.
+fn experts(ctx: &Context, done: &Done) -> Result<Option<Claim>, TrainError> {
+    let steps =
+        |name: &str| done.iter().find(|(n, _)| n == name).and_then(|(_, v)| v["figures"]["steps"].as_u64());
+    let Some((all, step)) = steps("pretrain").zip(steps("pretrain_dense")) else { return Ok(None) };
+    let load = |stage: &str| Ok::<_, TrainError>(HeldOut::load(&ctx.folder.stage_dir(stage)?, step));
+    let both = load("pretrain")?.zip(load("pretrain_dense")?);
+    let Some((moe, dense)) = both.filter(|(a, b)| a.compares_with(b)) else { return Ok(None) };
+    let mut baseline = "a dense model of equal operations per token on the same tokens".to_owned();
+    if step < all {
+        baseline += &format!(", both after {step} of {all} steps");
+    }
+    let ratio = ratio_paired(&dense.losses, &moe.losses);
+    Ok(Some(Claim::new("experts lower the held-out loss", &baseline, ratio)))
 }

@@ -340,6 +340,7 @@ fn bench_grpo(
             max_new,
             sequences: rollouts.len(),
             tokens: rollouts.iter().map(|r| r.completion.len()).sum(),
+            on_policy: true,
             options: StepOptions { accumulate: 1, ..StepOptions::default() },
         };
         let all: Vec<&Rollout> = rollouts.iter().collect();

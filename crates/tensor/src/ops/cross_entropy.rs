@@ -166,11 +166,18 @@ pub fn log_probs(params: &Params, x: &Tensor, head: Weight, targets: &[u32]) -> 
     walk(params, x, head, targets, None)
 }
 
-/// Seeds the gradient of a loss of which `slopes[t]` is the derivative by token t's log-probability.
-pub fn seed_log_probs(params: &Params, x: &Tensor, head: Weight, targets: &[u32], slopes: &[f32]) {
+/// Seeds the gradient of a loss of which `slopes[t]` is the derivative by token t's log-probability; gives the
+/// log-probabilities and entropies that [`log_probs`] would.
+pub fn seed_log_probs(
+    params: &Params,
+    x: &Tensor,
+    head: Weight,
+    targets: &[u32],
+    slopes: &[f32],
+) -> TokenStats {
     assert_eq!(slopes.len(), targets.len(), "seed_log_probs: slopes and targets differ in number");
     let weights: Vec<f32> = slopes.iter().map(|s| -s).collect();
-    walk(params, x, head, targets, Some(&weights));
+    walk(params, x, head, targets, Some(&weights))
 }
 
 /// Distillation on logits (Hinton et al. 2015, temperature 1): `Σ weights[t] * KL(teacher ‖ student)`, from both

@@ -48,6 +48,7 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
         if s.steps > 0 { s.steps } else { (s.epochs * tokens as u64).div_ceil(s.batch_tokens as u64).max(1) };
     let rhythm = Rhythm {
         total,
+        scheduled: total,
         sample_every: s.sample_every,
         checkpoint_every: s.checkpoint_every,
         checkpoint_seconds: s.checkpoint_seconds,

@@ -31,6 +31,7 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
     let budget = budget(ctx, s)?;
     let rhythm = Rhythm {
         total: s.steps,
+        scheduled: s.steps,
         sample_every: s.sample_every,
         checkpoint_every: s.checkpoint_every,
         checkpoint_seconds: s.checkpoint_seconds,
@@ -230,6 +231,7 @@ fn update(
                 max_new: s.max_new,
                 sequences: part.len(),
                 tokens: part.iter().map(|r| r.completion.len()).sum(),
+                on_policy: first.is_none(),
                 options: StepOptions {
                     recompute: s.recompute,
                     router_bias_rate: s.router_bias_rate as f32,

@@ -14,6 +14,7 @@ use tasks::Mix;
 use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
+use crate::held_out::HeldOut;
 use crate::learner::{Learner, Rhythm, StepOutcome};
 use crate::problems::{HELD_OUT_START, ProblemSource};
 use crate::run::metrics::keys;
@@ -89,9 +90,11 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
             (Stream::Shards { shards, seed }, held, Some(bytes))
         }
     };
-    let total = s.tokens.div_ceil(s.batch_tokens as u64);
+    let scheduled = s.tokens.div_ceil(s.batch_tokens as u64);
+    let total = s.trained_tokens().div_ceil(s.batch_tokens as u64);
     let rhythm = Rhythm {
         total,
+        scheduled,
         sample_every: s.sample_every,
         checkpoint_every: s.checkpoint_every,
         checkpoint_seconds: s.checkpoint_seconds,
@@ -121,7 +124,7 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
                 l.cursor += 1;
             }
             // The bias of the routers stands still at the end (V3 report, section 4.2).
-            let router_bias_rate = if step * 10 >= total * 9 { 0.0 } else { options.router_bias_rate };
+            let router_bias_rate = if step * 10 >= scheduled * 9 { 0.0 } else { options.router_bias_rate };
             let mtp_weight = if step.is_multiple_of(s.mtp_every) { options.mtp_weight } else { 0.0 };
             let loss_limit = l.loss_limit();
             let options = StepOptions { router_bias_rate, mtp_weight, loss_limit, ..options };
@@ -129,20 +132,22 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
         },
         |l, step, metrics| {
             if s.eval_every > 0 && step.is_multiple_of(s.eval_every) {
-                let losses = held_out_losses(l, &held_out);
-                metrics.log(step, &[(keys::EVAL_LOSS, mean(&losses))])?;
+                let measured = measure(l, &held_out);
+                measured.save(&dir, step)?;
+                metrics.log(step, &[(keys::EVAL_LOSS, measured.mean())])?;
             }
             Ok(())
         },
     )?;
-    let losses = held_out_losses(&learner, &held_out);
+    let measured = measure(&learner, &held_out);
+    measured.save(&dir, total)?;
     let size = inspect(learner.model.config(), s.seq_len).parameters;
     let mut figures = json!({
-        "held_out_losses": losses, "held_out_loss": mean(&losses), "parameters": size.total, "active_parameters": size.active,
+        "steps": total, "held_out_loss": measured.mean(), "parameters": size.total, "active_parameters": size.active,
     });
-    let mut summary = format!("held-out loss {:.3}", mean(&losses));
+    let mut summary = format!("held-out loss {:.3}", measured.mean());
     if let Some(bytes) = held_out_bytes {
-        let nats: f64 = losses.iter().zip(&held_out).map(|(l, d)| l * (d.len() - 1) as f64).sum();
+        let nats: f64 = measured.losses.iter().zip(&held_out).map(|(l, d)| l * (d.len() - 1) as f64).sum();
         let bits = nats / std::f64::consts::LN_2 / bytes as f64;
         figures["bits_per_byte"] = bits.into();
         figures["held_out_bytes"] = bytes.into();
@@ -173,23 +178,19 @@ pub(super) fn step_outcome(
     Ok(StepOutcome { values, tokens, skipped: stats.report.skipped, enough: false })
 }
 
-fn mean(x: &[f64]) -> f64 {
-    x.iter().sum::<f64>() / x.len().max(1) as f64
-}
-
-/// Mean negative log-likelihood per token of each document, in nats.
-fn held_out_losses(l: &Learner, docs: &[Vec<u32>]) -> Vec<f64> {
-    let mut out = Vec::new();
+fn measure(l: &Learner, docs: &[Vec<u32>]) -> HeldOut {
+    let mut losses = Vec::new();
     for part in docs.chunks(64) {
         let packed = pack(&part.iter().map(|ids| Document::plain(ids.clone())).collect::<Vec<_>>());
         let stats = score(&l.model, &packed.tokens, &packed.targets, &whole(&packed.lens));
         let mut at = 0;
         for len in packed.lens {
-            out.push(-stats.logprobs[at..at + len].iter().map(|&x| f64::from(x)).sum::<f64>() / len as f64);
+            losses
+                .push(-stats.logprobs[at..at + len].iter().map(|&x| f64::from(x)).sum::<f64>() / len as f64);
             at += len;
         }
     }
-    out
+    HeldOut { documents: l.cursor, losses }
 }
 
 /// The files as token shards (made once), and the held-out documents with the number of their bytes.

@@ -28,6 +28,7 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
     let rhythm = Rhythm {
         total: s.steps,
+        scheduled: s.steps,
         sample_every: s.sample_every,
         checkpoint_every: s.checkpoint_every,
         checkpoint_seconds: s.checkpoint_seconds,

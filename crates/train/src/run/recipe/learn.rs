@@ -50,6 +50,8 @@ pub struct PretrainStage {
     pub hurried_share: f64,
     /// Tokens to train on in all.
     pub tokens: u64,
+    /// Stops after so many tokens, in the midst of the schedule: enough to compare two models; 0 goes to the end.
+    pub stop_after_tokens: u64,
     /// Tokens of one optimizer step, over all `accumulate` parts.
     pub batch_tokens: usize,
     /// The longest packed sequence, in tokens.
@@ -80,6 +82,13 @@ pub struct PretrainStage {
     pub checkpoint_seconds: f64,
 }
 
+impl PretrainStage {
+    /// Tokens that the stage trains on before it ends.
+    pub fn trained_tokens(&self) -> u64 {
+        if self.stop_after_tokens == 0 { self.tokens } else { self.stop_after_tokens }
+    }
+}
+
 impl Default for PretrainStage {
     fn default() -> Self {
         PretrainStage {
@@ -91,6 +100,7 @@ impl Default for PretrainStage {
             mix: None,
             hurried_share: 0.0,
             tokens: 5_000_000,
+            stop_after_tokens: 0,
             batch_tokens: 8192,
             seq_len: 512,
             accumulate: 1,

@@ -164,6 +164,7 @@ fn one_stage(stage: &Stage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
                 ("accumulate", stage.accumulate as u64),
                 ("mtp_every", stage.mtp_every),
             ])?;
+            at.number("stop_after_tokens", stage.stop_after_tokens as f64, 0.0..=stage.tokens as f64)?;
             packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
             at.numbers(
                 &[
