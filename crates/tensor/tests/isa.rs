@@ -47,6 +47,7 @@ fn elementary() -> Vec<f32> {
         math::axpy(-0.3, &finite, &mut y);
         math::add_assign(&mut y, &finite);
         math::scale(&mut y, 0.7);
+        math::blend(0.3, &finite, -0.7, &mut y);
         out.extend(y);
         out.extend(finite.iter().map(|v| math::ln(v.abs())));
         out.extend(

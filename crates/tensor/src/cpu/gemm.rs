@@ -118,10 +118,12 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
         if p.m == 0 || p.n == 0 {
             continue;
         }
-        // As many blocks of rows for every thread, each of (nearly) the same height.
-        let blocks = p.m.div_ceil(MC).next_multiple_of(if p.m > MC { threads() } else { 1 });
         let share = (target * p.m * p.n * p.k.max(1)).div_ceil(work.max(1)).max(1);
         let panels = p.n.div_ceil(PANEL);
+        // As many blocks of rows for every thread, each of (nearly) the same height; also where few panels do not
+        // divide among the threads.
+        let uneven = share > panels && !panels.is_multiple_of(threads()) && p.m >= COPY_ROWS * threads();
+        let blocks = p.m.div_ceil(MC).next_multiple_of(if p.m > MC || uneven { threads() } else { 1 });
         let splits = share.div_ceil(blocks).clamp(1, panels);
         let width = panels.div_ceil(splits) * PANEL;
         for rows in shares(p.m, blocks) {
@@ -458,19 +460,17 @@ pub fn pack_transposed(w: &[f32], n: usize, k: usize, stride: usize, out: &mut [
 
 /// One panel of [`pack_transposed`]; blocks of k keep both sides in the first-level cache.
 pub(crate) fn pack_panel(w: &[f32], rows: usize, k: usize, stride: usize, panel: &mut [f32]) {
-    for k0 in (0..k).step_by(16) {
-        let kc = 16.min(k - k0);
-        for r in 0..PANEL {
-            if r < rows {
-                let from = &w[r * stride + k0..][..kc];
-                for (i, &v) in from.iter().enumerate() {
-                    panel[(k0 + i) * PANEL + r] = v;
-                }
-            } else {
-                for i in 0..kc {
-                    panel[(k0 + i) * PANEL + r] = 0.0;
-                }
+    let rows = rows.min(PANEL);
+    let (steps, _) = panel.as_chunks_mut::<PANEL>();
+    for (block, steps) in steps[..k].chunks_mut(16).enumerate() {
+        for r in 0..rows {
+            let from = &w[r * stride + block * 16..][..steps.len()];
+            for (to, &v) in steps.iter_mut().zip(from) {
+                to[r] = v;
             }
+        }
+        for to in steps {
+            to[rows..].fill(0.0);
         }
     }
 }

@@ -186,6 +186,24 @@ kernel! {
 }
 
 kernel! {
+    /// `y = a * x + b * y`, rounded after `b * y` and at the end. Panics if the lengths differ.
+    pub fn blend<S>(a: f32, x: &[f32], b: f32, y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "blend: lengths differ");
+        let (va, vb) = (S::splat(a), S::splat(b));
+        let whole = x.len() / LANES * LANES;
+        let (px, py) = (x.as_ptr(), y.as_mut_ptr());
+        let mut i = 0;
+        while i < whole {
+            S::store(py.add(i), S::fma(va, S::load(px.add(i)), S::mul(vb, S::load(py.add(i)))));
+            i += LANES;
+        }
+        for j in whole..x.len() {
+            y[j] = a.mul_add(x[j], b * y[j]);
+        }
+    }
+}
+
+kernel! {
     /// `y += x`. Panics if the lengths differ.
     pub fn add_assign<S>(y: &mut [f32], x: &[f32]) {
         assert_eq!(x.len(), y.len(), "add_assign: lengths differ");

@@ -25,16 +25,13 @@ pub(super) struct Muon {
 impl Muon {
     /// One step on a matrix `p [rows, cols]` with gradient `g` and momentum `m`.
     pub(super) fn step(&self, p: &mut [f32], g: &[f32], m: &mut [f32], (rows, cols): (usize, usize)) {
-        math::scale(m, self.momentum);
-        math::axpy(self.grad_scale, g, m);
+        math::blend(self.grad_scale, g, self.momentum, m);
         // Nesterov: look ahead along the momentum.
         let mut x = Buf::copy_of(m);
-        math::scale(&mut x, self.momentum);
-        math::axpy(self.grad_scale, g, &mut x);
+        math::blend(self.grad_scale, g, self.momentum, &mut x);
         let x = orthogonal(x, rows, cols);
         let size = 0.2 * (rows.max(cols) as f32).sqrt();
-        math::scale(p, 1.0 - self.lr * self.decay);
-        math::axpy(-self.lr * size, &x, p);
+        math::blend(-self.lr * size, &x, 1.0 - self.lr * self.decay, p);
     }
 }
 
@@ -55,8 +52,7 @@ fn orthogonal(x: Buf, rows: usize, cols: usize) -> Buf {
         pack_transposed(&x, n, k, k, &mut panels);
         symmetric(&x, Right::packed(&panels, k), (n, k), &mut a);
         symmetric(&a, Right::rows(&a, n), (n, n), &mut b);
-        math::scale(&mut b, ABC.2);
-        math::axpy(ABC.1, &a, &mut b);
+        math::blend(ABC.1, &a, ABC.2, &mut b);
         y.copy_from_slice(&x);
         math::scale(&mut y, ABC.0);
         add_product(Part::Optimizer, n, n, k);
@@ -83,9 +79,12 @@ fn symmetric(left: &[f32], right: Right, (n, k): (usize, usize), out: &mut [f32]
         })
         .collect();
     gemm(&strips, out, n, false);
-    for row in STRIP.min(n)..n {
-        for col in 0..row / STRIP * STRIP {
-            out[col * n + row] = out[row * n + col];
+    for row in (STRIP..n).step_by(STRIP) {
+        let (above, strip) = out.split_at_mut(row * n);
+        for (col, above) in above.chunks_exact_mut(n).enumerate() {
+            for (to, strip) in above[row..].iter_mut().zip(strip.chunks_exact(n)).take(STRIP) {
+                *to = strip[col];
+            }
         }
     }
 }
