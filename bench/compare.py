@@ -28,8 +28,8 @@ Same shapes (dense.json, moe.json), random weights, float32, same batch, same nu
 Before the first round every opponent tries the settings that could be fastest for it (implementation of the
 experts, kind of cache, fused AdamW) and keeps the best. Each opponent has a process of its own, which
 sleeps while others measure; ours is started anew each time. They take turns, A B A B, for a few rounds. The
-table has medians of seconds, the ratio of those medians and the range of the ratios of single rounds. Peak memory
-is VmHWM: for the opponents counted from after the trials and the compilation, which is in their favour.
+table has medians of seconds, the ratio of the medians of tokens per second, and the range of the ratios of single
+rounds. Peak memory is VmHWM: for the opponents counted from after the trials and the compilation, which is in their favour.
 """
 
 import argparse
