@@ -45,6 +45,10 @@ fn main() {
     if let Some(n) = cli.threads {
         tensor::threads::set_threads(n.into());
     }
+    if let Err(refusal) = tensor::cpu::simd::wanted() {
+        output::tell(&format!("error: {refusal}"));
+        std::process::exit(2);
+    }
     let result = match cli.command {
         Command::Launch(a) => commands::run::launch(&a),
         Command::Run(a) => commands::run::run(&a),

@@ -1,6 +1,7 @@
 //! The user's own problems: JSON lines of `{"prompt", "answer", "meta"?, "verifier"?, "solution"?}`.
 
-use crate::{Error, Problem, Result, verifier};
+use crate::verify::ByTask;
+use crate::{Error, Problem, Result, Verifier, verifier};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
@@ -56,7 +57,11 @@ pub fn load_problems(path: impl AsRef<Path>) -> Result<Vec<Problem>> {
 }
 
 fn parse(line: &str) -> std::result::Result<Problem, String> {
-    let record: Record = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    let record: Record = serde_json::from_str(line).map_err(|e| {
+        // It is a line of its own, which the caller counts.
+        let text = e.to_string();
+        text.rsplit_once(" at line 1 ").map_or(text.clone(), |(what, at)| format!("{what} at {at}"))
+    })?;
     if record.prompt.trim().is_empty() {
         return Err("`prompt` is empty".into());
     }
@@ -73,14 +78,19 @@ fn parse(line: &str) -> std::result::Result<Problem, String> {
     if answer.trim().is_empty() && !self_sufficient {
         return Err("`answer` is missing or empty, and nothing empty ever scores".into());
     }
-    Ok(Problem {
+    let problem = Problem {
         task: record.task.unwrap_or_else(|| "user".to_owned()),
         prompt: record.prompt,
         answer,
         meta: record.meta,
         verifier: record.verifier,
         solution: record.solution,
-    })
+    };
+    // Another verifier may be asked for later, so only what the problem itself asks for is checked.
+    match problem.verifier.as_ref().and_then(|_| ByTask.fault(&problem)) {
+        Some(fault) => Err(fault),
+        None => Ok(problem),
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,17 @@ pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -
     // What can be refused before the first step was refused: from here on the folder is this recipe's.
     folder.claim(recipe)?;
     let ctx = Context { recipe, folder: &folder, reporter, problems, ceiling };
+    let done = perform(&ctx);
+    if done.is_err() {
+        folder.release()?;
+    }
+    done
+}
+
+fn perform(ctx: &Context) -> Result<(), TrainError> {
+    let (recipe, folder, reporter) = (ctx.recipe, ctx.folder, ctx.reporter);
     let count = recipe.stages.len();
+    let mut at_work = !folder.path().join("report.json").exists();
     for (i, stage) in recipe.stages.iter().enumerate() {
         if folder.done(stage.name())?.is_some() {
             continue;
@@ -32,10 +42,11 @@ pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -
         if reporter.stop() {
             return Err(TrainError::Interrupted);
         }
+        at_work = true;
         reporter.stage(stage.name(), stage.kind(), i + 1, count);
         let failures = || ctx.problems.as_ref().and_then(|p| p.verifier().failures());
         let before = failures().map_or(0, |f| f.0);
-        let result = stages::run(&ctx, stage)?;
+        let result = stages::run(ctx, stage)?;
         if let Some((count, words)) = failures().filter(|f| f.0 > before) {
             let fresh = count - before;
             reporter.note(&format!(
@@ -46,9 +57,10 @@ pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -
         folder.mark_done(stage.name(), &done)?;
         reporter.stage_done(stage.name(), &result.cost, &result.summary);
         tensor::buffer::release_unused();
-        crate::summary::write(&ctx)?;
+        crate::summary::write(ctx)?;
     }
-    crate::summary::write(&ctx)
+    // The report of a finished run stays that of the machine which made it.
+    if at_work { crate::summary::write(ctx) } else { Ok(()) }
 }
 
 /// What is known of each finished stage, in the recipe's order.

@@ -5,7 +5,8 @@ use model::inspect::inspect;
 
 use crate::TrainError;
 use crate::context::fresh_config;
-use crate::run::recipe::{Recipe, Reference, Source, Stage};
+use crate::optim::muon_operations;
+use crate::run::recipe::{Optimizer, OptimizerKind, Recipe, Reference, Source, Stage};
 
 /// One stage's plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +30,18 @@ const CONTEXT: usize = 128;
 
 /// The plan of every stage whose model is known from the recipe.
 pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>, TrainError> {
-    recipe.stages.iter().filter_map(|s| stage_plan(recipe, s).transpose()).collect()
+    let mut plans: Vec<StagePlan> = Vec::new();
+    for stage in &recipe.stages {
+        let Some(mut plan) = stage_plan(recipe, stage)? else { continue };
+        if let Stage::Grpo(s) = stage
+            && !s.budget_of.is_empty()
+        {
+            let of = plans.iter().filter(|p| s.budget_of.contains(&p.name));
+            plan.operations = plan.operations.min(of.map(|p| p.operations).sum());
+        }
+        plans.push(plan);
+    }
+    Ok(plans)
 }
 
 fn config_of(recipe: &Recipe, reference: &str) -> Result<Option<ModelConfig>, TrainError> {
@@ -56,46 +68,107 @@ fn vocab(recipe: &Recipe) -> usize {
         .unwrap_or(1024)
 }
 
-fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, TrainError> {
-    // Tokens trained on, tokens generated, tokens held at a time.
-    let (reference, trained, generated, held) = match stage {
-        Stage::Tokenizer(_) | Stage::Eval(_) => return Ok(None),
-        Stage::Pretrain(s) => (
-            s.model.clone().or(s.from.clone()).unwrap_or_default(),
-            s.trained_tokens() as f64,
-            0.0,
-            s.batch_tokens / s.accumulate.max(1),
-        ),
-        Stage::Sft(s) => (
-            s.from.clone(),
-            (s.steps * s.batch_tokens as u64) as f64,
-            0.0,
-            s.batch_tokens / s.accumulate.max(1),
-        ),
-        Stage::Grpo(s) => {
-            // Half the longest answer is a fair guess of the mean.
-            let answers = (s.steps as usize * s.prompts * s.group * s.max_new) as f64 / 2.0;
-            (s.from.clone(), answers * (s.epochs as f64), answers, 8192)
-        }
-        Stage::Reject(s) => (s.from.clone(), 0.0, (s.problems * s.samples * s.max_new) as f64 / 2.0, 512),
-        Stage::Distill(s) => (
-            s.student.clone(),
-            (s.steps * s.batch_tokens as u64) as f64,
-            0.0,
-            s.batch_tokens / s.accumulate.max(1),
-        ),
+/// What a stage does with its model.
+struct Work<'a> {
+    reference: &'a str,
+    optimizer: Option<&'a Optimizer>,
+    /// Optimizer steps.
+    steps: f64,
+    /// Tokens trained on, and the share of them that the MTP layers learn from.
+    trained: f64,
+    mtp_share: f64,
+    /// Tokens generated.
+    generated: f64,
+    /// Tokens held at a time.
+    held: usize,
+}
+
+fn work<'a>(recipe: &'a Recipe, stage: &'a Stage) -> Option<Work<'a>> {
+    let packed = |reference, optimizer, tokens: f64, batch_tokens: usize, accumulate: usize| Work {
+        reference,
+        optimizer: Some(optimizer),
+        steps: tokens / batch_tokens as f64,
+        trained: tokens,
+        mtp_share: 0.0,
+        generated: 0.0,
+        held: batch_tokens / accumulate.max(1),
     };
-    let Some(config) = config_of(recipe, &reference)? else { return Ok(None) };
+    Some(match stage {
+        Stage::Tokenizer(_) | Stage::Eval(_) => return None,
+        Stage::Pretrain(s) => Work {
+            mtp_share: if s.mtp_weight > 0.0 { 1.0 / s.mtp_every.max(1) as f64 } else { 0.0 },
+            ..packed(
+                s.model.as_deref().or(s.from.as_deref()).unwrap_or_default(),
+                &s.optimizer,
+                s.trained_tokens() as f64,
+                s.batch_tokens,
+                s.accumulate,
+            )
+        },
+        Stage::Sft(s) => {
+            let tokens = (s.steps * s.batch_tokens as u64) as f64;
+            packed(&s.from, &s.optimizer, tokens, s.batch_tokens, s.accumulate)
+        }
+        Stage::Grpo(s) => {
+            let answers = s.steps as f64 * guess(s.prompts * s.group, s.max_new);
+            Work {
+                reference: &s.from,
+                optimizer: Some(&s.optimizer),
+                steps: (s.steps * (s.epochs * s.minibatches) as u64) as f64,
+                trained: answers * s.epochs as f64,
+                mtp_share: 0.0,
+                generated: answers,
+                held: 8192,
+            }
+        }
+        Stage::Reject(s) => Work {
+            reference: &s.from,
+            optimizer: None,
+            steps: 0.0,
+            trained: 0.0,
+            mtp_share: 0.0,
+            generated: guess(s.problems * s.samples, s.max_new),
+            held: 512,
+        },
+        Stage::Distill(s) => {
+            // As many traces as can be kept, where their number decides the steps.
+            let traces = recipe.stages.iter().rev().find_map(|r| match r {
+                Stage::Reject(r) if s.traces.as_ref().is_none_or(|name| *name == r.name) => {
+                    Some(guess(r.problems * r.keep, r.max_new))
+                }
+                _ => None,
+            });
+            let tokens = match s.steps {
+                0 => s.epochs as f64 * traces.unwrap_or(0.0),
+                steps => (steps * s.batch_tokens as u64) as f64,
+            };
+            packed(&s.student, &s.optimizer, tokens, s.batch_tokens, s.accumulate)
+        }
+    })
+}
+
+/// Tokens of so many answers: half the longest is a fair guess of the mean.
+fn guess(answers: usize, max_new: usize) -> f64 {
+    (answers * max_new) as f64 / 2.0
+}
+
+fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, TrainError> {
+    let Some(w) = work(recipe, stage) else { return Ok(None) };
+    let Some(config) = config_of(recipe, w.reference)? else { return Ok(None) };
     let i = inspect(&config, CONTEXT);
-    let (parameters, active) = (i.parameters.total, i.parameters.active);
-    let forward = i.forward.total() as f64;
+    let update = match w.optimizer {
+        Some(o) if o.kind == OptimizerKind::Muon => muon_operations(&config),
+        _ => 0.0,
+    };
+    let training = i.training_operations_per_token as f64
+        + w.mtp_share * i.mtp_training_operations_per_token as f64;
     Ok(Some(StagePlan {
         name: stage.name().to_owned(),
         kind: stage.kind(),
-        parameters,
-        active_parameters: active,
-        operations: 3.0 * forward * trained + forward * generated,
-        memory_bytes: training_bytes(&config, TRAINING_COPIES, held),
+        parameters: i.parameters.total,
+        active_parameters: i.parameters.active,
+        operations: training * w.trained + i.forward.total() as f64 * w.generated + update * w.steps,
+        memory_bytes: training_bytes(&config, TRAINING_COPIES, w.held),
     }))
 }
 

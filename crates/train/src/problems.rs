@@ -92,6 +92,13 @@ impl ProblemSource {
             (None, Some(external)) => Box::new(external),
             (None, None) => tasks::verifier("task")?,
         };
+        if let Origin::List(train) = &origin
+            && let Some((problem, fault)) =
+                train.iter().chain(&held_out).find_map(|p| Some((p, verifier.fault(p)?)))
+        {
+            let what = format!("no answer could score on the problem {:?}: {fault}", problem.prompt);
+            return Err(TrainError::Recipe(what));
+        }
         Ok(ProblemSource { origin, held_out, verifier, seed })
     }
 

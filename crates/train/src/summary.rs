@@ -140,7 +140,8 @@ fn machine_words() -> String {
         .find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|x| x.1.trim().to_owned()));
     let threads = tensor::threads::threads();
     format!(
-        "{threads} threads of {}, {:?}",
+        "{threads} thread{} of {}, {:?}",
+        if threads == 1 { "" } else { "s" },
         name.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         tensor::cpu::simd::isa()
     )

@@ -24,7 +24,7 @@ A line that ends in \\ goes on in the next one.";
 
 const EXAMPLES: &str = "\
 Examples:
-  shoestring chat runs/launch/grpo
+  shoestring chat runs/launch/grpo --single-turn
   shoestring chat runs/launch/distill --single-turn --temperature 0
   echo 'Compute 51 - 74 - 31.' | shoestring chat runs/launch/grpo
 

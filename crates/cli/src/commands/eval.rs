@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 use tasks::verify::external::Command;
 use tasks::{
@@ -29,7 +29,8 @@ Examples:
   shoestring eval my-model --problems mine.jsonl --verifier numeric
   shoestring eval my-model --problems mine.jsonl --verifier-cmd 'python3 check.py --strict'
 
-A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\".
+A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\":
+expression needs {\"numbers\": [6, 25, 4], \"target\": 46} there, regex may have a \"pattern\"; choice has a letter from A to E as answer.
 Every problem is answered once greedily (pass@1) and K times by sampling: pass@K counts problems with a right answer
 among the K, maj@K those whose most frequent answer is right. Intervals are of 95 %.
 
@@ -39,16 +40,16 @@ completion counts as wrong and the failure is counted under `verifier`.";
 
 /// What to evaluate on.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Eval {
     /// The model's folder (config.json, model.safetensors, tokenizer.json).
     model: PathBuf,
     /// Problems of your own, as JSON lines.
-    #[arg(long, value_name = "FILE.jsonl", required_unless_present = "task", conflicts_with = "task")]
+    #[arg(long, value_name = "FILE.jsonl", group = "what")]
     problems: Option<PathBuf>,
     /// Held-out problems of a built-in task (arithmetic, countdown, word, sorting, calendar, gcd); given several times
     /// it draws an even mix.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "what")]
     task: Vec<String>,
     /// What scores answers: exact, numeric, expression, choice, regex, format, or task for what each problem asks for.
     #[arg(long, value_name = "NAME", default_value = "task")]
@@ -56,7 +57,7 @@ pub struct Eval {
     /// A program that scores answers instead; words are split as a shell does.
     #[arg(long, value_name = "CMD", conflicts_with = "verifier")]
     verifier_cmd: Option<String>,
-    /// Seconds that the program may take for one answer (to start, six times as long).
+    /// Seconds that the program may take for one answer (to start, and for the first answer, six times as long more).
     #[arg(long, value_name = "S", default_value = "10", value_parser = ranges::seconds)]
     verifier_timeout: f32,
     /// Sampled answers of each problem (K).
@@ -92,6 +93,10 @@ pub fn run(a: &Eval) -> Result<()> {
         );
     }
     scorer.try_out(&problems[0])?;
+    let faults = problems.iter().enumerate().filter_map(|(i, p)| Some((i, scorer.verifier().fault(p)?)));
+    if let Some((i, fault)) = { faults }.next() {
+        bail!("problem {}: {fault}, so no answer to it could score (verifier `{}`)", i + 1, a.verifier);
+    }
     let longest = problems.iter().map(|p| p.prompt.len()).max().unwrap_or(0);
     // A token is a byte or more; what a template adds is far below this.
     reserve(&mut loaded.model, longest.saturating_add(a.max_new).saturating_add(4096));

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use data::{Message, Tokenizer, encode_prompt};
 use engine::{Completion, Engine, FinishReason, Request, Sampling};
 use serde::Serialize;
@@ -30,15 +30,15 @@ distribution (temperature 1, nothing filtered), and `score` computes the same on
 
 /// What to continue, and how.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Generate {
     /// The model's folder (config.json, model.safetensors, tokenizer.json).
     model: PathBuf,
     /// The prompt.
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompts", conflicts_with = "prompts")]
+    #[arg(long, value_name = "TEXT", group = "what", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file with one prompt a line; `-` reads standard input.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "what")]
     prompts: Option<PathBuf>,
     /// Tokens of a continuation at most (default: the model's own wish, else 256); the context may end it before.
     #[arg(long, value_name = "N", value_parser = ranges::count)]
@@ -52,7 +52,7 @@ pub struct Generate {
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = ranges::count)]
     samples: usize,
     /// End a continuation where this string begins; may be given several times.
-    #[arg(long, value_name = "STRING")]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Continue the text as it stands, without the chat template; control tokens that it spells are recognised.
     #[arg(long)]

@@ -42,7 +42,7 @@ pub struct Launch {
     /// Where the run goes; run the same command again to resume it.
     #[arg(long, default_value = "runs/launch")]
     out: PathBuf,
-    /// The same stages in about three minutes: smaller models, shorter training.
+    /// The same stages in a few minutes, on easier problems, into runs/quick.
     #[arg(long)]
     quick: bool,
     /// Change a setting, e.g. --set seed=2 or --set stage.grpo.steps=50.
@@ -89,6 +89,7 @@ pub fn run(args: &Run) -> Result<()> {
 }
 
 fn dry_run(recipe: &Recipe) -> Result<()> {
+    let stages = plan(recipe)?;
     line(&recipe.resolved_toml())?;
     let ceiling = ceiling();
     line(&format!(
@@ -98,7 +99,7 @@ fn dry_run(recipe: &Recipe) -> Result<()> {
     ))?;
     line("# stage                 parameters    active   operations    memory      time")?;
     let mut seconds = 0.0;
-    for p in plan(recipe)? {
+    for p in stages {
         // Small models reach about half of the ceiling.
         let time = p.operations / (0.5 * ceiling);
         seconds += time;
@@ -134,7 +135,8 @@ fn perform(recipe: &Recipe, out: &Path) -> Result<()> {
         Ok(()) => finale(recipe, out),
         Err(TrainError::Interrupted) => {
             line("stopped; everything is saved. To go on, run the same command again.")?;
-            Ok(())
+            // As a shell reports a command that Ctrl-C ended, so that `&&` does not go on.
+            std::process::exit(130)
         }
         Err(e) => bail!(e),
     }
@@ -206,7 +208,7 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         let how = if recipe.draws_problems() { " --single-turn" } else { "" };
         line(&format!("  shoestring {talk} {out}/{}{how}   # talk to it", best.name()))?;
     }
-    line(&format!("  open {out}/report.html               # curves, samples, what it cost"))?;
+    line(&format!("  {out}/report.html, in a browser      # curves, samples, what it cost"))?;
     line(
         "  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text",
     )

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use model::{Model, PassOptions, whole};
 use serde::Serialize;
 use tensor::{Buf, Tape, Tensor, ops};
@@ -26,22 +26,15 @@ its template.";
 
 /// What to score.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Score {
     /// The model's folder. With --ids it needs no tokenizer.
     model: PathBuf,
     /// Token ids, separated by commas.
-    #[arg(
-        long,
-        value_name = "1,2,3",
-        value_delimiter = ',',
-        value_parser = ranges::token_id,
-        required_unless_present = "text",
-        conflicts_with = "text"
-    )]
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', value_parser = ranges::token_id, group = "what")]
     ids: Vec<u32>,
     /// Text, for the model's own tokenizer.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", group = "what", allow_hyphen_values = true)]
     text: Option<String>,
     /// Write the logits of all positions there, as one f32 tensor `logits` of shape [seq, vocab].
     #[arg(long, value_name = "FILE.safetensors")]
@@ -59,6 +52,9 @@ struct Scored<'a> {
 
 /// Runs the command.
 pub fn run(a: &Score) -> Result<()> {
+    if let Some(path) = &a.logits_out {
+        check_place(path, &a.model)?;
+    }
     let (mut model, tokenizer, ids) = match &a.text {
         Some(text) => {
             let loaded = Loaded::open(&a.model)?;
@@ -118,6 +114,21 @@ fn check(model: &mut Model, ids: &[u32]) -> Result<()> {
             "there are {} tokens to score, but the model's context is {context}: score shorter parts",
             ids.len()
         );
+    }
+    Ok(())
+}
+
+/// Refuses a place that is taken by something else than a plain file, or by a file of the model.
+fn check_place(path: &Path, model: &Path) -> Result<()> {
+    let path_words = path.display();
+    if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+        bail!("--logits-out: {path_words} is there and is no plain file: name another");
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let same = folder.canonicalize().ok().zip(model.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+    if same && path.exists() && (name.starts_with("model") || !name.ends_with(".safetensors")) {
+        bail!("--logits-out: {path_words} is a file of the model: name another");
     }
     Ok(())
 }

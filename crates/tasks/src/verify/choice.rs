@@ -6,6 +6,8 @@ use crate::Problem;
 /// Right when the answer names the problem's letter: `B`, `b`, `(B)`, `B)` or `B.`, and nothing more.
 pub struct Choice;
 
+const NO_LETTER: &str = "the problem's own answer is no letter from A to E";
+
 /// The letter that `text` consists of, with one pair of parentheses or one closing sign allowed.
 fn letter(text: &str) -> Option<char> {
     let text = text.trim();
@@ -19,10 +21,14 @@ fn letter(text: &str) -> Option<char> {
 impl Verifier for Choice {
     fn score(&self, problem: &Problem, completion: &str) -> Verdict {
         with_answer(completion, |answer| match (letter(answer), letter(&problem.answer)) {
-            (_, None) => Verdict::wrong("the problem's own answer is no letter from A to E"),
+            (_, None) => Verdict::wrong(NO_LETTER),
             (None, _) => Verdict::wrong("the answer is not one letter from A to E"),
             (Some(given), Some(wanted)) if given == wanted => Verdict::right(),
             (_, Some(wanted)) => Verdict::wrong(format!("expected {wanted}")),
         })
+    }
+
+    fn fault(&self, problem: &Problem) -> Option<String> {
+        letter(&problem.answer).is_none().then(|| NO_LETTER.into())
     }
 }

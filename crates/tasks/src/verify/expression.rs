@@ -18,15 +18,24 @@ pub struct Expression;
 
 impl Verifier for Expression {
     fn score(&self, problem: &Problem, completion: &str) -> Verdict {
-        let numbers = meta_numbers(problem, "numbers");
-        let Some(target) = problem.meta["target"].as_i64().filter(|_| !numbers.is_empty()) else {
-            return Verdict::wrong("the problem's meta lacks numbers and target");
-        };
+        let Some((numbers, target)) = wanted(problem) else { return Verdict::wrong(NO_TARGET) };
         with_answer(completion, |answer| match check(answer, &numbers, target) {
             Ok(()) => Verdict::right(),
             Err(reason) => Verdict::wrong(reason),
         })
     }
+
+    fn fault(&self, problem: &Problem) -> Option<String> {
+        wanted(problem).is_none().then(|| NO_TARGET.into())
+    }
+}
+
+const NO_TARGET: &str = "the problem's meta lacks numbers and target";
+
+fn wanted(problem: &Problem) -> Option<(Vec<i64>, i64)> {
+    let numbers = meta_numbers(problem, "numbers");
+    let target = problem.meta["target"].as_i64().filter(|_| !numbers.is_empty())?;
+    Some((numbers, target))
 }
 
 fn check(answer: &str, numbers: &[i64], target: i64) -> Result<(), String> {

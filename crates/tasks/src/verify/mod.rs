@@ -54,6 +54,12 @@ pub trait Verifier: Send + Sync {
     /// Judges one completion. Never panics, whatever the completion.
     fn score(&self, problem: &Problem, completion: &str) -> Verdict;
 
+    /// What keeps every completion of this problem from scoring, if something does: a fault of the problem.
+    fn fault(&self, problem: &Problem) -> Option<String> {
+        let _ = problem;
+        None
+    }
+
     /// Judges many, in order; a verifier with workers does so in parallel.
     fn score_batch(&self, items: &[(&Problem, &str)]) -> Vec<Verdict> {
         items.iter().map(|(problem, completion)| self.score(problem, completion)).collect()

@@ -10,11 +10,13 @@ pub struct Numeric {
     pub tolerance: f64,
 }
 
+const NO_NUMBER: &str = "the problem's own answer is not a number";
+
 impl Verifier for Numeric {
     fn score(&self, problem: &Problem, completion: &str) -> Verdict {
         with_answer(completion, |answer| {
             let Some(wanted) = Rational::parse(&problem.answer) else {
-                return Verdict::wrong("the problem's own answer is not a number");
+                return Verdict::wrong(NO_NUMBER);
             };
             let Some(given) = Rational::parse(answer) else {
                 return Verdict::wrong("the answer is not a number");
@@ -27,5 +29,9 @@ impl Verifier for Numeric {
                 Verdict::wrong(format!("expected {}", problem.answer.trim()))
             }
         })
+    }
+
+    fn fault(&self, problem: &Problem) -> Option<String> {
+        Rational::parse(&problem.answer).is_none().then(|| NO_NUMBER.into())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Verdict, Verifier, with_answer};
 use crate::Problem;
-use regex::RegexBuilder;
+use regex::{Regex, RegexBuilder};
 
 /// Right when the whole answer matches `meta.pattern`, or the problem's answer taken as a pattern.
 ///
@@ -12,16 +12,26 @@ pub struct Pattern;
 
 impl Verifier for Pattern {
     fn score(&self, problem: &Problem, completion: &str) -> Verdict {
-        with_answer(completion, |answer| {
-            let pattern = problem.meta["pattern"].as_str().unwrap_or(problem.answer.trim());
-            if pattern.is_empty() {
-                return Verdict::wrong("the problem has no pattern");
-            }
-            match RegexBuilder::new(&format!(r"\A(?:{pattern})\z")).size_limit(1 << 20).build() {
-                Ok(regex) if regex.is_match(answer) => Verdict::right(),
-                Ok(_) => Verdict::wrong("the answer does not match the pattern"),
-                Err(e) => Verdict::wrong(format!("the problem's pattern is broken: {e}")),
-            }
+        with_answer(completion, |answer| match regex(problem) {
+            Ok(regex) if regex.is_match(answer) => Verdict::right(),
+            Ok(_) => Verdict::wrong("the answer does not match the pattern"),
+            Err(fault) => Verdict::wrong(fault),
         })
     }
+
+    fn fault(&self, problem: &Problem) -> Option<String> {
+        regex(problem).err()
+    }
+}
+
+fn regex(problem: &Problem) -> Result<Regex, String> {
+    let pattern = problem.meta["pattern"].as_str().unwrap_or(problem.answer.trim());
+    if pattern.is_empty() {
+        return Err("the problem has no pattern".into());
+    }
+    let whole = format!(r"\A(?:{pattern})\z");
+    RegexBuilder::new(&whole)
+        .size_limit(1 << 20)
+        .build()
+        .map_err(|e| format!("the problem's pattern is broken: {}", e.to_string().replace('\n', " ")))
 }

@@ -25,14 +25,24 @@ pub enum Isa {
 static ISA: OnceLock<Isa> = OnceLock::new();
 
 /// The instruction set in use: the best that the machine has, or the one named by the environment variable
-/// `SHOESTRING_ISA` (`scalar`, `avx2`, `avx512`, `neon`) where the machine has that.
+/// `SHOESTRING_ISA` (`scalar`, `avx2`, `avx512`, `neon`). Panics if that names none of the machine's; see [`wanted`].
 pub fn isa() -> Isa {
-    *ISA.get_or_init(|| {
-        let available = available();
-        let wanted = std::env::var("SHOESTRING_ISA").unwrap_or_default();
-        let named = available.iter().copied().find(|i| format!("{i:?}").eq_ignore_ascii_case(&wanted));
-        named.unwrap_or(available[0])
-    })
+    *ISA.get_or_init(|| wanted().unwrap_or_else(|refusal| panic!("{refusal}")))
+}
+
+/// What the environment asks for.
+///
+/// # Errors
+/// A name that is no instruction set of this machine.
+pub fn wanted() -> Result<Isa, String> {
+    let available = available();
+    match std::env::var("SHOESTRING_ISA") {
+        Ok(name) if !name.is_empty() => {
+            let named = available.iter().copied().find(|i| format!("{i:?}").eq_ignore_ascii_case(&name));
+            named.ok_or_else(|| format!("SHOESTRING_ISA={name}: this machine has {available:?}"))
+        }
+        _ => Ok(available[0]),
+    }
 }
 
 /// The instruction sets of this machine, best first; the scalar fallback is always the last.

@@ -4,4 +4,5 @@ mod muon;
 mod optimizer;
 pub mod schedule;
 
+pub(crate) use muon::muon_operations;
 pub use optimizer::{Optimizer, StepReport};

@@ -1,6 +1,8 @@
 //! Muon: momentum, orthogonalised by Newton–Schulz iterations (Jordan et al. 2024), scaled so that its steps are of
 //! AdamW's size and share its learning rates (Moonlight, Liu et al. 2025, section 2.2).
 
+use model::ModelConfig;
+use model::config::{TensorKind, TensorSpec, tensor_specs};
 use tensor::Buf;
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
 use tensor::cpu::{math, update};
@@ -33,6 +35,20 @@ impl Muon {
         let size = 0.2 * (rows.max(cols) as f32).sqrt();
         math::blend(-self.lr * size, &x, 1.0 - self.lr * self.decay, p);
     }
+}
+
+/// Operations of one step on all of a model's matrices, about: symmetric products are computed by half.
+pub(crate) fn muon_operations(config: &ModelConfig) -> f64 {
+    let of = |shape: &[usize]| {
+        let (n, k) = (shape[0].min(shape[1]) as f64, shape[0].max(shape[1]) as f64);
+        STEPS as f64 * n * n * (3.0 * k + n)
+    };
+    tensor_specs(config).iter().filter(|spec| is_hidden_matrix(spec)).map(|spec| of(&spec.shape)).sum()
+}
+
+/// Whether Muon takes care of a tensor.
+pub(super) fn is_hidden_matrix(spec: &TensorSpec) -> bool {
+    matches!(spec.kind, TensorKind::Matrix | TensorKind::Expert { .. })
 }
 
 /// The nearest matrix whose singular values are about one.

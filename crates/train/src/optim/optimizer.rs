@@ -1,7 +1,7 @@
 //! AdamW and Muon over a model's flat arenas, with clipping folded into the same pass.
 
 use model::Model;
-use model::config::{TensorKind, tensor_specs};
+use model::config::tensor_specs;
 use tensor::cpu::update::{self, AdamW};
 use tensor::{Buf, Params, Weight, threads};
 
@@ -41,8 +41,7 @@ impl Optimizer {
             if !p.trained {
                 continue;
             }
-            let hidden = matches!(spec.kind, TensorKind::Matrix | TensorKind::Expert { .. });
-            let muon = hidden && config.kind == OptimizerKind::Muon;
+            let muon = config.kind == OptimizerKind::Muon && muon::is_hidden_matrix(spec);
             let decay = spec.shape.len() > 1;
             match runs.last_mut() {
                 Some(r)

@@ -67,6 +67,23 @@ impl RunFolder {
         if path.exists() { Ok(()) } else { write_atomic(&path, recipe.resolved_toml().as_bytes()) }
     }
 
+    /// Gives a claimed folder back, if its run has left nothing there: what failed at once may be tried otherwise.
+    pub fn release(&self) -> Result<(), RunError> {
+        let io = RunError::io("read", &self.dir);
+        for entry in fs::read_dir(&self.dir).map_err(io)?.filter_map(Result::ok) {
+            let name = entry.file_name();
+            let empty = fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_none());
+            if name != RECIPE && !name.to_string_lossy().starts_with('.') && !empty {
+                return Ok(());
+            }
+        }
+        let path = self.dir.join(RECIPE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RunError::io("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.dir
@@ -258,6 +275,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(RunFolder::open(dir.path(), &recipe(&[])).unwrap());
         RunFolder::open(dir.path(), &recipe(&["stage.grpo.steps=300"])).unwrap();
+    }
+
+    /// Nor must one that failed in its first stage, unless it has left something.
+    #[test]
+    fn a_folder_with_nothing_in_it_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(dir.path(), &recipe(&[])).unwrap();
+        folder.claim(&recipe(&[])).unwrap();
+        folder.stage_dir("tokenizer").unwrap();
+        folder.release().unwrap();
+        assert!(!dir.path().join(RECIPE).exists());
+        folder.claim(&recipe(&[])).unwrap();
+        folder.mark_done("tokenizer", &serde_json::json!({})).unwrap();
+        folder.release().unwrap();
+        assert!(dir.path().join(RECIPE).exists());
     }
 
     #[test]
