@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Plugs the `reasoning-gym` package into Shoestring as a source of problems and as their verifier.
 
-    python3 -m venv gym && gym/bin/pip install reasoning-gym==0.1.25
-    shoestring run recipes/gym.toml       # whose external command is: gym/bin/python examples/reasoning_gym.py
+    python3 -m venv gym && . gym/bin/activate && pip install reasoning-gym==0.1.25
+    shoestring run recipes/gym.toml       # whose external command is: python3 examples/reasoning_gym.py
 
 One JSON object per line on stdin, one or more per line on stdout:
 
@@ -37,7 +37,10 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path = [path for path in sys.path if os.path.abspath(path or ".") != HERE]
 
-import reasoning_gym  # noqa: E402
+try:
+    import reasoning_gym  # noqa: E402
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}: pip install reasoning-gym==0.1.25")
 from reasoning_gym.arithmetic.leg_counting import ANIMALS  # noqa: E402
 
 # Datasets generate item `i` from (seed, i) on demand; the size only bounds the index.

@@ -54,6 +54,8 @@ fn eval_refuses_what_it_cannot_use() {
     assert!(near.contains("did you mean `countdown`?"), "{near}");
     let near = refusal(&["eval", &model, "--problems", arg(&file), "--verifier", "numerc"]);
     assert!(near.contains("did you mean `numeric`?"), "{near}");
+    let never = refusal(&["eval", &model, "--problems", arg(&file), "--verifier", "expression"]);
+    assert!(never.contains("problem 1") && never.contains("no answer to it could score"), "{never}");
     let broken = dir.path().join("broken.jsonl");
     std::fs::write(&broken, "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\":\n").expect("written");
     let line = refusal(&["eval", &model, "--problems", arg(&broken)]);

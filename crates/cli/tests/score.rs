@@ -82,6 +82,10 @@ fn bad_ids_and_files_are_refused() {
     std::fs::copy(dir.join("config.json"), broken.path().join("config.json")).expect("copied");
     assert!(refusal(&["score", arg(broken.path()), "--ids", "1,2"]).contains("model.safetensors"));
     let bytes = std::fs::read(dir.join("model.safetensors")).expect("read");
+    std::fs::write(&file, &bytes).expect("written");
+    let own = refusal(&["score", arg(broken.path()), "--ids", "1,2", "--logits-out", arg(&file)]);
+    assert!(own.contains("is a file of the model"), "{own}");
+    assert!(std::fs::read(&file).expect("read") == bytes, "and it is left as it was");
     std::fs::write(&file, &bytes[..bytes.len() - 100]).expect("written");
     let truncated = refusal(&["score", arg(broken.path()), "--ids", "1,2"]);
     assert!(truncated.contains("model.safetensors is truncated"), "{truncated}");

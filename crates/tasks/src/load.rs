@@ -125,6 +125,10 @@ mod tests {
             (b"{\"prompt\":\"a\"}", "`answer` is missing"),
             (b"{\"prompt\":\" \",\"answer\":\"b\"}", "`prompt` is empty"),
             (b"{\"prompt\":\"a\",\"answer\":\"b\",\"verifier\":\"exakt\"}", "did you mean `exact`?"),
+            (br#"{"prompt":"a","answer":"b","verifier":"numeric"}"#, "is not a number"),
+            (br#"{"prompt":"a","answer":"([","verifier":"regex"}"#, "pattern is broken"),
+            (br#"{"prompt":"a","answer":"3","verifier":"expression"}"#, "lacks numbers and target"),
+            (br#"{"prompt":"a","answer":"5","verifier":"choice"}"#, "no letter from A to E"),
             (b"\xff\xfe", "not UTF-8"),
             (b"\n\n", "no problems"),
         ] {

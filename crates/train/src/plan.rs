@@ -160,8 +160,8 @@ fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, Train
         Some(o) if o.kind == OptimizerKind::Muon => muon_operations(&config),
         _ => 0.0,
     };
-    let training = i.training_operations_per_token as f64
-        + w.mtp_share * i.mtp_training_operations_per_token as f64;
+    let training =
+        i.training_operations_per_token as f64 + w.mtp_share * i.mtp_training_operations_per_token as f64;
     Ok(Some(StagePlan {
         name: stage.name().to_owned(),
         kind: stage.kind(),

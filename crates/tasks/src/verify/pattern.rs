@@ -30,8 +30,9 @@ fn regex(problem: &Problem) -> Result<Regex, String> {
         return Err("the problem has no pattern".into());
     }
     let whole = format!(r"\A(?:{pattern})\z");
-    RegexBuilder::new(&whole)
-        .size_limit(1 << 20)
-        .build()
-        .map_err(|e| format!("the problem's pattern is broken: {}", e.to_string().replace('\n', " ")))
+    RegexBuilder::new(&whole).size_limit(1 << 20).build().map_err(|e| {
+        let text = e.to_string();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        format!("the problem's pattern is broken: {}", words.join(" "))
+    })
 }

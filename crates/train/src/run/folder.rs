@@ -79,7 +79,9 @@ impl RunFolder {
         }
         let path = self.dir.join(RECIPE);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RunError::io("remove", &path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(RunError::io("remove", &path)(error))
+            }
             _ => Ok(()),
         }
     }
