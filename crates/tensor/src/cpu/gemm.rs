@@ -19,7 +19,7 @@ const KC: usize = 256;
 const ROW: usize = KC + 16;
 /// How far apart the steps of k of a transposed left factor may lie to be read in place.
 const STRIP_STRIDE: usize = 640;
-/// Rows from which copying the right factor pays, where a tile is half a panel wide.
+/// Rows from which copying the right factor pays, where its steps of k lie apart.
 const COPY_ROWS: usize = 24;
 /// The most rows of one task.
 const MC: usize = 192;
@@ -120,11 +120,13 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
         }
         let share = (target * p.m * p.n * p.k.max(1)).div_ceil(work.max(1)).max(1);
         let panels = p.n.div_ceil(PANEL);
-        // As many blocks of rows for every thread, each of (nearly) the same height; also where few panels do not
-        // divide among the threads.
-        let uneven = share > panels && !panels.is_multiple_of(threads()) && p.m >= COPY_ROWS * threads();
-        let blocks = p.m.div_ceil(MC).next_multiple_of(if p.m > MC || uneven { threads() } else { 1 });
-        let splits = share.div_ceil(blocks).clamp(1, panels);
+        // As many blocks of rows for every thread, each of (nearly) the same height; also where few panels do not divide
+        // among the threads, and where the left factor lies in strips: a task for every few panels would read it anew.
+        let strips = share > 1 && p.a.in_strips();
+        let uneven = share > panels && !panels.is_multiple_of(threads());
+        let by_rows = p.m > MC || (uneven || strips) && p.m >= COPY_ROWS * threads();
+        let blocks = p.m.div_ceil(MC).next_multiple_of(if by_rows { threads() } else { 1 });
+        let splits = if by_rows && strips { 1 } else { share.div_ceil(blocks).clamp(1, panels) };
         let width = panels.div_ceil(splits) * PANEL;
         for rows in shares(p.m, blocks) {
             tasks.extend((0..p.n).step_by(width).map(|n0| (i, rows.clone(), n0, width.min(p.n - n0))));
@@ -201,8 +203,8 @@ kernel! {
                 accumulate: bool, scratch: &mut Scratch) {
         let (m0, rows) = (rows.start, rows.len());
         let in_place = p.a.in_place();
-        // Where a tile is half a panel wide, rows far apart would be read too often.
-        let copies = S::NV == 1 && rows >= COPY_ROWS && p.b.k_stride > PANEL;
+        // Rows that lie apart evict one another from the first-level cache, and every strip of the task reads them.
+        let copies = rows >= COPY_ROWS && p.b.k_stride > PANEL;
         let mut k0 = 0;
         loop {
             let kc = KC.min(p.k - k0);

@@ -523,15 +523,16 @@ kernel! {
                 }
                 let mut base = 0;
                 while base < at.past + r0 + rows {
-                    let keys = PAGE.min(all - base);
+                    let keys = PAGE.min(at.past + r0 + rows - base);
+                    let width = keys.next_multiple_of(LANES);
                     let (ktp, vtp) = (&kt[base * dk..][..PAGE * dk], &vt[base * dv..][..PAGE * dv]);
                     let (qp, dyp) = (q.as_ptr().add(q_at + r0 * q_stride), dy.as_ptr().add(y_at + r0 * y_stride));
                     let by_key = |data| Right { data, k_stride: PAGE, panel_stride: PANEL };
-                    strips::<S>(rows, Tile { kc: dk, a: qp, a_rs: q_stride, a_ks: 1, b: ktp.as_ptr(), right: by_key(ktp), c: p.as_mut_ptr(), ldc: PAGE, cols: PAGE, load: false });
-                    strips::<S>(rows, Tile { kc: dv, a: dyp, a_rs: y_stride, a_ks: 1, b: vtp.as_ptr(), right: by_key(vtp), c: ds.as_mut_ptr(), ldc: PAGE, cols: PAGE, load: false });
+                    strips::<S>(rows, Tile { kc: dk, a: qp, a_rs: q_stride, a_ks: 1, b: ktp.as_ptr(), right: by_key(ktp), c: p.as_mut_ptr(), ldc: PAGE, cols: width, load: false });
+                    strips::<S>(rows, Tile { kc: dv, a: dyp, a_rs: y_stride, a_ks: 1, b: vtp.as_ptr(), right: by_key(vtp), c: ds.as_mut_ptr(), ldc: PAGE, cols: width, load: false });
                     for i in 0..rows {
                         let count = (at.past + r0 + i + 1).saturating_sub(base).min(keys);
-                        let (p, ds) = (&mut p[i * PAGE..][..PAGE], &mut ds[i * PAGE..][..PAGE]);
+                        let (p, ds) = (&mut p[i * PAGE..][..width], &mut ds[i * PAGE..][..width]);
                         let shift = S::splat(-lse[(at.start + r0 + i) * heads + h]);
                         for j in (0..count).step_by(LANES) {
                             let e = exp::<S>(S::fma(S::load(p.as_ptr().add(j)), S::splat(scale), shift));
