@@ -5,7 +5,10 @@ use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use super::check::{At, Check, Checked, Earlier};
 use super::source::{Data, Problems, Source, TaskMix, Verifier};
 use super::stage::Stage;
-use super::{DistillMethod, Recipe};
+use super::{
+    DistillMethod, DistillStage, EvalStage, GrpoStage, Optimizer, PretrainStage, Recipe, RejectStage,
+    SftStage, TokenizerStage,
+};
 use crate::optim::schedule::Schedule;
 
 /// Names that a run folder uses itself.
@@ -123,163 +126,177 @@ fn one_stage(stage: &Stage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
         self::schedule(schedule, at)?;
     }
     if let Some(optimizer) = stage.optimizer() {
-        at.numbers(
-            &[("optimizer.learning_rate", optimizer.learning_rate), ("optimizer.eps", optimizer.eps)],
-            POSITIVE,
-        )?;
-        at.number("optimizer.adam_learning_rate", optimizer.adam_learning_rate, POSITIVE)?;
-        at.numbers(
-            &[
-                ("optimizer.beta1", optimizer.beta1),
-                ("optimizer.beta2", optimizer.beta2),
-                ("optimizer.momentum", optimizer.momentum),
-            ],
-            0.0..1.0,
-        )?;
-        at.numbers(
-            &[("optimizer.weight_decay", optimizer.weight_decay), ("optimizer.clip", optimizer.clip)],
-            0.0..,
-        )?;
+        self::optimizer(optimizer, at)?;
     }
     match stage {
-        Stage::Tokenizer(stage) => {
-            // 256 bytes and a few special tokens are the least that any text needs.
-            at.number("vocab_size", stage.vocab_size as f64, 264.0..=1_000_000.0)?;
-            source(&stage.source, at)
-        }
-        Stage::Pretrain(stage) => {
-            match (&stage.model, &stage.from) {
-                (Some(model), None) => earlier.config("model", model)?,
-                (None, Some(from)) => earlier.model("from", from)?,
-                (None, None) => return Err(at.error("model", "name one of `[models]`, or give `from`")),
-                (Some(_), Some(_)) => return Err(at.error("from", "give either `model` or `from`, not both")),
-            }
-            let tokenizes = |stage: &Stage| stage.makes_model() || matches!(stage, Stage::Tokenizer(_));
-            earlier.refers("tokenizer", &stage.tokenizer, "a tokenizer", tokenizes, &[])?;
-            source(&stage.source, at)?;
-            own_mix(&stage.mix, at)?;
-            at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
-            at.positive(&[
-                ("tokens", stage.tokens),
-                ("accumulate", stage.accumulate as u64),
-                ("mtp_every", stage.mtp_every),
-            ])?;
-            at.number("stop_after_tokens", stage.stop_after_tokens as f64, 0.0..=stage.tokens as f64)?;
-            packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
-            at.numbers(
-                &[
-                    ("router_bias_rate", stage.router_bias_rate),
-                    ("balance_alpha", stage.balance_alpha),
-                    ("mtp_weight", stage.mtp_weight),
-                    ("checkpoint_seconds", stage.checkpoint_seconds),
-                ],
-                0.0..,
-            )
-        }
-        Stage::Sft(stage) => {
-            earlier.model("from", &stage.from)?;
-            if let Data::Stage { stage } = &stage.data {
-                earlier.traces("data.stage", stage)?;
-            }
-            own_mix(&stage.mix, at)?;
-            at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
-            at.positive(&[("steps", stage.steps), ("accumulate", stage.accumulate as u64)])?;
-            packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
-            at.numbers(
-                &[
-                    ("router_bias_rate", stage.router_bias_rate),
-                    ("balance_alpha", stage.balance_alpha),
-                    ("mtp_weight", stage.mtp_weight),
-                    ("checkpoint_seconds", stage.checkpoint_seconds),
-                ],
-                0.0..,
-            )
-        }
-        Stage::Grpo(stage) => {
-            earlier.model("from", &stage.from)?;
-            for name in &stage.budget_of {
-                earlier.refers("budget_of", name, "operations", |_| true, &[])?;
-            }
-            own_mix(&stage.mix, at)?;
-            at.positive(&[
-                ("steps", stage.steps),
-                ("prompts", stage.prompts as u64),
-                ("max_new", stage.max_new as u64),
-                ("minibatches", stage.minibatches as u64),
-                ("epochs", stage.epochs as u64),
-            ])?;
-            // A group of one has no advantage over itself.
-            at.number("group", stage.group as f64, 2.0..)?;
-            at.number("temperature", stage.temperature, POSITIVE)?;
-            at.number("clip_low", stage.clip_low, (Excluded(0.0), Included(1.0)))?;
-            at.number("clip_high", stage.clip_high, POSITIVE)?;
-            let answers = stage.prompts * stage.group;
-            if stage.minibatches > answers {
-                let message = format!("{} parts of {answers} answers are too many", stage.minibatches);
-                return Err(at.error("minibatches", message));
-            }
-            at.number("overlong_buffer", stage.overlong_buffer as f64, 0.0..=stage.max_new as f64)?;
-            at.numbers(
-                &[
-                    ("kl_coefficient", stage.kl_coefficient),
-                    ("reward.accuracy", stage.reward.accuracy),
-                    ("reward.format", stage.reward.format),
-                    ("overlong_penalty", stage.overlong_penalty),
-                    ("router_bias_rate", stage.router_bias_rate),
-                    ("checkpoint_seconds", stage.checkpoint_seconds),
-                ],
-                0.0..,
-            )?;
-            let paid = stage.reward.accuracy + stage.reward.format > 0.0;
-            if paid {
-                Ok(())
-            } else {
-                Err(at.error("reward", "every weight is 0, so that nothing would be learnt"))
-            }
-        }
-        Stage::Reject(stage) => {
-            earlier.model("from", &stage.from)?;
-            own_mix(&stage.mix, at)?;
-            at.positive(&[
-                ("problems", stage.problems as u64),
-                ("samples", stage.samples as u64),
-                ("keep", stage.keep as u64),
-                ("max_new", stage.max_new as u64),
-            ])?;
-            at.number("temperature", stage.temperature, 0.0..)
-        }
-        Stage::Distill(stage) => {
-            earlier.model("teacher", &stage.teacher)?;
-            let configs: Vec<&str> = earlier.recipe.models.keys().map(String::as_str).collect();
-            earlier.refers("student", &stage.student, "a student", Stage::makes_model, &configs)?;
-            if stage.method == DistillMethod::Traces {
-                earlier.traces("traces", stage.traces.as_deref().unwrap_or_default())?;
-            }
-            own_mix(&stage.mix, at)?;
-            let timed = stage.steps > 0 || (stage.method == DistillMethod::Traces && stage.epochs > 0);
-            if !timed {
-                return Err(at.error("steps", "say how long to train: expected at least 1 step, found 0"));
-            }
-            at.positive(&[
-                ("prompts", stage.prompts as u64),
-                ("max_new", stage.max_new as u64),
-                ("accumulate", stage.accumulate as u64),
-            ])?;
-            packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
-            at.number("checkpoint_seconds", stage.checkpoint_seconds, 0.0..)?;
-            at.number("temperature", stage.temperature, POSITIVE)
-        }
-        Stage::Eval(stage) => {
-            if stage.of.is_empty() {
-                return Err(at.error("of", "no earlier stage makes a model; name a model folder"));
-            }
-            for name in &stage.of {
-                earlier.model("of", name)?;
-            }
-            at.positive(&[("samples", stage.samples as u64), ("max_new", stage.max_new as u64)])?;
-            at.number("temperature", stage.temperature, 0.0..)
-        }
+        Stage::Tokenizer(stage) => tokenizer(stage, at),
+        Stage::Pretrain(stage) => pretrain(stage, at, earlier),
+        Stage::Sft(stage) => sft(stage, at, earlier),
+        Stage::Grpo(stage) => grpo(stage, at, earlier),
+        Stage::Reject(stage) => reject(stage, at, earlier),
+        Stage::Distill(stage) => distill(stage, at, earlier),
+        Stage::Eval(stage) => eval(stage, at, earlier),
     }
+}
+
+fn tokenizer(stage: &TokenizerStage, at: &At<'_>) -> Checked {
+    // 256 bytes and a few special tokens are the least that any text needs.
+    at.number("vocab_size", stage.vocab_size as f64, 264.0..=1_000_000.0)?;
+    source(&stage.source, at)
+}
+
+fn pretrain(stage: &PretrainStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
+    match (&stage.model, &stage.from) {
+        (Some(model), None) => earlier.config("model", model)?,
+        (None, Some(from)) => earlier.model("from", from)?,
+        (None, None) => return Err(at.error("model", "name one of `[models]`, or give `from`")),
+        (Some(_), Some(_)) => return Err(at.error("from", "give either `model` or `from`, not both")),
+    }
+    let tokenizes = |stage: &Stage| stage.makes_model() || matches!(stage, Stage::Tokenizer(_));
+    earlier.refers("tokenizer", &stage.tokenizer, "a tokenizer", tokenizes, &[])?;
+    source(&stage.source, at)?;
+    own_mix(&stage.mix, at)?;
+    at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
+    at.positive(&[
+        ("tokens", stage.tokens),
+        ("accumulate", stage.accumulate as u64),
+        ("mtp_every", stage.mtp_every),
+    ])?;
+    at.number("stop_after_tokens", stage.stop_after_tokens as f64, 0.0..=stage.tokens as f64)?;
+    packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
+    at.numbers(
+        &[
+            ("router_bias_rate", stage.router_bias_rate),
+            ("balance_alpha", stage.balance_alpha),
+            ("mtp_weight", stage.mtp_weight),
+            ("checkpoint_seconds", stage.checkpoint_seconds),
+        ],
+        0.0..,
+    )
+}
+
+fn sft(stage: &SftStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
+    earlier.model("from", &stage.from)?;
+    if let Data::Stage { stage } = &stage.data {
+        earlier.traces("data.stage", stage)?;
+    }
+    own_mix(&stage.mix, at)?;
+    at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
+    at.positive(&[("steps", stage.steps), ("accumulate", stage.accumulate as u64)])?;
+    packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
+    at.numbers(
+        &[
+            ("router_bias_rate", stage.router_bias_rate),
+            ("balance_alpha", stage.balance_alpha),
+            ("mtp_weight", stage.mtp_weight),
+            ("checkpoint_seconds", stage.checkpoint_seconds),
+        ],
+        0.0..,
+    )
+}
+
+fn grpo(stage: &GrpoStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
+    earlier.model("from", &stage.from)?;
+    for name in &stage.budget_of {
+        earlier.refers("budget_of", name, "operations", |_| true, &[])?;
+    }
+    own_mix(&stage.mix, at)?;
+    at.positive(&[
+        ("steps", stage.steps),
+        ("prompts", stage.prompts as u64),
+        ("max_new", stage.max_new as u64),
+        ("minibatches", stage.minibatches as u64),
+        ("epochs", stage.epochs as u64),
+    ])?;
+    // A group of one has no advantage over itself.
+    at.number("group", stage.group as f64, 2.0..)?;
+    at.number("temperature", stage.temperature, POSITIVE)?;
+    at.number("clip_low", stage.clip_low, (Excluded(0.0), Included(1.0)))?;
+    at.number("clip_high", stage.clip_high, POSITIVE)?;
+    let answers = stage.prompts.saturating_mul(stage.group);
+    if stage.minibatches > answers {
+        let message = format!("{} parts of {answers} answers are too many", stage.minibatches);
+        return Err(at.error("minibatches", message));
+    }
+    at.number("overlong_buffer", stage.overlong_buffer as f64, 0.0..=stage.max_new as f64)?;
+    at.numbers(
+        &[
+            ("kl_coefficient", stage.kl_coefficient),
+            ("reward.accuracy", stage.reward.accuracy),
+            ("reward.format", stage.reward.format),
+            ("overlong_penalty", stage.overlong_penalty),
+            ("router_bias_rate", stage.router_bias_rate),
+            ("checkpoint_seconds", stage.checkpoint_seconds),
+        ],
+        0.0..,
+    )?;
+    let paid = stage.reward.accuracy + stage.reward.format > 0.0;
+    if paid { Ok(()) } else { Err(at.error("reward", "every weight is 0, so that nothing would be learnt")) }
+}
+
+fn reject(stage: &RejectStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
+    earlier.model("from", &stage.from)?;
+    own_mix(&stage.mix, at)?;
+    at.positive(&[
+        ("problems", stage.problems as u64),
+        ("samples", stage.samples as u64),
+        ("keep", stage.keep as u64),
+        ("max_new", stage.max_new as u64),
+    ])?;
+    at.number("temperature", stage.temperature, 0.0..)
+}
+
+fn distill(stage: &DistillStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
+    earlier.model("teacher", &stage.teacher)?;
+    let configs: Vec<&str> = earlier.recipe.models.keys().map(String::as_str).collect();
+    earlier.refers("student", &stage.student, "a student", Stage::makes_model, &configs)?;
+    if stage.method == DistillMethod::Traces {
+        earlier.traces("traces", stage.traces.as_deref().unwrap_or_default())?;
+    }
+    own_mix(&stage.mix, at)?;
+    let timed = stage.steps > 0 || (stage.method == DistillMethod::Traces && stage.epochs > 0);
+    if !timed {
+        return Err(at.error("steps", "say how long to train: expected at least 1 step, found 0"));
+    }
+    at.positive(&[
+        ("prompts", stage.prompts as u64),
+        ("max_new", stage.max_new as u64),
+        ("accumulate", stage.accumulate as u64),
+    ])?;
+    packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
+    at.number("checkpoint_seconds", stage.checkpoint_seconds, 0.0..)?;
+    at.number("temperature", stage.temperature, POSITIVE)
+}
+
+fn eval(stage: &EvalStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
+    if stage.of.is_empty() {
+        return Err(at.error("of", "no earlier stage makes a model; name a model folder"));
+    }
+    for name in &stage.of {
+        earlier.model("of", name)?;
+    }
+    at.positive(&[("samples", stage.samples as u64), ("max_new", stage.max_new as u64)])?;
+    at.number("temperature", stage.temperature, 0.0..)
+}
+
+fn optimizer(optimizer: &Optimizer, at: &At<'_>) -> Checked {
+    at.numbers(
+        &[("optimizer.learning_rate", optimizer.learning_rate), ("optimizer.eps", optimizer.eps)],
+        POSITIVE,
+    )?;
+    at.number("optimizer.adam_learning_rate", optimizer.adam_learning_rate, POSITIVE)?;
+    at.numbers(
+        &[
+            ("optimizer.beta1", optimizer.beta1),
+            ("optimizer.beta2", optimizer.beta2),
+            ("optimizer.momentum", optimizer.momentum),
+        ],
+        0.0..1.0,
+    )?;
+    at.numbers(
+        &[("optimizer.weight_decay", optimizer.weight_decay), ("optimizer.clip", optimizer.clip)],
+        0.0..,
+    )
 }
 
 fn source(source: &Source, at: &At<'_>) -> Checked {
