@@ -164,15 +164,8 @@ fn pretrain(stage: &PretrainStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checke
     ])?;
     at.number("stop_after_tokens", stage.stop_after_tokens as f64, 0.0..=stage.tokens as f64)?;
     packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
-    at.numbers(
-        &[
-            ("router_bias_rate", stage.router_bias_rate),
-            ("balance_alpha", stage.balance_alpha),
-            ("mtp_weight", stage.mtp_weight),
-            ("checkpoint_seconds", stage.checkpoint_seconds),
-        ],
-        0.0..,
-    )
+    at.number("checkpoint_seconds", stage.checkpoint_seconds, 0.0..)?;
+    side_losses(stage.router_bias_rate, stage.balance_alpha, stage.mtp_weight, at)
 }
 
 fn sft(stage: &SftStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
@@ -184,15 +177,8 @@ fn sft(stage: &SftStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
     at.number("hurried_share", stage.hurried_share, 0.0..=1.0)?;
     at.positive(&[("steps", stage.steps), ("accumulate", stage.accumulate as u64)])?;
     packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
-    at.numbers(
-        &[
-            ("router_bias_rate", stage.router_bias_rate),
-            ("balance_alpha", stage.balance_alpha),
-            ("mtp_weight", stage.mtp_weight),
-            ("checkpoint_seconds", stage.checkpoint_seconds),
-        ],
-        0.0..,
-    )
+    at.number("checkpoint_seconds", stage.checkpoint_seconds, 0.0..)?;
+    side_losses(stage.router_bias_rate, stage.balance_alpha, stage.mtp_weight, at)
 }
 
 fn grpo(stage: &GrpoStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
@@ -277,6 +263,18 @@ fn eval(stage: &EvalStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
     }
     at.positive(&[("samples", stage.samples as u64), ("max_new", stage.max_new as u64)])?;
     at.number("temperature", stage.temperature, 0.0..)
+}
+
+/// What is learnt beside the next token: the experts' balance and the MTP layer.
+fn side_losses(router_bias_rate: f64, balance_alpha: f64, mtp_weight: f64, at: &At<'_>) -> Checked {
+    at.numbers(
+        &[
+            ("router_bias_rate", router_bias_rate),
+            ("balance_alpha", balance_alpha),
+            ("mtp_weight", mtp_weight),
+        ],
+        0.0..,
+    )
 }
 
 fn optimizer(optimizer: &Optimizer, at: &At<'_>) -> Checked {
