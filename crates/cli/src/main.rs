@@ -1,12 +1,17 @@
 //! The `shoestring` binary.
 
 mod commands;
+mod device;
 mod live;
 mod model_files;
 mod output;
 mod progress;
 
+use std::panic::AssertUnwindSafe;
+
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+use tensor::GpuError;
 
 /// Reasoning models on a shoestring.
 #[derive(Parser)]
@@ -17,6 +22,10 @@ struct Cli {
     /// Threads to use (default: all cores).
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Where to compute: cpu, cuda, cuda:N (the GPU of that number) or auto (a GPU if one can be used). The results are
+    /// the same, to the bit.
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    device: device::Device,
 }
 
 #[derive(Subcommand)]
@@ -35,6 +44,8 @@ enum Command {
     Eval(commands::eval::Eval),
     /// Parameters, operations and cache of a model, counted.
     Inspect(commands::inspect::Inspect),
+    /// What this machine can compute on, and what is missing for a GPU.
+    Devices(commands::devices::Devices),
     /// Measure how fast this machine runs the engine.
     #[command(subcommand)]
     Bench(commands::bench::Bench),
@@ -49,7 +60,35 @@ fn main() {
         output::tell(&format!("error: {refusal}"));
         std::process::exit(2);
     }
-    let result = match cli.command {
+    let result = guarded(move || perform(cli));
+    if let Err(e) = result {
+        output::tell(&format!("error: {}", output::sentence(&e)));
+        std::process::exit(2);
+    }
+}
+
+/// Runs `f`; a GPU that fails in the midst of an op, for lack of memory say, ends it with an error as anything else does.
+fn guarded(f: impl FnOnce() -> Result<()>) -> Result<()> {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !info.payload().is::<GpuError>() {
+            usual(info);
+        }
+    }));
+    match std::panic::catch_unwind(AssertUnwindSafe(f)) {
+        Ok(result) => result,
+        Err(payload) => match payload.downcast::<GpuError>() {
+            Ok(error) => Err((*error).into()),
+            Err(other) => std::panic::resume_unwind(other),
+        },
+    }
+}
+
+fn perform(cli: Cli) -> Result<()> {
+    if !matches!(cli.command, Command::Inspect(_) | Command::Devices(_)) {
+        cli.device.set()?;
+    }
+    match cli.command {
         Command::Launch(a) => commands::run::launch(&a),
         Command::Run(a) => commands::run::run(&a),
         Command::Chat(a) => commands::chat::run(&a),
@@ -57,10 +96,7 @@ fn main() {
         Command::Score(a) => commands::score::run(&a),
         Command::Eval(a) => commands::eval::run(&a),
         Command::Inspect(a) => commands::inspect::run(&a),
+        Command::Devices(a) => commands::devices::run(&a),
         Command::Bench(b) => commands::bench::run(&b),
-    };
-    if let Err(e) = result {
-        output::tell(&format!("error: {}", output::sentence(&e)));
-        std::process::exit(2);
     }
 }

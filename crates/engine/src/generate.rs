@@ -8,11 +8,11 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
 use model::{KvCache, Model, PassOptions, Segment};
-use tensor::{Buf, Rng, Tape, Tensor, ops, threads};
+use tensor::{Rng, Tape, Tensor, ops, threads};
 use thiserror::Error;
 
 use crate::pages::Pages;
-use crate::sampler::Sampling;
+use crate::sampler::{Sampling, choose};
 
 /// One prompt and how to continue it.
 #[derive(Clone, Debug)]
@@ -120,6 +120,10 @@ const CACHE_BYTES: usize = 16 << 20;
 ///
 /// Lanes drift apart, so that one reads keys and values, which takes the memory's time, while another multiplies.
 fn plan(model: &Model, requests: &[Request]) -> (usize, Limits) {
+    // A GPU has no use for lanes: it wants as many sequences at once as there are.
+    if model.params().gpu().is_some() {
+        return (1, Limits { sequences: 1024, rows: 8192 });
+    }
     let everything = Limits { sequences: 256, rows: 512 };
     let weights = 4 * model.params().len();
     let sequences: usize = requests.iter().map(|r| r.samples).sum();
@@ -196,8 +200,8 @@ struct Prefill {
     request: usize,
     pages: Vec<u32>,
     done: usize,
-    /// The prediction after the last prompt token, `[vocab]`, once `done` reaches the end.
-    logits: Option<Buf>,
+    /// The prediction after the last prompt token, `[1, vocab]`, once `done` reaches the end.
+    logits: Option<Tensor>,
     /// The first sample that has not started yet.
     next_sample: usize,
 }
@@ -216,6 +220,12 @@ struct Running {
     pages: Vec<u32>,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+}
+
+impl Running {
+    fn new(request: usize, sample: usize) -> Running {
+        Running { request, sample, pages: Vec::new(), tokens: Vec::new(), logprobs: Vec::new() }
+    }
 }
 
 impl<'m> Engine<'m> {
@@ -325,22 +335,23 @@ impl<'m> Lane<'m> {
             let Some(logits) = &p.logits else { continue };
             let r = &requests[p.request];
             while p.next_sample < r.samples && running.len() < run.limits.sequences {
-                let sample = p.next_sample;
-                p.next_sample += 1;
-                let mut seq = Running {
-                    request: p.request,
-                    sample,
-                    pages: Vec::new(),
-                    tokens: Vec::new(),
-                    logprobs: Vec::new(),
-                };
-                let (id, logprob) = r.sampling.choose(logits, &mut token_rng(r, sample, 0));
-                match (r.max_new > 0).then(|| run.accept(&mut seq, id, logprob)) {
-                    None => drop(run.finish(seq, FinishReason::Length)),
-                    Some(Some(reason)) => drop(run.finish(seq, reason)),
-                    Some(None) => {
-                        seq.pages = self.share_prompt(p, r.prompt.len());
-                        running.push(seq);
+                let count = (r.samples - p.next_sample).min(run.limits.sequences - running.len());
+                let samples = p.next_sample..p.next_sample + count;
+                p.next_sample = samples.end;
+                let params = self.model.params();
+                let rows = ops::pick_rows(params, logits, &vec![0; count]);
+                let mut wishes: Vec<_> =
+                    samples.clone().map(|sample| (r.sampling, token_rng(r, sample, 0))).collect();
+                let chosen = choose(params, &rows, &mut wishes);
+                for (sample, (id, logprob)) in samples.zip(chosen) {
+                    let mut seq = Running::new(p.request, sample);
+                    match (r.max_new > 0).then(|| run.accept(&mut seq, id, logprob)) {
+                        None => drop(run.finish(seq, FinishReason::Length)),
+                        Some(Some(reason)) => drop(run.finish(seq, reason)),
+                        Some(None) => {
+                            seq.pages = self.share_prompt(p, r.prompt.len());
+                            running.push(seq);
+                        }
                     }
                 }
             }
@@ -414,23 +425,22 @@ impl<'m> Lane<'m> {
         }
         self.computed += tokens.len();
         let logits = self.predict(&tokens, &segments, &wanted);
-        let vocab = self.model.config().vocab_size();
-        let mut chosen = vec![(0u32, 0.0f32); running.len()];
-        threads::parallel_chunks(&mut chosen, 4, |at, out| {
-            for (i, out) in out.iter_mut().enumerate() {
-                let seq = &running[at + i];
-                let r = &requests[seq.request];
-                *out = r.sampling.choose(
-                    &logits[(at + i) * vocab..][..vocab],
-                    &mut token_rng(r, seq.sample, seq.tokens.len()),
-                );
-            }
-        });
+        let params = self.model.params();
         for (row, (_, prefill)) in wanted.iter().enumerate() {
             if let Some(i) = prefill {
-                prefills[*i].logits = Some(Buf::copy_of(&logits[row * vocab..][..vocab]));
+                prefills[*i].logits = Some(ops::pick_rows(params, &logits, &[row as u32]));
             }
         }
+        let of_running = if prefills.is_empty() {
+            logits
+        } else {
+            ops::pick_rows(params, &logits, &(0..running.len() as u32).collect::<Vec<_>>())
+        };
+        let wish = |seq: &Running| {
+            let r = &requests[seq.request];
+            (r.sampling, token_rng(r, seq.sample, seq.tokens.len()))
+        };
+        let chosen = choose(params, &of_running, &mut running.iter().map(wish).collect::<Vec<_>>());
         let mut still = Vec::with_capacity(running.len());
         for (mut seq, (id, logprob)) in running.drain(..).zip(chosen) {
             match run.accept(&mut seq, id, logprob) {
@@ -442,15 +452,12 @@ impl<'m> Lane<'m> {
     }
 
     /// Logits of the wanted rows, `[wanted, vocab]`.
-    fn predict(&mut self, tokens: &[u32], segments: &[Segment], wanted: &[(usize, Option<usize>)]) -> Buf {
+    fn predict(&mut self, tokens: &[u32], segments: &[Segment], wanted: &[(usize, Option<usize>)]) -> Tensor {
         let tape = Tape::inference(self.model.params());
         let pass = self.model.forward(&tape, tokens, segments, PassOptions::default(), Some(&mut self.cache));
-        let h = pass.hidden.cols();
-        let mut rows = Buf::new(wanted.len() * h);
-        for (to, (row, _)) in rows.chunks_exact_mut(h).zip(wanted) {
-            to.copy_from_slice(pass.hidden.row(*row));
-        }
-        ops::logits(self.model.params(), &Tensor::constant(rows, wanted.len(), h), self.model.head())
+        let rows: Vec<u32> = wanted.iter().map(|(row, _)| *row as u32).collect();
+        let params = self.model.params();
+        ops::logits(params, &ops::pick_rows(params, &pass.hidden, &rows), self.model.head())
     }
 }
 

@@ -1,8 +1,8 @@
 //! From logits to a token.
 
-use tensor::Rng;
 use tensor::cpu::math;
-use tensor::ops::normalizer;
+use tensor::ops::{self, Draw, argmax, normalizer, walk};
+use tensor::{Params, Rng, Tensor, threads};
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,10 +29,15 @@ impl Sampling {
         Sampling { temperature: 0.0, ..Sampling::default() }
     }
 
+    /// Whether some tokens are left out.
+    fn filters(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
     /// Chooses from a row of logits; `rng` is used for one number at most. Ties go to the lower id.
     ///
     /// The log-probability is the model's own (temperature 1, nothing filtered), bit for bit the trainer's.
-    pub(crate) fn choose(&self, logits: &[f32], rng: &mut Rng) -> (u32, f32) {
+    fn choose(&self, logits: &[f32], rng: &mut Rng) -> (u32, f32) {
         let (lse, _) = normalizer(logits);
         let token = if self.temperature <= 0.0 { argmax(logits) } else { self.draw(logits, rng) };
         (token as u32, logits[token] - lse)
@@ -45,24 +50,10 @@ impl Sampling {
         }
         let top = math::max(&p);
         math::exp_sum(&mut p, top);
-        if self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0 {
+        if self.filters() {
             self.filter(&mut p);
         }
-        // Summed here in the order of the walk below, so that the walk always ends inside.
-        let total: f64 = p.iter().map(|&x| f64::from(x)).sum();
-        let target = f64::from(rng.uniform()) * total;
-        let mut sum = 0.0;
-        let mut last = 0;
-        for (i, &x) in p.iter().enumerate() {
-            if x > 0.0 {
-                last = i;
-                sum += f64::from(x);
-                if sum > target {
-                    break;
-                }
-            }
-        }
-        last
+        walk(&p, rng.uniform())
     }
 
     /// Sets what is filtered out to zero. The most likely token always stays.
@@ -85,9 +76,22 @@ impl Sampling {
     }
 }
 
-fn argmax(x: &[f32]) -> usize {
-    let top = math::max(x);
-    x.iter().position(|&v| v == top).unwrap_or(0)
+/// Chooses for every row of `logits [rows, vocab]`, on the GPU if they lie there and nothing is filtered.
+pub(crate) fn choose(params: &Params, logits: &Tensor, wishes: &mut [(Sampling, Rng)]) -> Vec<(u32, f32)> {
+    if !wishes.iter().any(|(s, _)| s.filters()) {
+        let draw =
+            |(s, rng): &mut (Sampling, Rng)| Draw { temperature: s.temperature, uniform: rng.uniform() };
+        return ops::sample(params, logits, &wishes.iter_mut().map(draw).collect::<Vec<_>>());
+    }
+    let mut chosen = vec![(0, 0.0); wishes.len()];
+    let (all, vocab, wishes) = (logits.host(), logits.cols(), &*wishes);
+    threads::parallel_chunks(&mut chosen, 4, |at, out| {
+        for (i, out) in out.iter_mut().enumerate() {
+            let (sampling, mut rng) = wishes[at + i];
+            *out = sampling.choose(&all[(at + i) * vocab..][..vocab], &mut rng);
+        }
+    });
+    chosen
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Grouped-query attention of the Llama and Qwen families.
 
-use tensor::ops::{self, AttentionShape, KvLayer, RopeTable, Segment};
-use tensor::{Params, Tape, Tensor, Weight};
+use tensor::ops::{self, AttentionShape, KvLayer, RopeTable, Segments};
+use tensor::{Ints, Params, Tape, Tensor, Weight};
 
 use crate::config::DenseConfig;
 
@@ -42,10 +42,10 @@ impl Gqa {
         &self,
         tape: &Tape<'p>,
         x: &Tensor,
-        positions: &[u32],
+        positions: &Ints,
         rope: &'p RopeTable,
         shape: AttentionShape,
-        segments: &[Segment],
+        segments: &Segments,
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
         let qkv = ops::linear(tape, x, self.qkv, self.bias);

@@ -1,5 +1,6 @@
 //! Keys and values of all layers in pages that sequences share.
 
+use tensor::Gpu;
 use tensor::ops::{AttentionShape, KvLayer, PAGE};
 
 /// The pages of every layer; page `p` holds the same tokens in all of them.
@@ -7,11 +8,13 @@ pub struct KvCache {
     pub(crate) layers: Vec<KvLayer>,
     shape: AttentionShape,
     pages: usize,
+    gpu: Option<Gpu>,
 }
 
 impl KvCache {
-    pub(crate) fn new(layers: usize, shape: AttentionShape) -> KvCache {
-        KvCache { layers: (0..layers).map(|_| KvLayer::default()).collect(), shape, pages: 0 }
+    pub(crate) fn new(layers: usize, shape: AttentionShape, gpu: Option<&Gpu>) -> KvCache {
+        let layers = (0..layers).map(|_| KvLayer::default()).collect();
+        KvCache { layers, shape, pages: 0, gpu: gpu.cloned() }
     }
     /// Tokens of one page.
     pub const PAGE: usize = PAGE;
@@ -22,7 +25,7 @@ impl KvCache {
     /// Makes room for `pages` pages in every layer.
     pub fn grow(&mut self, pages: usize) {
         self.pages = self.pages.max(pages);
-        self.layers.iter_mut().for_each(|l| l.grow(pages, &self.shape));
+        self.layers.iter_mut().for_each(|l| l.grow(self.gpu.as_ref(), pages, &self.shape));
     }
     /// Copies a page in every layer.
     pub fn copy_page(&mut self, from: u32, to: u32) {

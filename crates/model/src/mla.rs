@@ -1,8 +1,8 @@
 //! Multi-head latent attention (DeepSeek-V2 report, section 2.1; V3 report, section 2.1.1), with the expanded
 //! cache: keys and values per head, in the same order of arithmetic as in training.
 
-use tensor::ops::{self, AttentionShape, KvLayer, MlaDims, RopeTable, Segment};
-use tensor::{Params, Tape, Tensor, Weight};
+use tensor::ops::{self, AttentionShape, KvLayer, MlaDims, RopeTable, Segments};
+use tensor::{Ints, Params, Tape, Tensor, Weight};
 
 use crate::config::DeepseekConfig;
 
@@ -62,10 +62,10 @@ impl Mla {
         &self,
         tape: &Tape<'p>,
         x: &Tensor,
-        positions: &[u32],
+        positions: &Ints,
         rope: &'p RopeTable,
         shape: AttentionShape,
-        segments: &[Segment],
+        segments: &Segments,
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
         let q = match self.q {

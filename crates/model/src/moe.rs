@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tensor::ops::{self, Expert, RouterShape};
-use tensor::{Params, Tape, Tensor, Weight};
+use tensor::{Ints, Params, Tape, Tensor, Weight};
 
 use crate::config::DeepseekConfig;
 
@@ -13,9 +13,7 @@ pub struct ExpertLoad {
     /// The router's balance bias, to be moved after the step.
     pub bias: Weight,
     /// Tokens that each expert got.
-    pub load: Vec<u32>,
-    /// The layer's sequence-wise balance loss (0 where its weight is).
-    pub balance_loss: f32,
+    pub load: Ints,
 }
 
 /// `down(silu(gate x) * up x)`.
@@ -81,10 +79,10 @@ impl FeedForward {
             FeedForward::Dense(mlp) => (mlp.forward(tape, x), None),
             FeedForward::Moe { router, bias, shape, bank, shared } => {
                 let logits = ops::linear(tape, x, *router, None);
-                let routes = ops::route(tape, &logits, tape.params().get(*bias), *shape, lens, alpha);
+                let routes = ops::route(tape, &logits, *bias, *shape, lens, alpha);
                 let base = shared.as_ref().map(|s| s.forward(tape, x));
                 let y = ops::experts(tape, x, &routes, bank.clone(), base.as_ref());
-                (y, Some(ExpertLoad { bias: *bias, load: routes.load, balance_loss: routes.balance_loss }))
+                (y, Some(ExpertLoad { bias: *bias, load: routes.load }))
             }
         }
     }

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment};
-use tensor::{Params, Rng, Tape, Tensor, Weight};
+use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment, Segments};
+use tensor::{Gpu, Ints, Params, Rng, Tape, Tensor, Weight};
 
 use crate::config::{ModelConfig, TensorKind, tensor_specs};
 use crate::files::{self, FileError, WeightType};
@@ -97,6 +97,7 @@ impl Model {
                 }
             }
         }
+        model.move_to(tensor::device());
         model
     }
 
@@ -146,6 +147,7 @@ impl Model {
                 return Err(FileError::NotFinite { name: spec.name, index, value: to[index] });
             }
         }
+        model.move_to(tensor::device());
         Ok(model)
     }
 
@@ -171,6 +173,10 @@ impl Model {
     pub fn params_mut(&mut self) -> &mut Params {
         &mut self.params
     }
+    /// Moves the model, and all work on it, to a GPU or back to the processor.
+    pub fn move_to(&mut self, gpu: Option<&Gpu>) {
+        self.params.move_to(gpu);
+    }
     /// The output head, `[vocab, H]`.
     pub fn head(&self) -> Weight {
         self.head
@@ -181,7 +187,7 @@ impl Model {
     }
     /// A cache without pages.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.blocks.len(), self.shape)
+        KvCache::new(self.blocks.len(), self.shape, self.params.gpu())
     }
     /// Positions that a pass may use at present.
     pub fn positions(&self) -> usize {
@@ -268,7 +274,7 @@ impl Model {
             Some(d) => ops::add_rms_norm(tape, x, d, block.input_norm, self.eps),
             None => (x.clone(), ops::rms_norm(tape, x, block.input_norm, self.eps)),
         };
-        let (positions, segments) = (&batch.positions[..], &batch.segments[..]);
+        let (positions, segments) = (&batch.positions, &batch.segments);
         let a = match &block.attention {
             Attention::Gqa(a) => a.forward(tape, &normed, positions, &self.rope, self.shape, segments, cache),
             Attention::Mla(a) => a.forward(tape, &normed, positions, &self.rope, self.shape, segments, cache),
@@ -282,17 +288,21 @@ impl Model {
 
 /// What every layer needs to know about the batch.
 struct BatchInfo {
-    segments: Vec<Segment>,
-    positions: Vec<u32>,
+    segments: Segments,
+    positions: Ints,
     lens: Vec<usize>,
     alpha: f32,
 }
 
 impl BatchInfo {
     fn new(segments: &[Segment], options: PassOptions) -> BatchInfo {
-        let positions = segments.iter().flat_map(|s| (s.past..s.past + s.rows).map(|p| p as u32)).collect();
-        let lens = segments.iter().map(|s| s.rows).collect();
-        BatchInfo { segments: segments.to_vec(), positions, lens, alpha: options.balance_alpha }
+        let positions = segments.iter().flat_map(|s| (s.past..s.past + s.rows).map(|p| p as u32));
+        BatchInfo {
+            positions: positions.collect::<Vec<_>>().into(),
+            lens: segments.iter().map(|s| s.rows).collect(),
+            segments: segments.to_vec().into(),
+            alpha: options.balance_alpha,
+        }
     }
 }
 

@@ -36,7 +36,7 @@ fn check(case: &str, recompute: bool) {
     let options = PassOptions { recompute, balance_alpha: 0.0 };
     let pass = model.forward(&tape, &ids, &segments, options, None);
     let logits = ops::logits(model.params(), &pass.hidden, model.head());
-    let e = error(&logits, &read(&golden, "logits"));
+    let e = error(logits.host(), &read(&golden, "logits"));
     assert!(e < 1e-5, "{case}: logits off by {e}");
 
     let mut targets = ids.clone();
@@ -57,7 +57,7 @@ fn check(case: &str, recompute: bool) {
             (0..rows * len).map(|i| if i % len >= len - 2 { 0.0 } else { weight }).collect();
         let all = ops::logits(model.params(), &mtp.hidden, model.head());
         let got: Vec<f32> =
-            (0..rows).flat_map(|r| all[r * len * vocab..][..(len - 1) * vocab].to_vec()).collect();
+            (0..rows).flat_map(|r| all.host()[r * len * vocab..][..(len - 1) * vocab].to_vec()).collect();
         let e = error(&got, &read(&golden, "mtp_logits"));
         assert!(e < 1e-5, "{case}: MTP logits off by {e}");
         loss += nll(&ops::cross_entropy(&tape, &mtp.hidden, model.head(), &further, &weights), &weights);

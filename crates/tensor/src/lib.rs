@@ -7,7 +7,9 @@
 
 pub mod buffer;
 pub mod cpu;
+pub mod cuda;
 pub mod mapped;
+pub mod memory;
 pub mod operations;
 pub mod ops;
 pub mod params;
@@ -16,6 +18,8 @@ pub mod tape;
 pub mod threads;
 
 pub use buffer::Buf;
+pub use cuda::{Gpu, GpuError, device, set_device};
+pub use memory::{Data, Ints};
 pub use params::{Params, Weight};
 pub use rng::Rng;
 pub use tape::{Tape, Tensor};

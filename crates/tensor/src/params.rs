@@ -2,6 +2,8 @@
 
 use crate::buffer::Buf;
 use crate::cpu::gemm::{pack_transposed, packed_len};
+use crate::cuda::{Gpu, Ptr};
+use crate::memory::Data;
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -58,8 +60,8 @@ pub struct Param {
 /// All parameters of a model.
 pub struct Params {
     list: Vec<Param>,
-    data: Buf,
-    grads: Mutex<Buf>,
+    data: Data,
+    grads: Mutex<Data>,
     packed: RwLock<HashMap<Weight, Arc<Buf>>>,
 }
 
@@ -68,20 +70,20 @@ const UNPOISONED: &str = "no op panics while it holds the gradients or the panel
 
 /// A part of the gradient arena, held by one op at a time.
 pub struct Grads<'a> {
-    arena: MutexGuard<'a, Buf>,
+    arena: MutexGuard<'a, Data>,
     part: Range<usize>,
 }
 
 impl Deref for Grads<'_> {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.arena[self.part.clone()]
+        &self.arena.host()[self.part.clone()]
     }
 }
 
 impl DerefMut for Grads<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.arena[self.part.clone()]
+        &mut self.arena.host_mut()[self.part.clone()]
     }
 }
 
@@ -101,7 +103,8 @@ impl Params {
             offset = len.checked_add(offset).expect("the parameters fit the address space");
             list.push(Param { name, shape, weight, trained });
         }
-        Params { list, data: Buf::zeros(offset), grads: Mutex::new(Buf::zeros(0)), packed: RwLock::default() }
+        let (data, grads) = (Data::zeros(None, offset), Mutex::new(Data::zeros(None, 0)));
+        Params { list, data, grads, packed: RwLock::default() }
     }
 
     /// The parameters in arena order.
@@ -124,31 +127,50 @@ impl Params {
     pub fn find(&self, name: &str) -> Option<Weight> {
         self.list.iter().find(|p| p.name == name).map(|p| p.weight)
     }
-    /// All values.
-    pub fn data(&self) -> &[f32] {
-        &self.data
+    /// The GPU that they lie on, and that ops on them run on, if any.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.data.gpu()
     }
-    /// All values, to change them; drops the packed panels.
+    /// Moves the values to a GPU or back, and with them the work of all ops; gradients are forgotten.
+    pub fn move_to(&mut self, gpu: Option<&Gpu>) {
+        self.packed.get_mut().expect(UNPOISONED).clear();
+        self.data.move_to(gpu);
+        *self.grads.get_mut().expect(UNPOISONED) = Data::zeros(None, 0);
+    }
+    /// All values, in the host's memory.
+    pub fn data(&self) -> &[f32] {
+        self.data.host()
+    }
+    /// All values, to change them in the host's memory; drops the packed panels.
     pub fn data_mut(&mut self) -> &mut [f32] {
         self.packed.get_mut().expect(UNPOISONED).clear();
-        &mut self.data
+        self.data.host_mut()
     }
     /// Values (to change) and gradients together, for the optimizer; drops the packed panels.
-    pub fn data_and_grads_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+    pub fn data_and_grads_mut(&mut self) -> (&mut Data, &mut Data) {
         self.packed.get_mut().expect(UNPOISONED).clear();
-        (&mut self.data, &mut *self.grads.get_mut().expect(UNPOISONED))
+        (&mut self.data, self.grads.get_mut().expect(UNPOISONED))
     }
-    /// The values of one weight.
+    /// The values of one weight, in the host's memory.
     pub fn get(&self, w: Weight) -> &[f32] {
-        &self.data[w.offset..w.offset + w.len()]
+        &self.data()[w.offset..w.offset + w.len()]
+    }
+    /// Where a weight lies on the GPU.
+    pub(crate) fn on(&self, gpu: &Gpu, w: Weight) -> Ptr {
+        self.data.on(gpu).at(w.offset)
+    }
+    /// Where a weight's gradient lies on the GPU, to be added to there.
+    pub(crate) fn grad_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
+        self.grads.lock().expect(UNPOISONED).on_mut(gpu).at(w.offset)
     }
     /// Gives the gradients memory (once) and sets them to zero.
     pub fn zero_grads(&mut self) {
+        let gpu = self.data.gpu();
         let grads = self.grads.get_mut().expect(UNPOISONED);
         if grads.len() != self.data.len() {
-            *grads = Buf::new(self.data.len());
+            *grads = Data::new(gpu, self.data.len());
         }
-        crate::threads::parallel_chunks(grads, 1 << 16, |_, g| g.fill(0.0));
+        grads.clear();
     }
     /// All gradients; empty before the first [`Params::zero_grads`].
     pub fn grads(&self) -> Grads<'_> {

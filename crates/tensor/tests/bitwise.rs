@@ -33,7 +33,7 @@ fn cases(n: u32) -> ProptestConfig {
 type RowOp<'a> = dyn Fn(&Tape, &[usize]) -> Vec<Matrix> + 'a;
 
 fn matrix(t: &Tensor) -> Matrix {
-    Matrix { rows: t.rows(), cols: t.cols(), data: t.data().to_vec() }
+    Matrix { rows: t.rows(), cols: t.cols(), data: t.host().to_vec() }
 }
 
 fn column(data: Vec<f32>) -> Matrix {
@@ -104,7 +104,7 @@ proptest! {
             // What a sampler computes from the logits of one row.
             let logits = ops::logits(tape.params(), &y, w[3]);
             let sampled: Vec<f32> =
-                logits.chunks(vocab).zip(b).map(|(row, &i)| row[targets[i] as usize] - ops::normalizer(row).0).collect();
+                logits.host().chunks(vocab).zip(b).map(|(row, &i)| row[targets[i] as usize] - ops::normalizer(row).0).collect();
             same_bits("log-probs from logits", &sampled, &stats.logprobs);
             same_bits("log-probs of the loss", &trained.logprobs, &stats.logprobs);
             vec![column(stats.logprobs), column(stats.entropies)]
@@ -120,19 +120,19 @@ proptest! {
         let top_k = 1 + rng.below((per * top_groups).min(4));
         let shape = RouterShape { experts, top_k, groups, top_groups, normalize: seed.is_multiple_of(2), scaling: 2.5 };
         let (x, base) = (Matrix::random(rng, n, h, 1.0), Matrix::random(rng, n, h, 1.0));
-        let bias = Matrix::random(rng, 1, experts, 0.1).data;
-        let mut list = vec![Matrix::random(rng, experts, h, 0.5)];
+        let bias = Matrix::random(rng, 1, experts, 0.1);
+        let mut list = vec![Matrix::random(rng, experts, h, 0.5), bias];
         for _ in 0..experts {
             list.extend([Matrix::random(rng, 2 * inner, h, 0.5), Matrix::random(rng, h, inner, 0.5)]);
         }
         let (params, w) = params_of(&list);
-        let bank: Arc<Vec<Expert>> = Arc::new(w[1..].chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect());
+        let bank: Arc<Vec<Expert>> = Arc::new(w[2..].chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect());
         rows_are_independent("router and experts", rng, &params, n, &|tape, b| {
             let y = x.pick(b).constant();
-            let routes = ops::route(tape, &ops::linear(tape, &y, w[0], None), &bias, shape, &[b.len()], 0.1);
+            let routes = ops::route(tape, &ops::linear(tape, &y, w[0], None), w[1], shape, &[b.len()], 0.1);
             let out = ops::experts(tape, &y, &routes, bank.clone(), Some(&base.pick(b).constant()));
             let alone = ops::experts(tape, &y, &routes, bank.clone(), None);
-            let chosen = Matrix { rows: b.len(), cols: top_k, data: routes.experts.iter().map(|&e| e as f32).collect() };
+            let chosen = Matrix { rows: b.len(), cols: top_k, data: routes.experts.host().iter().map(|&e| e as f32).collect() };
             vec![chosen, matrix(&routes.weights), matrix(&out), matrix(&alone)]
         });
     }
@@ -152,7 +152,7 @@ proptest! {
         let params = Params::new([]);
         for table in &tables {
             rows_are_independent("rotary heads", rng, &params, n, &|tape, b| {
-                let at = pick(&positions, b);
+                let at = pick(&positions, b).into();
                 let tape = Tape::inference(tape.params());
                 let (a, c, d) = ops::split_qkv(&tape, &qkv.pick(b).constant(), (heads, 1, 2 * half), &at, table);
                 let mla = (&q.pick(b).constant(), &kv.pick(b).constant(), &k_rope.pick(b).constant());
@@ -227,7 +227,13 @@ impl Sequences {
     fn run(&self, rows: &[usize], segments: &[Segment], cache: Option<&mut KvLayer>) -> Matrix {
         let params = Params::new([]);
         let [q, k, v] = self.qkv.each_ref().map(|m| m.pick(rows).constant());
-        matrix(&ops::attention(&Tape::inference(&params), (&q, &k, &v), self.shape, segments, cache))
+        matrix(&ops::attention(
+            &Tape::inference(&params),
+            (&q, &k, &v),
+            self.shape,
+            &segments.to_vec().into(),
+            cache,
+        ))
     }
     /// All sequences packed, in the given order.
     fn packed(&self, order: &[usize]) -> Matrix {
@@ -273,7 +279,7 @@ proptest! {
         let pages: Vec<Vec<u32>> = pages.iter().map(|&n| free.split_off(free.len() - n)).collect();
         let one_by_one = rng.below(3) == 0;
         let mut cache = KvLayer::default();
-        cache.grow(total, &shape);
+        cache.grow(None, total, &shape);
         let mut past = vec![0; count];
         while past != lens {
             set_threads(1 + rng.below(8));
@@ -307,7 +313,7 @@ fn a_shared_prefix_gives_the_bits_of_its_own() {
     }
     let want = all.packed(&[0, 1]);
     let mut cache = KvLayer::default();
-    cache.grow(8, &shape);
+    cache.grow(None, 8, &shape);
     let first = [5, 2, 7];
     let rows: Vec<usize> = (0..prefix).collect();
     all.run(&rows, &[Segment { rows: prefix, past: 0, pages: first.to_vec() }], Some(&mut cache));
@@ -332,10 +338,10 @@ fn a_shared_prefix_gives_the_bits_of_its_own() {
 fn the_whole_step_has_the_same_bits_on_any_number_of_threads() {
     let _turn = turn();
     set_threads(1);
-    let want = model::step(false);
+    let want = model::step(false, None);
     for threads in [2, 3, 8] {
         set_threads(threads);
-        for ((name, got), (_, want)) in model::step(false).iter().zip(&want) {
+        for ((name, got), (_, want)) in model::step(false, None).iter().zip(&want) {
             same_bits(&format!("{name} on {threads} threads"), got, want);
         }
     }
@@ -344,7 +350,7 @@ fn the_whole_step_has_the_same_bits_on_any_number_of_threads() {
     };
     same_bits(
         "gradients with recomputation",
-        &find(&model::step(true), "gradients"),
+        &find(&model::step(true, None), "gradients"),
         &find(&want, "gradients"),
     );
 }

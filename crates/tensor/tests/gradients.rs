@@ -14,7 +14,7 @@ const EPS: f32 = 1e-5;
 const ROWS: [usize; 4] = [1, 7, 33, 130];
 
 fn values(t: &Tensor) -> Vec<f32> {
-    t.data().to_vec()
+    t.host().to_vec()
 }
 
 #[test]
@@ -202,8 +202,13 @@ fn rotary_heads() {
                         &[],
                         unused,
                         |tape, x, _| {
-                            let (q, k, v) =
-                                ops::split_qkv(tape, &x[0], (heads, kv_heads, dim), &positions, table);
+                            let (q, k, v) = ops::split_qkv(
+                                tape,
+                                &x[0],
+                                (heads, kv_heads, dim),
+                                &positions.clone().into(),
+                                table,
+                            );
                             vec![q, k, v]
                         },
                         |at| {
@@ -224,7 +229,7 @@ fn rotary_heads() {
                     &x,
                     &[],
                     &[],
-                    |tape, x, _| vec![ops::rope(tape, &x[0], &positions, table)],
+                    |tape, x, _| vec![ops::rope(tape, &x[0], &positions.clone().into(), table)],
                     |at| vec![at[0].chunks(wq).enumerate().flat_map(|(t, row)| rotated(row, t)).collect()],
                 );
                 mla(&mut rng, heads, half, n, &positions, pairs);
@@ -250,7 +255,8 @@ fn mla(rng: &mut Rng, heads: usize, half: usize, n: usize, positions: &[u32], pa
             &[],
             unused,
             |tape, x, _| {
-                let (q, k, v) = ops::mla_heads(tape, (&x[0], &x[1], &x[2]), dims, positions, table);
+                let (q, k, v) =
+                    ops::mla_heads(tape, (&x[0], &x[1], &x[2]), dims, &positions.to_vec().into(), table);
                 vec![q, k, v]
             },
             |at| {
@@ -356,7 +362,7 @@ fn attention() {
             &[],
             |tape, x, _| {
                 let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale };
-                vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments, None)]
+                vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments.clone().into(), None)]
             },
             |at| {
                 let whole: Vec<Vec<f64>> = at.iter().zip(&x).map(|(m, x)| pick(m, x.cols, &rows)).collect();
@@ -397,13 +403,13 @@ fn route() {
         let n: usize = lens.iter().sum();
         let (e, k) = (shape.experts, shape.top_k);
         let logits = [Matrix::random(&mut rng, n, e, 1.0)];
-        let bias = Matrix::random(&mut rng, 1, e, 0.2).data;
+        let bias = Matrix::random(&mut rng, 1, e, 0.2);
         let chosen: Vec<u32> = logits[0]
             .data
             .chunks(e)
             .flat_map(|row| {
                 let scores: Vec<f64> = row.iter().map(|&l| math::sigmoid(f64::from(l))).collect();
-                math::choose(&scores, &bias, k, shape.groups, shape.top_groups)
+                math::choose(&scores, &bias.data, k, shape.groups, shape.top_groups)
             })
             .collect();
         for alpha in [0.0, 0.7] {
@@ -412,18 +418,18 @@ fn route() {
                 check(
                     &format!("route {shape:?} over {lens:?}, alpha {alpha}, weights used: {used}"),
                     &logits,
-                    &[],
-                    |tape, x, _| {
-                        let routes = ops::route(tape, &x[0], &bias, shape, &lens, alpha);
-                        assert_eq!(*routes.experts, chosen, "choice of {shape:?}");
+                    std::slice::from_ref(&bias),
+                    |tape, x, w| {
+                        let routes = ops::route(tape, &x[0], w[0], shape, &lens, alpha);
+                        assert_eq!(routes.experts.host(), chosen, "choice of {shape:?}");
                         let load: Vec<u32> = (0..e)
                             .map(|i| chosen.iter().filter(|&&c| c as usize == i).count() as u32)
                             .collect();
-                        assert_eq!(routes.load, load);
+                        assert_eq!(routes.load.host(), load);
                         if used {
                             routes.weights.add_grad(Buf::copy_of(&slopes));
                         }
-                        vec![values(&routes.weights), vec![routes.balance_loss]]
+                        vec![values(&routes.weights), routes.balance_loss.host().to_vec()]
                     },
                     |at| {
                         let weights =
@@ -476,10 +482,10 @@ fn experts() {
                     let mut load = vec![0; count];
                     chosen.iter().for_each(|&e| load[e as usize] += 1);
                     let routes = Routes {
-                        experts: Arc::new(chosen.clone()),
+                        experts: chosen.clone().into(),
                         weights: x[1].clone(),
-                        load,
-                        balance_loss: 0.0,
+                        load: load.into(),
+                        balance_loss: Buf::zeros(1).into(),
                     };
                     vec![ops::experts(tape, &x[0], &routes, Arc::new(bank), base.then_some(&x[2]))]
                 },

@@ -115,9 +115,9 @@ fn vanishing() -> Vec<f32> {
     let shape = ops::AttentionShape { heads, kv_heads: heads, qk_dim: dim, v_dim: dim, scale: 0.5 };
     let segment = ops::Segment { rows: n, past: 0, pages: Vec::new() };
     let tape = Tape::inference(&params);
-    let y: Tensor = ops::attention(&tape, (&q, &k, &v), shape, &[segment], None);
+    let y: Tensor = ops::attention(&tape, (&q, &k, &v), shape, &vec![segment].into(), None);
     let z = ops::swiglu(&tape, &Tensor::constant(Buf::copy_of(&awkward(&mut rng, 20 * 46)[..]), 20, 46));
-    [y.data(), z.data()].concat()
+    [y.host(), z.host()].concat()
 }
 
 fn optimizer() -> Vec<f32> {
@@ -149,7 +149,7 @@ fn print_hashes() {
         ("vanishing", vanishing()),
         ("optimizer", optimizer()),
     ];
-    for (name, values) in parts.into_iter().chain(model::step(false)) {
+    for (name, values) in parts.into_iter().chain(model::step(false, None)) {
         println!("hash {name}: {:016x}", hash(&values));
     }
 }

@@ -67,11 +67,11 @@ fn attention() {
             t(shape.kv_heads * shape.qk_dim),
             t(shape.kv_heads * shape.v_dim),
         );
-        ops::attention(&Tape::inference(&params), (&q, &k, &v), shape, segments, cache);
+        ops::attention(&Tape::inference(&params), (&q, &k, &v), shape, &segments.to_vec().into(), cache);
     };
     let on = |rows: usize, past: usize, pages: &[u32]| Segment { rows, past, pages: pages.to_vec() };
     let mut cache = KvLayer::default();
-    cache.grow(4, &shape);
+    cache.grow(None, 4, &shape);
     run(shape, 5, &[on(2, 0, &[0]), on(3, 2, &[0])], Some(&mut cache));
     refused("two tokens for one place", || {
         run(shape, 5, &[on(2, 0, &[0]), on(3, 1, &[0])], Some(&mut cache))
@@ -103,7 +103,8 @@ fn attention() {
 #[test]
 fn rows_and_experts() {
     let mut rng = Rng::new(1);
-    let (params, w) = params_of(&[Matrix::random(&mut rng, 8, 6, 1.0), Matrix::random(&mut rng, 6, 4, 1.0)]);
+    let sizes = [(8, 6), (6, 4), (1, 6)];
+    let (params, w) = params_of(&sizes.map(|(rows, cols)| Matrix::random(&mut rng, rows, cols, 1.0)));
     let tape = Tape::recording(&params);
     let x = Matrix::random(&mut rng, 3, 6, 1.0).leaf(&tape);
     refused("a tensor whose size overflows", || {
@@ -127,10 +128,10 @@ fn rows_and_experts() {
     let bank = |e: Expert| Arc::new(vec![e; 2]);
     let expert = Expert { gate_up: w[0], down: w[1] };
     let routes = |tape: &Tape, experts: Vec<u32>| Routes {
-        experts: Arc::new(experts),
+        experts: experts.into(),
         weights: tape.output(Buf::zeros(3), 3, 1),
-        load: vec![0; 2],
-        balance_loss: 0.0,
+        load: vec![0; 2].into(),
+        balance_loss: Buf::zeros(1).into(),
     };
     let free = Tape::inference(&params);
     ops::experts(&free, &x, &routes(&free, vec![0, 1, 0]), bank(expert), None);
@@ -151,7 +152,7 @@ fn rows_and_experts() {
     });
     let shape = RouterShape { experts: 6, top_k: 3, groups: 3, top_groups: 1, normalize: true, scaling: 1.0 };
     refused("more choices than the groups hold", || {
-        ops::route(&tape, &x, &[0.0; 6], shape, &[3], 0.0);
+        ops::route(&tape, &x, w[2], shape, &[3], 0.0);
     });
 }
 
@@ -169,6 +170,6 @@ fn not_a_number_is_not_hidden() {
     let column = |v: &[f32]| Tensor::constant(Buf::copy_of(v), v.len(), 1);
     let (q, k) = (column(&[1.0; 4]), column(&[1.0, f32::NAN, 1.0, 1.0]));
     let segment = Segment { rows: 4, past: 0, pages: Vec::new() };
-    let y = ops::attention(&tape, (&q, &k, &column(&[1.0; 4])), shape, &[segment], None);
-    assert_eq!(y.data().iter().map(|v| v.is_nan()).collect::<Vec<_>>(), [false, true, true, true]);
+    let y = ops::attention(&tape, (&q, &k, &column(&[1.0; 4])), shape, &vec![segment].into(), None);
+    assert_eq!(y.host().iter().map(|v| v.is_nan()).collect::<Vec<_>>(), [false, true, true, true]);
 }

@@ -136,7 +136,6 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
     let Flat { tokens, targets, segments, predictions } = flatten(rollouts);
     let tape = Tape::recording(model.params());
     let out = model.forward(&tape, &tokens, &segments, s.options.pass(), None);
-    balance.add(out.loads);
     let present =
         (!s.on_policy).then(|| ops::log_probs(model.params(), &out.hidden, model.head(), &targets).logprobs);
     let norm = Norm { sequences: s.sequences, tokens: s.tokens, max_new: s.max_new };
@@ -165,6 +164,7 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
         sums.tokens += new.len();
     }
     tape.backward();
+    balance.add(out.loads);
 }
 
 /// Rollouts as one batch of inputs and targets.

@@ -1,8 +1,8 @@
 //! One optimizer step on packed tokens: forward, losses, backward, clipping, update, balance of the experts.
 
 use model::{ExpertLoad, Model, PassOptions, Segment, whole};
-use tensor::Tape;
 use tensor::ops::{self, TokenStats};
+use tensor::{Tape, Weight};
 
 use crate::optim::{Optimizer, StepReport};
 
@@ -166,16 +166,16 @@ fn one_further(batch: &Batch) -> (Vec<u32>, Vec<f32>) {
 
 /// The experts' load over the passes of a step, and the rule that evens it out (loss-free balance).
 #[derive(Default)]
-pub(crate) struct Balance(Vec<ExpertLoad>);
+pub(crate) struct Balance(Vec<(Weight, Vec<u32>)>);
 
 impl Balance {
     pub(crate) fn add(&mut self, loads: Vec<ExpertLoad>) {
         if self.0.is_empty() {
-            self.0 = loads;
+            self.0 = loads.iter().map(|l| (l.bias, l.load.host().to_vec())).collect();
             return;
         }
-        for (sum, more) in self.0.iter_mut().zip(loads) {
-            sum.load.iter_mut().zip(more.load).for_each(|(a, b)| *a += b);
+        for ((_, sum), more) in self.0.iter_mut().zip(loads) {
+            sum.iter_mut().zip(more.load.host()).for_each(|(a, b)| *a += b);
         }
     }
 
@@ -184,23 +184,17 @@ impl Balance {
         if rate == 0.0 || self.0.is_empty() {
             return;
         }
-        let data = model.params_mut().data_mut();
-        for layer in &self.0 {
-            let mean = layer.load.iter().sum::<u32>() as f32 / layer.load.len() as f32;
-            let bias = &mut data[layer.bias.offset..layer.bias.offset + layer.bias.len()];
-            for (b, &load) in bias.iter_mut().zip(&layer.load) {
-                let error = mean - load as f32;
-                *b += if error == 0.0 { 0.0 } else { rate * error.signum() };
-            }
+        for (bias, load) in &self.0 {
+            ops::balance_bias(model.params_mut(), *bias, load, rate);
         }
     }
 
     pub(crate) fn max_load(&self) -> Option<f64> {
         self.0
             .iter()
-            .map(|l| {
-                let total: u32 = l.load.iter().sum();
-                f64::from(*l.load.iter().max().unwrap_or(&0)) * l.load.len() as f64 / f64::from(total.max(1))
+            .map(|(_, load)| {
+                let total: u32 = load.iter().sum();
+                f64::from(*load.iter().max().unwrap_or(&0)) * load.len() as f64 / f64::from(total.max(1))
             })
             .reduce(f64::max)
     }

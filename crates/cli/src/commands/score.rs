@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args};
 use model::{Model, PassOptions, whole};
 use serde::Serialize;
-use tensor::{Buf, Tape, Tensor, ops};
+use tensor::{Tape, ops};
 
 use super::ranges;
 use crate::model_files::{Loaded, open_model, reserve};
@@ -71,11 +71,12 @@ pub fn run(a: &Score) -> Result<()> {
     let pass = model.forward(&tape, &ids, &whole(&[ids.len()]), PassOptions::default(), None);
     if let Some(path) = &a.logits_out {
         let logits = ops::logits(model.params(), &pass.hidden, model.head());
-        write_logits(path, &logits, ids.len(), model.config().vocab_size())
+        write_logits(path, logits.host(), ids.len(), model.config().vocab_size())
             .with_context(|| format!("cannot write the logits to {}", path.display()))?;
     }
-    let (predicting, width) = (ids.len() - 1, pass.hidden.cols());
-    let hidden = Tensor::constant(Buf::copy_of(&pass.hidden.data()[..predicting * width]), predicting, width);
+    let predicting = ids.len() - 1;
+    let rows: Vec<u32> = (0..predicting as u32).collect();
+    let hidden = ops::pick_rows(model.params(), &pass.hidden, &rows);
     let logprobs = match predicting {
         0 => Vec::new(),
         _ => ops::log_probs(model.params(), &hidden, model.head(), &ids[1..]).logprobs,

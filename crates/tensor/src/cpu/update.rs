@@ -5,7 +5,7 @@ use super::simd::{LANES, kernel};
 use crate::threads::{SharedMut, parallel};
 
 /// Values of one piece of work; fixed, because norms sum piece by piece.
-const PIECE: usize = 1 << 14;
+pub(crate) const PIECE: usize = 1 << 14;
 
 /// The constants of one AdamW step (Loshchilov & Hutter 2019, algorithm 2).
 #[derive(Clone, Copy, Debug)]
@@ -28,14 +28,38 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+/// What follows from the constants, rounded once for all values.
+pub(crate) struct Derived {
+    /// `1 - beta1`, `1 - beta2`.
+    pub(crate) rest1: f32,
+    pub(crate) rest2: f32,
+    /// What remains of a weight after its decay.
+    pub(crate) keep: f32,
+    /// Factor of the corrected first moment.
+    pub(crate) step: f32,
+    /// Factor of the second moment.
+    pub(crate) root: f32,
+}
+
+impl AdamW {
+    pub(crate) fn derived(&self) -> Derived {
+        Derived {
+            rest1: 1.0 - self.beta1,
+            rest2: 1.0 - self.beta2,
+            keep: 1.0 - self.lr * self.weight_decay,
+            step: -self.lr / self.correction1,
+            root: 1.0 / self.correction2,
+        }
+    }
+}
+
 kernel! {
     fn adamw_piece<S>(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: AdamW) {
         let (b1, b2) = (S::splat(c.beta1), S::splat(c.beta2));
-        let (a1, a2) = (S::splat(1.0 - c.beta1), S::splat(1.0 - c.beta2));
-        let keep = S::splat(1.0 - c.lr * c.weight_decay);
-        let step = S::splat(-c.lr / c.correction1);
+        let d = c.derived();
+        let (a1, a2) = (S::splat(d.rest1), S::splat(d.rest2));
+        let (keep, step, root) = (S::splat(d.keep), S::splat(d.step), S::splat(d.root));
         let (scale, eps) = (S::splat(c.grad_scale), S::splat(c.eps));
-        let root = S::splat(1.0 / c.correction2);
         let mut i = 0;
         while i < p.len() {
             let n = LANES.min(p.len() - i);

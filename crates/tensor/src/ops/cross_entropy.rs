@@ -7,12 +7,14 @@ use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math::{self, exp, ln};
 use crate::cpu::simd::{LANES, kernel};
+use crate::cuda::gemm::{self as cuda_gemm, Layout, Matrices};
+use crate::cuda::{Gpu, Ptr, Slab, args};
+use crate::memory::Data;
 use crate::operations::{Part, add_product};
-use crate::ops::linear::product;
+use crate::ops::linear::{product, product_cuda, weight_gradient, weight_gradient_cuda};
 use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
-use std::sync::Arc;
 
 /// What one walk over the head gives, per token.
 #[derive(Clone, Debug, Default)]
@@ -73,18 +75,28 @@ kernel! {
 }
 
 /// Logits of all rows, `[rows, vocab]`: for generation and for scoring to a file.
-pub fn logits(params: &Params, hidden: &Tensor, head: Weight) -> Buf {
+pub fn logits(params: &Params, hidden: &Tensor, head: Weight) -> Tensor {
     assert_eq!(hidden.cols(), head.cols, "logits: features of rows and head differ");
-    add_product(Part::Head, hidden.rows(), head.cols, head.rows);
-    let mut out = Buf::new(hidden.rows() * head.rows);
-    product(params, hidden.data(), hidden.rows(), head, &mut out);
-    out
+    let (rows, vocab) = (hidden.rows(), head.rows);
+    add_product(Part::Head, rows, head.cols, vocab);
+    let mut out = Data::new(params.gpu(), rows * vocab);
+    match params.gpu() {
+        Some(gpu) => product_cuda(gpu, params, hidden.data.on(gpu).at(0), rows, head, out.on_mut(gpu).at(0)),
+        None => product(params, hidden.host(), rows, head, out.host_mut()),
+    }
+    Tensor::constant(out, rows, vocab)
 }
 
-/// Rows of one chunk: a few MiB of logits.
-fn chunk_rows(vocab: usize) -> usize {
-    ((1 << 20) / vocab).clamp(32, 2048)
+/// Rows of one chunk: a few MiB of logits, which fit the processor's cache; on a GPU, at most 256 MiB.
+fn chunk_rows(gpu: Option<&Gpu>, vocab: usize) -> usize {
+    match gpu {
+        Some(_) => ((1 << 26) / vocab).clamp(32, 1 << 14),
+        None => ((1 << 20) / vocab).clamp(32, 2048),
+    }
 }
+
+/// Threads of the block that has a row of logits on a GPU.
+const THREADS: usize = 512;
 
 fn check(x: &Tensor, head: Weight, targets: &[u32]) {
     assert!(
@@ -103,14 +115,32 @@ fn walk(params: &Params, x: &Tensor, head: Weight, targets: &[u32], weights: Opt
     check(x, head, targets);
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     add_product(Part::Head, if weights.is_some() { 3 * n } else { n }, h, vocab);
+    let (stats, dx) = match params.gpu() {
+        Some(gpu) => walk_cuda(gpu, params, x, head, targets, weights),
+        None => walk_cpu(params, x, head, targets, weights),
+    };
+    if let (Some(g), Some(dx)) = (&x.grad, dx) {
+        g.give(dx);
+    }
+    stats
+}
+
+fn walk_cpu(
+    params: &Params,
+    x: &Tensor,
+    head: Weight,
+    targets: &[u32],
+    weights: Option<&[f32]>,
+) -> (TokenStats, Option<Data>) {
+    let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     let mut stats = TokenStats { logprobs: vec![0.0; n], entropies: vec![0.0; n] };
-    let chunk = chunk_rows(vocab);
+    let chunk = chunk_rows(None, vocab);
     let mut logits = Buf::new(chunk.min(n) * vocab);
     let mut dx = weights.map(|_| Buf::new(n * h));
     for r0 in (0..n).step_by(chunk) {
         let rows = chunk.min(n - r0);
         let logits = &mut logits[..rows * vocab];
-        let xs = &x.data()[r0 * h..][..rows * h];
+        let xs = &x.host()[r0 * h..][..rows * h];
         product(params, xs, rows, head, logits);
         {
             let (lp, en) =
@@ -141,10 +171,37 @@ fn walk(params: &Params, x: &Tensor, head: Weight, targets: &[u32], weights: Opt
             head_backward(params, xs, logits, rows, head, dx);
         }
     }
-    if let (Some(g), Some(dx)) = (&x.grad, dx) {
-        g.add(Arc::new(dx));
+    (stats, dx.map(Data::from))
+}
+
+fn walk_cuda(
+    gpu: &Gpu,
+    params: &Params,
+    x: &Tensor,
+    head: Weight,
+    targets: &[u32],
+    weights: Option<&[f32]>,
+) -> (TokenStats, Option<Data>) {
+    let (n, h, vocab) = (x.rows(), head.cols, head.rows);
+    let chunk = chunk_rows(Some(gpu), vocab);
+    let x = x.data.on(gpu);
+    let (targets, w) = (gpu.upload_ints(targets), weights.map(|w| gpu.upload(w)));
+    let (logits, stats) = (gpu.alloc(chunk.min(n) * vocab), gpu.alloc(2 * n));
+    let mut dx = weights.map(|_| Data::new(Some(gpu), n * h));
+    for r0 in (0..n).step_by(chunk) {
+        let rows = chunk.min(n - r0);
+        product_cuda(gpu, params, x.at(r0 * h), rows, head, logits.at(0));
+        let w = w.as_ref().map_or(Ptr::NULL, |w| w.at(r0));
+        let args = args![&logits, targets.at(r0), w, stats.at(r0), stats.at(n + r0), vocab];
+        gpu.launch("cross_entropy_rows", [rows, 1, 1], THREADS, args);
+        if let Some(dx) = &mut dx {
+            head_backward_cuda(gpu, params, x.at(r0 * h), &logits, rows, head, dx.on_mut(gpu).at(r0 * h));
+        }
     }
-    stats
+    let mut both = vec![0.0; 2 * n];
+    gpu.download(&stats, &mut both);
+    let entropies = both.split_off(n);
+    (TokenStats { logprobs: both, entropies }, dx)
 }
 
 /// `dx = dlogits · head` (overwritten), `dhead += dlogitsᵀ · x`.
@@ -152,7 +209,23 @@ fn head_backward(params: &Params, x: &[f32], dlogits: &[f32], rows: usize, head:
     let (h, vocab) = (head.cols, head.rows);
     let b = Right::rows(params.get(head), h);
     gemm(&[Product { a: Left::rows(dlogits, vocab), b, m: rows, k: vocab, n: h, c: 0 }], dx, h, false);
-    crate::ops::linear::weight_gradient(params, x, dlogits, rows, head);
+    weight_gradient(params, x, dlogits, rows, head);
+}
+
+/// [`head_backward`] on a GPU.
+fn head_backward_cuda(
+    gpu: &Gpu,
+    params: &Params,
+    x: Ptr,
+    dlogits: &Slab,
+    rows: usize,
+    head: Weight,
+    dx: Ptr,
+) {
+    let (h, vocab) = (head.cols, head.rows);
+    let places = Matrices { a: dlogits.at(0), b: params.on(gpu, head), c: dx };
+    cuda_gemm::product(gpu, Layout::Nn, places, [rows, h, vocab], [vocab, h, h], false);
+    weight_gradient_cuda(gpu, params, x, dlogits.at(0), rows, head);
 }
 
 /// Negative log-likelihood `Σ weights[t] * -log p(targets[t])`; seeds its gradient at once (on a recording tape).
@@ -203,16 +276,34 @@ pub fn distill_kl(
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     add_product(Part::Head, if tape.is_recording() { 3 * n } else { n }, h, vocab);
     add_product(Part::Head, n, teacher_head.cols, vocab);
-    let chunk = chunk_rows(vocab);
+    let teacher = (teacher_params, teacher_x, teacher_head);
+    let (kl, dx) = match tape.gpu() {
+        Some(gpu) => distill_cuda(gpu, tape, x, head, teacher, weights),
+        None => distill_cpu(tape, x, head, teacher, weights),
+    };
+    if let (Some(g), Some(dx)) = (&x.grad, dx) {
+        g.give(dx);
+    }
+    kl
+}
+
+fn distill_cpu(
+    tape: &Tape,
+    x: &Tensor,
+    head: Weight,
+    (teacher_params, teacher_x, teacher_head): (&Params, &Tensor, Weight),
+    weights: &[f32],
+) -> (Vec<f32>, Option<Data>) {
+    let (n, h, th, vocab) = (x.rows(), head.cols, teacher_head.cols, head.rows);
+    let chunk = chunk_rows(None, vocab);
     let mut kl = vec![0.0; n];
     let (mut ls, mut lt) = (Buf::new(chunk.min(n) * vocab), Buf::new(chunk.min(n) * vocab));
     let mut dx = tape.is_recording().then(|| Buf::new(n * h));
     for r0 in (0..n).step_by(chunk) {
         let rows = chunk.min(n - r0);
         let (ls, lt) = (&mut ls[..rows * vocab], &mut lt[..rows * vocab]);
-        product(tape.params(), &x.data()[r0 * h..][..rows * h], rows, head, ls);
-        let th = teacher_head.cols;
-        product(teacher_params, &teacher_x.data()[r0 * th..][..rows * th], rows, teacher_head, lt);
+        product(tape.params(), &x.host()[r0 * h..][..rows * h], rows, head, ls);
+        product(teacher_params, &teacher_x.host()[r0 * th..][..rows * th], rows, teacher_head, lt);
         let (kls, s, t) = (SharedMut::new(&mut kl[r0..]), SharedMut::new(ls), SharedMut::new(lt));
         parallel(rows, |r| {
             // SAFETY: each row is visited once.
@@ -227,18 +318,39 @@ pub fn distill_kl(
             math::axpy(-w, t, s);
         });
         if let Some(dx) = &mut dx {
-            head_backward(
-                tape.params(),
-                &x.data()[r0 * h..][..rows * h],
-                ls,
-                rows,
-                head,
-                &mut dx[r0 * h..][..rows * h],
-            );
+            let (xs, dx) = (&x.host()[r0 * h..][..rows * h], &mut dx[r0 * h..][..rows * h]);
+            head_backward(tape.params(), xs, ls, rows, head, dx);
         }
     }
-    if let (Some(g), Some(dx)) = (&x.grad, dx) {
-        g.add(Arc::new(dx));
+    (kl, dx.map(Data::from))
+}
+
+fn distill_cuda(
+    gpu: &Gpu,
+    tape: &Tape,
+    x: &Tensor,
+    head: Weight,
+    (teacher_params, teacher_x, teacher_head): (&Params, &Tensor, Weight),
+    weights: &[f32],
+) -> (Vec<f32>, Option<Data>) {
+    let (n, h, th, vocab) = (x.rows(), head.cols, teacher_head.cols, head.rows);
+    let chunk = chunk_rows(Some(gpu), vocab);
+    let (x, teacher_x, weights) = (x.data.on(gpu), teacher_x.data.on(gpu), gpu.upload(weights));
+    let (student, teacher) = (gpu.alloc(chunk.min(n) * vocab), gpu.alloc(chunk.min(n) * vocab));
+    let kl = gpu.alloc(n);
+    let mut dx = tape.is_recording().then(|| Data::new(Some(gpu), n * h));
+    for r0 in (0..n).step_by(chunk) {
+        let rows = chunk.min(n - r0);
+        product_cuda(gpu, tape.params(), x.at(r0 * h), rows, head, student.at(0));
+        product_cuda(gpu, teacher_params, teacher_x.at(r0 * th), rows, teacher_head, teacher.at(0));
+        let args = args![&student, &teacher, weights.at(r0), kl.at(r0), vocab];
+        gpu.launch("cross_entropy_distill", [rows, 1, 1], THREADS, args);
+        if let Some(dx) = &mut dx {
+            let (xs, dx) = (x.at(r0 * h), dx.on_mut(gpu).at(r0 * h));
+            head_backward_cuda(gpu, tape.params(), xs, &student, rows, head, dx);
+        }
     }
-    kl
+    let mut host = vec![0.0; n];
+    gpu.download(&kl, &mut host);
+    (host, dx)
 }

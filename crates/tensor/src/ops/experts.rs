@@ -9,12 +9,17 @@ use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math;
 use crate::cpu::simd::{LANES, kernel};
+use crate::cuda::gemm::{Groups, Layout, Matrices, grouped};
+use crate::cuda::{Gpu, Ptr, Slab, args};
+use crate::memory::{Data, Ints};
 use crate::operations::{Part, add_product};
 use crate::ops::router::Routes;
 use crate::ops::swiglu;
 use crate::params::{Params, Weight};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows of one piece of work.
@@ -32,35 +37,70 @@ pub struct Expert {
 /// Slots sorted by expert.
 struct Slots {
     /// Per expert: its first slot; one more at the end.
-    starts: Vec<usize>,
+    starts: Ints,
     /// Per slot: its token.
-    token: Vec<u32>,
+    token: Ints,
     /// Per (token, choice): its slot.
-    slot: Vec<u32>,
+    slot: Ints,
 }
 
 fn sort_slots(experts: &[u32], top_k: usize, count: usize) -> Slots {
-    let mut starts = vec![0usize; count + 1];
+    let mut starts = vec![0; count + 1];
     experts.iter().for_each(|&e| starts[e as usize + 1] += 1);
     (0..count).for_each(|e| starts[e + 1] += starts[e]);
     let mut next = starts.clone();
     let (mut token, mut slot) = (vec![0; experts.len()], vec![0; experts.len()]);
     for (i, &e) in experts.iter().enumerate() {
         let s = &mut next[e as usize];
-        token[*s] = (i / top_k) as u32;
-        slot[i] = *s as u32;
+        token[*s as usize] = (i / top_k) as u32;
+        slot[i] = *s;
         *s += 1;
     }
-    Slots { starts, token, slot }
+    Slots { starts: starts.into(), token: token.into(), slot: slot.into() }
+}
+
+/// [`sort_slots`] on a GPU.
+fn sort_slots_cuda(gpu: &Gpu, experts: &Ints, top_k: usize, count: usize) -> Slots {
+    let s = experts.len();
+    let (starts, token, slot) = (gpu.alloc(count + 1), gpu.alloc(s), gpu.alloc(s));
+    let args = args![experts.on(gpu), &starts, &token, &slot, s, top_k];
+    gpu.launch("experts_sort", [count, 1, 1], 1024, args);
+    Slots {
+        starts: Ints::written(starts, count + 1),
+        token: Ints::written(token, s),
+        slot: Ints::written(slot, s),
+    }
 }
 
 impl Slots {
-    fn of(&self, e: usize) -> std::ops::Range<usize> {
-        self.starts[e]..self.starts[e + 1]
+    fn of(&self, e: usize) -> Range<usize> {
+        let starts = self.starts.host();
+        starts[e] as usize..starts[e + 1] as usize
+    }
+    /// One product for every expert that has slots.
+    fn products<'a>(
+        &self,
+        bank: &[Expert],
+        product: impl Fn(&Expert, Range<usize>) -> Product<'a>,
+    ) -> Vec<Product<'a>> {
+        let experts = bank.iter().enumerate().map(|(e, x)| (x, self.of(e)));
+        experts.filter(|(_, slots)| !slots.is_empty()).map(|(x, slots)| product(x, slots)).collect()
     }
 }
 
+/// What the way back needs.
+struct Saved {
+    /// `[s, 2i]`
+    gate_up: Data,
+    /// `[s]`: each slot's routing weight.
+    weight: Data,
+    slots: Slots,
+    bank: Arc<Vec<Expert>>,
+}
+
 /// `base + Σ_choices weight · expert(x)`; `x [n, h]`, `base [n, h]` (a shared expert's output), → `[n, h]`.
+///
+/// On a GPU the experts' weights must lie at even distances in the arena.
 pub fn experts(
     tape: &Tape,
     x: &Tensor,
@@ -80,35 +120,54 @@ pub fn experts(
         "experts: routes of other tokens"
     );
     assert!(base.is_none_or(|b| b.rows() == n && b.cols() == h), "experts: base of another shape");
-    let slots = sort_slots(&routes.experts, k, bank.len());
-    let s = n * k;
-    let params = tape.params();
-    add_product(Part::Experts, s, h, 3 * inner);
-    let weight = by_slot(&slots, routes.weights.data());
-    let gate_up = {
-        let panels: Vec<_> = bank
-            .iter()
-            .enumerate()
-            .map(|(e, x)| (!slots.of(e).is_empty()).then(|| params.packed(x.gate_up)))
-            .collect();
-        let mut out = Buf::new(s * 2 * inner);
-        let products: Vec<Product> = (0..bank.len())
-            .filter_map(|e| {
-                let range = slots.of(e);
-                let a = Left { rows: Some(&slots.token[range.clone()]), ..Left::rows(x.data(), h) };
-                Some(Product {
-                    a,
-                    b: Right::packed(panels[e].as_ref()?, h),
-                    m: range.len(),
-                    k: h,
-                    n: 2 * inner,
-                    c: range.start * 2 * inner,
-                })
-            })
-            .collect();
-        gemm(&products, &mut out, 2 * inner, false);
-        out
+    add_product(Part::Experts, n * k, h, 3 * inner);
+    let (y, saved) = match tape.gpu() {
+        Some(gpu) => forward_cuda(gpu, tape.params(), x, routes, bank, base),
+        None => forward_cpu(tape.params(), x, routes, bank, base),
     };
+    let y = tape.output(y, n, h);
+    if let Some(gy) = y.grad.clone() {
+        let (x, weights, base) = (x.clone(), routes.weights.grad.clone(), base.and_then(|b| b.grad.clone()));
+        tape.record(move |params| {
+            let Some(dy) = gy.take() else { return };
+            if let Some(base) = base {
+                base.add(dy.clone());
+            }
+            let s = saved.weight.len();
+            // Gradients of the weights, of the hidden values, and of the input where it is wanted.
+            add_product(Part::Experts, s, h, 3 * inner + inner);
+            if x.grad.is_some() {
+                add_product(Part::Experts, s, h, 2 * inner);
+            }
+            match params.gpu() {
+                Some(gpu) => backward_cuda(gpu, params, &x, &dy, saved, weights),
+                None => backward_cpu(params, &x, dy.host(), saved, weights),
+            }
+        });
+    }
+    y
+}
+
+fn forward_cpu(
+    params: &Params,
+    x: &Tensor,
+    routes: &Routes,
+    bank: Arc<Vec<Expert>>,
+    base: Option<&Tensor>,
+) -> (Data, Saved) {
+    let (n, h, k, inner) = (x.rows(), x.cols(), routes.weights.cols(), bank[0].down.cols);
+    let s = n * k;
+    let slots = sort_slots(routes.experts.host(), k, bank.len());
+    let weight = by_slot(&slots, routes.weights.host());
+    let token = slots.token.host();
+    let mut gate_up = Buf::new(s * 2 * inner);
+    let panels = panels(params, &bank, &slots, |x| x.gate_up);
+    let products = slots.products(&bank, |e, range| {
+        let a = Left { rows: Some(&token[range.clone()]), ..Left::rows(x.host(), h) };
+        let b = Right::packed(&panels[&e.gate_up.offset], h);
+        Product { a, b, m: range.len(), k: h, n: 2 * inner, c: range.start * 2 * inner }
+    });
+    gemm(&products, &mut gate_up, 2 * inner, false);
     let mut hidden = Buf::new(s * inner);
     parallel_chunks(&mut hidden, ROWS * inner, |at, y| {
         let rows = at / inner..(at + y.len()) / inner;
@@ -120,49 +179,95 @@ pub fn experts(
         );
     });
     let mut parts = Buf::new(s * h);
-    {
-        let panels: Vec<_> = bank
-            .iter()
-            .enumerate()
-            .map(|(e, x)| (!slots.of(e).is_empty()).then(|| params.packed(x.down)))
-            .collect();
-        let products: Vec<Product> = (0..bank.len())
-            .filter_map(|e| {
-                let range = slots.of(e);
-                let a = Left::rows(&hidden[range.start * inner..], inner);
-                Some(Product {
-                    a,
-                    b: Right::packed(panels[e].as_ref()?, inner),
-                    m: range.len(),
-                    k: inner,
-                    n: h,
-                    c: range.start * h,
-                })
-            })
-            .collect();
-        gemm(&products, &mut parts, h, false);
-    }
+    let panels = self::panels(params, &bank, &slots, |x| x.down);
+    let products = slots.products(&bank, |e, range| {
+        let a = Left::rows(&hidden[range.start * inner..], inner);
+        let b = Right::packed(&panels[&e.down.offset], inner);
+        Product { a, b, m: range.len(), k: inner, n: h, c: range.start * h }
+    });
+    gemm(&products, &mut parts, h, false);
     drop(hidden);
     let mut y = Buf::new(n * h);
-    gather_sum(&parts, &slots.slot, k, h, base.map(|b| b.data()), &mut y, false);
-    let y = tape.output(y, n, h);
-    if let Some(gy) = y.grad.clone() {
-        let (x, weights, base) = (x.clone(), routes.weights.grad.clone(), base.and_then(|b| b.grad.clone()));
-        tape.record(move |params| {
-            let Some(dy) = gy.take() else { return };
-            if let Some(base) = base {
-                base.add(dy.clone());
-            }
-            backward(params, &x, &dy, Saved { gate_up, weight, slots, bank }, weights);
-        });
-    }
-    y
+    gather_sum(&parts, slots.slot.host(), k, h, base.map(|b| b.host()), &mut y, false);
+    (y.into(), Saved { gate_up: gate_up.into(), weight: weight.into(), slots, bank })
+}
+
+/// The packed panels of the experts that have slots, by the offset of the weight.
+fn panels(
+    params: &Params,
+    bank: &[Expert],
+    slots: &Slots,
+    weight: impl Fn(&Expert) -> Weight,
+) -> HashMap<usize, Arc<Buf>> {
+    let used = bank.iter().enumerate().filter(|(e, _)| !slots.of(*e).is_empty());
+    used.map(|(_, x)| (weight(x).offset, params.packed(weight(x)))).collect()
+}
+
+/// Rows and columns that a block of a kernel over rows works on.
+fn row_grid(rows: usize, cols: usize) -> [usize; 3] {
+    [rows.div_ceil(8), cols.div_ceil(512), 1]
+}
+
+/// The experts' groups of slots, and how far apart their weights lie.
+fn groups<'a>(
+    gpu: &Gpu,
+    slots: &'a Slots,
+    bank: &[Expert],
+    weight: impl Fn(&Expert) -> Weight,
+) -> Groups<'a> {
+    let at = |e: usize| weight(&bank[e]).offset;
+    let stride = if bank.len() > 1 { at(1) - at(0) } else { 0 };
+    assert!((0..bank.len()).all(|e| at(e) == at(0) + e * stride), "experts: weights at uneven distances");
+    Groups { starts: slots.starts.on(gpu), count: bank.len(), stride: stride as i64 }
+}
+
+fn forward_cuda(
+    gpu: &Gpu,
+    params: &Params,
+    x: &Tensor,
+    routes: &Routes,
+    bank: Arc<Vec<Expert>>,
+    base: Option<&Tensor>,
+) -> (Data, Saved) {
+    let (n, h, k, inner) = (x.rows(), x.cols(), routes.weights.cols(), bank[0].down.cols);
+    let s = n * k;
+    let slots = sort_slots_cuda(gpu, &routes.experts, k, bank.len());
+    let mut weight = Data::new(Some(gpu), s);
+    let (of_choice, slot) = (routes.weights.data.on(gpu), slots.slot.on(gpu));
+    let grid = [s.div_ceil(256), 1, 1];
+    gpu.launch("experts_by_slot", grid, 256, args![of_choice, slot, weight.on_mut(gpu), s]);
+    let inputs = gather_cuda(gpu, x.data.on(gpu), &slots, h);
+    let mut gate_up = Data::new(Some(gpu), s * 2 * inner);
+    let first = bank[0];
+    let places = Matrices { a: inputs.at(0), b: params.on(gpu, first.gate_up), c: gate_up.on_mut(gpu).at(0) };
+    let by_gate_up = groups(gpu, &slots, &bank, |e| e.gate_up);
+    grouped(gpu, Layout::Nt, places, [s, 2 * inner, h], [h, h, 2 * inner], false, by_gate_up);
+    drop(inputs);
+    let (hidden, parts) = (gpu.alloc(s * inner), gpu.alloc(s * h));
+    let args = args![gate_up.on(gpu), weight.on(gpu), &hidden, s, inner];
+    gpu.launch("experts_hidden", row_grid(s, inner), 256, args);
+    let places = Matrices { a: hidden.at(0), b: params.on(gpu, first.down), c: parts.at(0) };
+    let by_down = groups(gpu, &slots, &bank, |e| e.down);
+    grouped(gpu, Layout::Nt, places, [s, h, inner], [inner, inner, h], false, by_down);
+    let mut y = Data::new(Some(gpu), n * h);
+    let base = base.map_or(Ptr::NULL, |b| b.data.on(gpu).at(0));
+    let args = args![&parts, slot, base, y.on_mut(gpu), n, h, k, false];
+    gpu.launch("experts_gather_sum", row_grid(n, h), 256, args);
+    (y, Saved { gate_up, weight, slots, bank })
+}
+
+/// The rows of the slots' tokens, `[s, h]`.
+fn gather_cuda(gpu: &Gpu, x: &Slab, slots: &Slots, h: usize) -> Slab {
+    let s = slots.token.len();
+    let out = gpu.alloc(s * h);
+    gpu.launch("experts_gather", row_grid(s, h), 256, args![x, slots.token.on(gpu), &out, s, h]);
+    out
 }
 
 /// Values per (token, choice) in slot order.
-fn by_slot(slots: &Slots, values: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
-    for (v, &s) in values.iter().zip(&slots.slot) {
+fn by_slot(slots: &Slots, values: &[f32]) -> Buf {
+    let mut out = Buf::new(values.len());
+    for (v, &s) in values.iter().zip(slots.slot.host()) {
         out[s as usize] = *v;
     }
     out
@@ -206,48 +311,29 @@ fn gather_sum(
     });
 }
 
-struct Saved {
-    /// `[s, 2i]`
-    gate_up: Buf,
-    /// Routing weight of each slot.
-    weight: Vec<f32>,
-    slots: Slots,
-    bank: Arc<Vec<Expert>>,
-}
-
-fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Option<Grad>) {
+fn backward_cpu(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Option<Grad>) {
     let Saved { mut gate_up, weight, slots, bank } = saved;
     let (n, h) = (x.rows(), x.cols());
     let inner = bank[0].down.cols;
     let s = weight.len();
     let k = s / n.max(1);
-    // Gradients of the weights, of the hidden values, and of the input where it is wanted.
-    add_product(Part::Experts, s, h, 3 * inner + inner);
     // d(weight · hidden) [s, i] = dy[token] · down
     let mut d_hidden = Buf::new(s * inner);
-    let dy = gather(dy, h, &slots.token);
-    let products: Vec<Product> = bank
-        .iter()
-        .enumerate()
-        .map(|(e, x)| {
-            let range = slots.of(e);
-            let a = Left::rows(&dy[range.start * h..], h);
-            Product {
-                a,
-                b: Right::rows(params.get(x.down), inner),
-                m: range.len(),
-                k: h,
-                n: inner,
-                c: range.start * inner,
-            }
-        })
-        .collect();
+    let dy = gather(dy, h, slots.token.host());
+    let products = slots.products(&bank, |e, range| {
+        let (a, b) = (Left::rows(&dy[range.start * h..], h), Right::rows(params.get(e.down), inner));
+        Product { a, b, m: range.len(), k: h, n: inner, c: range.start * inner }
+    });
     gemm(&products, &mut d_hidden, inner, false);
     // Through SwiGLU: gate_up becomes its gradient, d_hidden becomes the forward's weighted hidden value.
     let mut d_weight = vec![0.0; s];
     {
-        let (gu, dh, dw) =
-            (SharedMut::new(&mut gate_up), SharedMut::new(&mut d_hidden), SharedMut::new(&mut d_weight));
+        let (gu, dh, dw) = (
+            SharedMut::new(gate_up.host_mut()),
+            SharedMut::new(&mut d_hidden),
+            SharedMut::new(&mut d_weight),
+        );
+        let weight = weight.host();
         parallel(s.div_ceil(ROWS), |i| {
             let (r0, rows) = (i * ROWS, ROWS.min(s - i * ROWS));
             // SAFETY: pieces own disjoint rows.
@@ -261,62 +347,80 @@ fn backward(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: Opti
             through_swiglu(gu, dh, dw, &weight[r0..r0 + rows]);
         });
     }
-    let (d_gate_up, hidden) = (gate_up, d_hidden);
+    let (d_gate_up, hidden) = (gate_up.host(), d_hidden);
     {
         let mut grads = params.grads();
-        let down: Vec<Product> = bank
-            .iter()
-            .enumerate()
-            .filter(|(e, _)| !slots.of(*e).is_empty())
-            .map(|(e, x)| {
-                let range = slots.of(e);
-                let a = Left::transposed(&dy[range.start * h..], h);
-                let b = Right::rows(&hidden[range.start * inner..], inner);
-                Product { a, b, m: h, k: range.len(), n: inner, c: x.down.offset }
-            })
-            .collect();
-        gemm(&down, &mut grads, inner, true);
+        let products = slots.products(&bank, |e, range| {
+            let a = Left::transposed(&dy[range.start * h..], h);
+            let b = Right::rows(&hidden[range.start * inner..], inner);
+            Product { a, b, m: h, k: range.len(), n: inner, c: e.down.offset }
+        });
+        gemm(&products, &mut grads, inner, true);
         drop(dy);
-        let inputs = gather(x.data(), h, &slots.token);
-        let gate_up: Vec<Product> = bank
-            .iter()
-            .enumerate()
-            .filter(|(e, _)| !slots.of(*e).is_empty())
-            .map(|(e, x)| {
-                let range = slots.of(e);
-                let a = Left::transposed(&d_gate_up[range.start * 2 * inner..], 2 * inner);
-                let b = Right::rows(&inputs[range.start * h..], h);
-                Product { a, b, m: 2 * inner, k: range.len(), n: h, c: x.gate_up.offset }
-            })
-            .collect();
-        gemm(&gate_up, &mut grads, h, true);
+        let inputs = gather(x.host(), h, slots.token.host());
+        let products = slots.products(&bank, |e, range| {
+            let a = Left::transposed(&d_gate_up[range.start * 2 * inner..], 2 * inner);
+            let b = Right::rows(&inputs[range.start * h..], h);
+            Product { a, b, m: 2 * inner, k: range.len(), n: h, c: e.gate_up.offset }
+        });
+        gemm(&products, &mut grads, h, true);
     }
     drop(hidden);
     if let Some(g) = weights {
-        let d: Vec<f32> = slots.slot.iter().map(|&i| d_weight[i as usize]).collect();
-        g.add(Arc::new(Buf::copy_of(&d)));
+        let mut d = Buf::new(s);
+        d.iter_mut().zip(slots.slot.host()).for_each(|(d, &i)| *d = d_weight[i as usize]);
+        g.give(d);
     }
     if let Some(g) = &x.grad {
-        add_product(Part::Experts, s, h, 2 * inner);
         let mut dx = Buf::new(s * h);
-        let products: Vec<Product> = bank
-            .iter()
-            .enumerate()
-            .map(|(e, x)| {
-                let range = slots.of(e);
-                let a = Left::rows(&d_gate_up[range.start * 2 * inner..], 2 * inner);
-                Product {
-                    a,
-                    b: Right::rows(params.get(x.gate_up), h),
-                    m: range.len(),
-                    k: 2 * inner,
-                    n: h,
-                    c: range.start * h,
-                }
-            })
-            .collect();
+        let products = slots.products(&bank, |e, range| {
+            let a = Left::rows(&d_gate_up[range.start * 2 * inner..], 2 * inner);
+            let b = Right::rows(params.get(e.gate_up), h);
+            Product { a, b, m: range.len(), k: 2 * inner, n: h, c: range.start * h }
+        });
         gemm(&products, &mut dx, h, false);
-        g.write(n * h, |out, add| gather_sum(&dx, &slots.slot, k, h, None, out, add));
+        g.write(None, n * h, |out, add| gather_sum(&dx, slots.slot.host(), k, h, None, out.host_mut(), add));
+    }
+}
+
+/// [`backward_cpu`] on a GPU.
+fn backward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, dy: &Data, saved: Saved, weights: Option<Grad>) {
+    let Saved { mut gate_up, weight, slots, bank } = saved;
+    let (n, h) = (x.rows(), x.cols());
+    let (first, inner) = (bank[0], bank[0].down.cols);
+    let s = weight.len();
+    let k = s / n.max(1);
+    let by_down = groups(gpu, &slots, &bank, |e| e.down);
+    let by_gate_up = groups(gpu, &slots, &bank, |e| e.gate_up);
+    let (hidden, d_weight) = (gpu.alloc(s * inner), gpu.alloc(s));
+    let dy = gather_cuda(gpu, dy.on(gpu), &slots, h);
+    let places = Matrices { a: dy.at(0), b: params.on(gpu, first.down), c: hidden.at(0) };
+    grouped(gpu, Layout::Nn, places, [s, inner, h], [h, inner, inner], false, by_down);
+    let d_gate_up = gate_up.on_mut(gpu);
+    let args = args![d_gate_up, &hidden, &d_weight, weight.on(gpu), s, inner];
+    gpu.launch("experts_through_swiglu", [s.div_ceil(16), 1, 1], 256, args);
+    let places = Matrices { a: dy.at(0), b: hidden.at(0), c: params.grad_on(gpu, first.down) };
+    grouped(gpu, Layout::Tn, places, [h, inner, s], [h, inner, inner], true, by_down);
+    drop((dy, hidden));
+    let inputs = gather_cuda(gpu, x.data.on(gpu), &slots, h);
+    let places = Matrices { a: d_gate_up.at(0), b: inputs.at(0), c: params.grad_on(gpu, first.gate_up) };
+    grouped(gpu, Layout::Tn, places, [2 * inner, h, s], [2 * inner, h, h], true, by_gate_up);
+    drop(inputs);
+    let slot = slots.slot.on(gpu);
+    if let Some(g) = weights {
+        let mut d = Data::new(Some(gpu), s);
+        let args = args![&d_weight, slot, d.on_mut(gpu), s];
+        gpu.launch("experts_from_slot", [s.div_ceil(256), 1, 1], 256, args);
+        g.give(d);
+    }
+    if let Some(g) = &x.grad {
+        let parts = gpu.alloc(s * h);
+        let places = Matrices { a: d_gate_up.at(0), b: params.on(gpu, first.gate_up), c: parts.at(0) };
+        grouped(gpu, Layout::Nn, places, [s, h, 2 * inner], [2 * inner, h, h], false, by_gate_up);
+        g.write(Some(gpu), n * h, |out, add| {
+            let args = args![&parts, slot, Ptr::NULL, out.on_mut(gpu), n, h, k, add];
+            gpu.launch("experts_gather_sum", row_grid(n, h), 256, args);
+        });
     }
 }
 

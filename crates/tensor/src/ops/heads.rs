@@ -6,6 +6,8 @@
 use crate::buffer::Buf;
 use crate::cpu::math::sin_cos;
 use crate::cpu::simd::kernel;
+use crate::cuda::{Gpu, ROW_THREADS, args, row_grid};
+use crate::memory::{Data, Ints};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel};
 use std::sync::Arc;
@@ -25,8 +27,8 @@ pub enum Pairs {
 /// Cosines and sines, `[positions, half]`.
 pub struct RopeTable {
     half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    cos: Data,
+    sin: Data,
     pairs: Pairs,
 }
 
@@ -34,15 +36,15 @@ impl RopeTable {
     /// Angles `position * inv_freq[i]`, cosines and sines times `scaling`.
     pub fn new(inv_freq: &[f32], scaling: f32, positions: usize, pairs: Pairs) -> RopeTable {
         let half = inv_freq.len();
-        let (mut cos, mut sin) = (Vec::with_capacity(positions * half), Vec::with_capacity(positions * half));
+        let (mut cos, mut sin) = (Buf::new(positions * half), Buf::new(positions * half));
         for p in 0..positions {
-            for &f in inv_freq {
+            for (i, &f) in inv_freq.iter().enumerate() {
                 let (s, c) = sin_cos(p as f32 * f);
-                cos.push(c * scaling);
-                sin.push(s * scaling);
+                cos[p * half + i] = c * scaling;
+                sin[p * half + i] = s * scaling;
             }
         }
-        RopeTable { half, cos, sin, pairs }
+        RopeTable { half, cos: cos.into(), sin: sin.into(), pairs }
     }
     /// Rotated components of a head.
     pub fn dim(&self) -> usize {
@@ -55,7 +57,16 @@ impl RopeTable {
     fn at(&self, position: u32) -> (&[f32], &[f32]) {
         let at = position as usize * self.half;
         assert!(at + self.half <= self.cos.len(), "rope: position {position} beyond {}", self.positions());
-        (&self.cos[at..at + self.half], &self.sin[at..at + self.half])
+        (&self.cos.host()[at..at + self.half], &self.sin.host()[at..at + self.half])
+    }
+    /// Panics where a position lies beyond the table: kernels do not look.
+    fn check(&self, positions: &Ints) {
+        if let Some(&last) = positions.host().iter().max() {
+            self.at(last);
+        }
+    }
+    fn interleaved(&self) -> bool {
+        self.pairs == Pairs::Interleaved
     }
 }
 
@@ -103,41 +114,80 @@ pub fn split_qkv<'p>(
     tape: &Tape<'p>,
     qkv: &Tensor,
     (heads, kv_heads, dim): (usize, usize, usize),
-    positions: &[u32],
+    positions: &Ints,
     table: &'p RopeTable,
 ) -> (Tensor, Tensor, Tensor) {
     let n = qkv.rows();
     let width = (heads + 2 * kv_heads) * dim;
     assert!(qkv.cols() == width && positions.len() == n && table.dim() == dim, "split_qkv: shapes");
+    table.check(positions);
     let (wq, wk) = (heads * dim, kv_heads * dim);
-    let (mut q, mut k, mut v) = (Buf::new(n * wq), Buf::new(n * wk), Buf::new(n * wk));
-    let interleaved = table.pairs == Pairs::Interleaved;
-    {
-        let (q, k, v) = (SharedMut::new(&mut q), SharedMut::new(&mut k), SharedMut::new(&mut v));
-        rows(n, |t| {
-            let row = qkv.row(t);
-            let (cos, sin) = table.at(positions[t]);
-            // SAFETY: rows are disjoint.
-            let (q, k, v) = unsafe { (q.slice(t * wq, wq), k.slice(t * wk, wk), v.slice(t * wk, wk)) };
-            for (x, y) in row[..wq].chunks_exact(dim).zip(q.chunks_exact_mut(dim)) {
-                rotate(x, cos, sin, interleaved, y);
-            }
-            for (x, y) in row[wq..wq + wk].chunks_exact(dim).zip(k.chunks_exact_mut(dim)) {
-                rotate(x, cos, sin, interleaved, y);
-            }
-            v.copy_from_slice(&row[wq + wk..]);
-        });
+    let [mut q, mut k, mut v] = [wq, wk, wk].map(|w| Data::new(tape.gpu(), n * w));
+    let interleaved = table.interleaved();
+    match tape.gpu() {
+        Some(gpu) => {
+            let (cos, sin, at) = (table.cos.on(gpu), table.sin.on(gpu), positions.on(gpu));
+            let (q, k, v) = (q.on_mut(gpu), k.on_mut(gpu), v.on_mut(gpu));
+            let args = args![qkv.data.on(gpu), at, cos, sin, q, k, v, heads, kv_heads, dim / 2, interleaved];
+            gpu.launch("heads_split_qkv_forward", row_grid(n, width / 2), ROW_THREADS, args);
+        }
+        None => {
+            let at = positions.host();
+            let (q, k, v) =
+                (SharedMut::new(q.host_mut()), SharedMut::new(k.host_mut()), SharedMut::new(v.host_mut()));
+            let x = qkv.host();
+            rows(n, |t| {
+                let row = &x[t * width..][..width];
+                let (cos, sin) = table.at(at[t]);
+                // SAFETY: rows are disjoint.
+                let (q, k, v) = unsafe { (q.slice(t * wq, wq), k.slice(t * wk, wk), v.slice(t * wk, wk)) };
+                for (x, y) in row[..wq].chunks_exact(dim).zip(q.chunks_exact_mut(dim)) {
+                    rotate(x, cos, sin, interleaved, y);
+                }
+                for (x, y) in row[wq..wq + wk].chunks_exact(dim).zip(k.chunks_exact_mut(dim)) {
+                    rotate(x, cos, sin, interleaved, y);
+                }
+                v.copy_from_slice(&row[wq + wk..]);
+            });
+        }
     }
     let (q, k, v) = (tape.output(q, n, wq), tape.output(k, n, wk), tape.output(v, n, wk));
     if let Some(gx) = qkv.grad.clone() {
         let (gq, gk, gv) = (q.grad.clone(), k.grad.clone(), v.grad.clone());
-        let positions = positions.to_vec();
-        tape.record(move |_| {
-            let Some([dq, dk, dv]) = take_all([(gq, wq), (gk, wk), (gv, wk)], n) else { return };
-            let mut dx = Buf::zeros(n * width);
-            let out = SharedMut::new(&mut dx);
+        let positions = positions.clone();
+        tape.record(move |params| {
+            let gpu = params.gpu();
+            if let Some(grads) = take_all(gpu, [(gq, wq), (gk, wk), (gv, wk)], n) {
+                gx.give(split_qkv_backward(gpu, &grads, (heads, kv_heads, dim), &positions, table));
+            }
+        });
+    }
+    (q, k, v)
+}
+
+fn split_qkv_backward(
+    gpu: Option<&Gpu>,
+    [dq, dk, dv]: &[Arc<Data>; 3],
+    (heads, kv_heads, dim): (usize, usize, usize),
+    positions: &Ints,
+    table: &RopeTable,
+) -> Data {
+    let (n, wq, wk) = (positions.len(), heads * dim, kv_heads * dim);
+    let width = wq + 2 * wk;
+    let interleaved = table.interleaved();
+    let mut dx = Data::zeros(gpu, n * width);
+    match gpu {
+        Some(gpu) => {
+            let (cos, sin, at) = (table.cos.on(gpu), table.sin.on(gpu), positions.on(gpu));
+            let (dq, dk, dv) = (dq.on(gpu), dk.on(gpu), dv.on(gpu));
+            let args = args![dq, dk, dv, at, cos, sin, dx.on_mut(gpu), heads, kv_heads, dim / 2, interleaved];
+            gpu.launch("heads_split_qkv_backward", row_grid(n, width / 2), ROW_THREADS, args);
+        }
+        None => {
+            let (dq, dk, dv, at) = (dq.host(), dk.host(), dv.host(), positions.host());
+            let out = SharedMut::new(dx.host_mut());
             rows(n, |t| {
-                let (cos, sin) = table.at(positions[t]);
+                let (cos, sin) = table.at(at[t]);
                 // SAFETY: rows are disjoint.
                 let dx = unsafe { out.slice(t * width, width) };
                 let (dxq, rest) = dx.split_at_mut(wq);
@@ -150,48 +200,85 @@ pub fn split_qkv<'p>(
                 }
                 dxv.copy_from_slice(&dv[t * wk..][..wk]);
             });
-            gx.add(Arc::new(dx));
-        });
+        }
     }
-    (q, k, v)
+    dx
 }
 
 /// Rotates every head of `x [tokens, heads * dim]` (for models that normalise heads before rotating).
-pub fn rope<'p>(tape: &Tape<'p>, x: &Tensor, positions: &[u32], table: &'p RopeTable) -> Tensor {
+pub fn rope<'p>(tape: &Tape<'p>, x: &Tensor, positions: &Ints, table: &'p RopeTable) -> Tensor {
     let (n, w, dim) = (x.rows(), x.cols(), table.dim());
     assert!(w.is_multiple_of(dim) && positions.len() == n, "rope: {w} features in heads of {dim}");
-    let interleaved = table.pairs == Pairs::Interleaved;
-    let mut y = Buf::new(n * w);
-    {
-        let out = SharedMut::new(&mut y);
-        rows(n, |t| {
-            let (cos, sin) = table.at(positions[t]);
-            // SAFETY: rows are disjoint.
-            let out = unsafe { out.slice(t * w, w) };
-            for (x, y) in x.row(t).chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
-                rotate(x, cos, sin, interleaved, y);
+    table.check(positions);
+    let y = tape.output(turn(tape.gpu(), &x.data, (n, w), positions, table, false), n, w);
+    if let (Some(gx), Some(gy)) = (x.grad.clone(), y.grad.clone()) {
+        let positions = positions.clone();
+        tape.record(move |params| {
+            if let Some(dy) = gy.take() {
+                gx.give(turn(params.gpu(), &dy, (n, w), &positions, table, true));
             }
         });
     }
-    let y = tape.output(y, n, w);
-    if let (Some(gx), Some(gy)) = (x.grad.clone(), y.grad.clone()) {
-        let positions = positions.to_vec();
-        tape.record(move |_| {
-            let Some(dy) = gy.take() else { return };
-            let mut dx = Buf::zeros(n * w);
-            let out = SharedMut::new(&mut dx);
+    y
+}
+
+/// Rotates the heads of `x [n, w]`, or, with `back`, their gradients the other way.
+fn turn(
+    gpu: Option<&Gpu>,
+    x: &Data,
+    (n, w): (usize, usize),
+    positions: &Ints,
+    table: &RopeTable,
+    back: bool,
+) -> Data {
+    let (dim, interleaved) = (table.dim(), table.interleaved());
+    let mut y = Data::zeros(gpu, n * w);
+    match gpu {
+        Some(gpu) => {
+            let (cos, sin, at) = (table.cos.on(gpu), table.sin.on(gpu), positions.on(gpu));
+            let args = args![x.on(gpu), at, cos, sin, y.on_mut(gpu), w / dim, dim / 2, interleaved];
+            let kernel = if back { "heads_rope_backward" } else { "heads_rope_forward" };
+            gpu.launch(kernel, row_grid(n, w / 2), ROW_THREADS, args);
+        }
+        None => {
+            let (x, at) = (x.host(), positions.host());
+            let out = SharedMut::new(y.host_mut());
             rows(n, |t| {
-                let (cos, sin) = table.at(positions[t]);
+                let (cos, sin) = table.at(at[t]);
                 // SAFETY: rows are disjoint.
-                let dx = unsafe { out.slice(t * w, w) };
-                for (d, x) in dy[t * w..][..w].chunks_exact(dim).zip(dx.chunks_exact_mut(dim)) {
-                    rotate_back(d, cos, sin, interleaved, x);
+                let out = unsafe { out.slice(t * w, w) };
+                for (x, y) in x[t * w..][..w].chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+                    if back {
+                        rotate_back(x, cos, sin, interleaved, y);
+                    } else {
+                        rotate(x, cos, sin, interleaved, y);
+                    }
                 }
             });
-            gx.add(Arc::new(dx));
-        });
+        }
     }
     y
+}
+
+/// Columns of a row-major matrix: the values of a row, the first column.
+type Columns = (usize, usize);
+
+/// Copies `width` columns of `n` rows.
+fn copy_columns(gpu: Option<&Gpu>, n: usize, width: usize, from: (&Data, Columns), to: (&mut Data, Columns)) {
+    let ((x, (from_stride, from_at)), (y, (to_stride, to_at))) = (from, to);
+    match gpu {
+        Some(gpu) => {
+            let (x, y) = (x.on(gpu), y.on_mut(gpu));
+            let args = args![x, from_stride, from_at, y, to_stride, to_at, width];
+            gpu.launch("elementwise_copy_columns", row_grid(n, width), ROW_THREADS, args);
+        }
+        None => {
+            let (x, y) = (x.host(), y.host_mut());
+            for t in 0..n {
+                y[t * to_stride + to_at..][..width].copy_from_slice(&x[t * from_stride + from_at..][..width]);
+            }
+        }
+    }
 }
 
 /// Copies the columns into tensors of the given widths, which must add up.
@@ -201,27 +288,23 @@ pub fn split_cols(tape: &Tape, x: &Tensor, widths: &[usize]) -> Vec<Tensor> {
     let mut start = 0;
     let mut parts = Vec::new();
     for &w in widths {
-        let mut y = Buf::new(n * w);
-        for (t, row) in y.chunks_exact_mut(w).enumerate() {
-            row.copy_from_slice(&x.row(t)[start..start + w]);
-        }
+        let mut y = Data::new(tape.gpu(), n * w);
+        copy_columns(tape.gpu(), n, w, (&x.data, (total, start)), (&mut y, (w, 0)));
         start += w;
         parts.push(tape.output(y, n, w));
     }
     if let Some(gx) = x.grad.clone() {
         let grads: Vec<_> = parts.iter().map(|p| (p.grad.clone(), p.cols())).collect();
-        tape.record(move |_| {
-            let mut dx = Buf::zeros(n * total);
+        tape.record(move |params| {
+            let mut dx = Data::zeros(params.gpu(), n * total);
             let mut start = 0;
             for (g, w) in grads {
                 if let Some(d) = g.and_then(|g| g.take()) {
-                    for (t, d) in d.chunks_exact(w).enumerate() {
-                        dx[t * total + start..][..w].copy_from_slice(d);
-                    }
+                    copy_columns(params.gpu(), n, w, (&d, (w, 0)), (&mut dx, (total, start)));
                 }
                 start += w;
             }
-            gx.add(Arc::new(dx));
+            gx.give(dx);
         });
     }
     parts
@@ -231,23 +314,20 @@ pub fn split_cols(tape: &Tape, x: &Tensor, widths: &[usize]) -> Vec<Tensor> {
 pub fn concat_cols(tape: &Tape, a: &Tensor, b: &Tensor) -> Tensor {
     assert_eq!(a.rows(), b.rows(), "concat_cols: rows differ");
     let (n, wa, wb) = (a.rows(), a.cols(), b.cols());
-    let mut y = Buf::new(n * (wa + wb));
-    for (t, row) in y.chunks_exact_mut(wa + wb).enumerate() {
-        row[..wa].copy_from_slice(a.row(t));
-        row[wa..].copy_from_slice(b.row(t));
-    }
-    let y = tape.output(y, n, wa + wb);
+    let total = wa + wb;
+    let mut y = Data::new(tape.gpu(), n * total);
+    copy_columns(tape.gpu(), n, wa, (&a.data, (wa, 0)), (&mut y, (total, 0)));
+    copy_columns(tape.gpu(), n, wb, (&b.data, (wb, 0)), (&mut y, (total, wa)));
+    let y = tape.output(y, n, total);
     if let Some(gy) = y.grad.clone() {
         let grads = [(a.grad.clone(), 0, wa), (b.grad.clone(), wa, wb)];
-        tape.record(move |_| {
+        tape.record(move |params| {
             let Some(dy) = gy.take() else { return };
             for (g, start, w) in grads {
                 let Some(g) = g else { continue };
-                let mut d = Buf::new(n * w);
-                for (t, row) in d.chunks_exact_mut(w).enumerate() {
-                    row.copy_from_slice(&dy[t * (wa + wb) + start..][..w]);
-                }
-                g.add(Arc::new(d));
+                let mut d = Data::new(params.gpu(), n * w);
+                copy_columns(params.gpu(), n, w, (&dy, (total, start)), (&mut d, (w, 0)));
+                g.give(d);
             }
         });
     }
@@ -277,7 +357,7 @@ pub fn mla_heads<'p>(
     tape: &Tape<'p>,
     (q, kv, k_rope): (&Tensor, &Tensor, &Tensor),
     dims: MlaDims,
-    positions: &[u32],
+    positions: &Ints,
     table: &'p RopeTable,
 ) -> (Tensor, Tensor, Tensor) {
     let MlaDims { heads, nope, rope, v } = dims;
@@ -295,74 +375,40 @@ pub fn mla_heads<'p>(
         kv.cols(),
         k_rope.cols()
     );
-    let interleaved = table.pairs == Pairs::Interleaved;
-    let (mut qo, mut ko, mut vo) =
-        (Buf::new(n * heads * dk), Buf::new(n * heads * dk), Buf::new(n * heads * v));
-    {
-        let (qs, ks, vs) = (SharedMut::new(&mut qo), SharedMut::new(&mut ko), SharedMut::new(&mut vo));
-        rows(n, |t| {
-            let (cos, sin) = table.at(positions[t]);
-            // SAFETY: rows are disjoint.
-            let (qo, ko, vo) = unsafe {
-                (
-                    qs.slice(t * heads * dk, heads * dk),
-                    ks.slice(t * heads * dk, heads * dk),
-                    vs.slice(t * heads * v, heads * v),
-                )
-            };
-            let (q, kv, kr) = (q.row(t), kv.row(t), k_rope.row(t));
-            for h in 0..heads {
-                let (qi, qh) = (&q[h * dk..][..dk], &mut qo[h * dk..][..dk]);
-                qh[..nope].copy_from_slice(&qi[..nope]);
-                rotate(&qi[nope..], cos, sin, interleaved, &mut qh[nope..]);
-                ko[h * dk..][..nope].copy_from_slice(&kv[h * dkv..][..nope]);
-                vo[h * v..][..v].copy_from_slice(&kv[h * dkv + nope..][..v]);
-            }
-            let (first, rest) = ko.split_at_mut(dk);
-            rotate(kr, cos, sin, interleaved, &mut first[nope..]);
-            rest.chunks_exact_mut(dk).for_each(|k| k[nope..].copy_from_slice(&first[nope..]));
-        });
+    table.check(positions);
+    let [mut qo, mut ko, mut vo] = [dk, dk, v].map(|w| Data::new(tape.gpu(), n * heads * w));
+    match tape.gpu() {
+        Some(gpu) => {
+            let (cos, sin, at) = (table.cos.on(gpu), table.sin.on(gpu), positions.on(gpu));
+            let (q, kv, k_rope) = (q.data.on(gpu), kv.data.on(gpu), k_rope.data.on(gpu));
+            let (qo, ko, vo) = (qo.on_mut(gpu), ko.on_mut(gpu), vo.on_mut(gpu));
+            let args =
+                args![q, kv, k_rope, at, cos, sin, qo, ko, vo, heads, nope, rope / 2, v, table.interleaved()];
+            gpu.launch(
+                "heads_mla_forward",
+                row_grid(n, heads * nope.max(v).max(rope / 2)),
+                ROW_THREADS,
+                args,
+            );
+        }
+        None => {
+            let inputs = (q.host(), kv.host(), k_rope.host());
+            mla_forward(inputs, dims, positions, table, (qo.host_mut(), ko.host_mut(), vo.host_mut()));
+        }
     }
     let (qo, ko, vo) =
         (tape.output(qo, n, heads * dk), tape.output(ko, n, heads * dk), tape.output(vo, n, heads * v));
     if tape.is_recording() {
         let (gq, gk, gv) = (qo.grad.clone(), ko.grad.clone(), vo.grad.clone());
         let (xq, xkv, xr) = (q.grad.clone(), kv.grad.clone(), k_rope.grad.clone());
-        let positions = positions.to_vec();
-        tape.record(move |_| {
-            let Some([dq, dk_, dv]) = take_all([(gq, heads * dk), (gk, heads * dk), (gv, heads * v)], n)
-            else {
-                return;
-            };
-            let (mut dxq, mut dxkv, mut dxr) =
-                (Buf::zeros(n * heads * dk), Buf::new(n * heads * dkv), Buf::zeros(n * rope));
-            let (sq, skv, sr) =
-                (SharedMut::new(&mut dxq), SharedMut::new(&mut dxkv), SharedMut::new(&mut dxr));
-            rows(n, |t| {
-                let (cos, sin) = table.at(positions[t]);
-                // SAFETY: rows are disjoint.
-                let (dxq, dxkv, dxr) = unsafe {
-                    (
-                        sq.slice(t * heads * dk, heads * dk),
-                        skv.slice(t * heads * dkv, heads * dkv),
-                        sr.slice(t * rope, rope),
-                    )
-                };
-                let mut shared = [0.0f32; MAX_ROPE];
-                for h in 0..heads {
-                    let (d, x) = (&dq[(t * heads + h) * dk..][..dk], &mut dxq[h * dk..][..dk]);
-                    x[..nope].copy_from_slice(&d[..nope]);
-                    rotate_back(&d[nope..], cos, sin, interleaved, &mut x[nope..]);
-                    let d = &dk_[(t * heads + h) * dk..][..dk];
-                    dxkv[h * dkv..][..nope].copy_from_slice(&d[..nope]);
-                    add_to(&mut shared[..rope], &d[nope..]);
-                    dxkv[h * dkv + nope..][..v].copy_from_slice(&dv[(t * heads + h) * v..][..v]);
-                }
-                rotate_back(&shared[..rope], cos, sin, interleaved, dxr);
-            });
-            for (g, d) in [(xq, dxq), (xkv, dxkv), (xr, dxr)] {
+        let positions = positions.clone();
+        tape.record(move |params| {
+            let outputs = [(gq, heads * dk), (gk, heads * dk), (gv, heads * v)];
+            let Some(grads) = take_all(params.gpu(), outputs, n) else { return };
+            let inputs = mla_backward(params.gpu(), &grads, dims, &positions, table);
+            for (g, d) in [xq, xkv, xr].into_iter().zip(inputs) {
                 if let Some(g) = g {
-                    g.add(Arc::new(d));
+                    g.give(d);
                 }
             }
         });
@@ -370,12 +416,101 @@ pub fn mla_heads<'p>(
     (qo, ko, vo)
 }
 
+fn mla_forward(
+    (q, kv, k_rope): (&[f32], &[f32], &[f32]),
+    MlaDims { heads, nope, rope, v }: MlaDims,
+    positions: &Ints,
+    table: &RopeTable,
+    (qo, ko, vo): (&mut [f32], &mut [f32], &mut [f32]),
+) {
+    let (dk, dkv, at) = (nope + rope, nope + v, positions.host());
+    let interleaved = table.interleaved();
+    let (qs, ks, vs) = (SharedMut::new(qo), SharedMut::new(ko), SharedMut::new(vo));
+    rows(at.len(), |t| {
+        let (cos, sin) = table.at(at[t]);
+        // SAFETY: rows are disjoint.
+        let (qo, ko, vo) = unsafe {
+            (
+                qs.slice(t * heads * dk, heads * dk),
+                ks.slice(t * heads * dk, heads * dk),
+                vs.slice(t * heads * v, heads * v),
+            )
+        };
+        let (q, kv) = (&q[t * heads * dk..], &kv[t * heads * dkv..]);
+        for h in 0..heads {
+            let (qi, qh) = (&q[h * dk..][..dk], &mut qo[h * dk..][..dk]);
+            qh[..nope].copy_from_slice(&qi[..nope]);
+            rotate(&qi[nope..], cos, sin, interleaved, &mut qh[nope..]);
+            ko[h * dk..][..nope].copy_from_slice(&kv[h * dkv..][..nope]);
+            vo[h * v..][..v].copy_from_slice(&kv[h * dkv + nope..][..v]);
+        }
+        let (first, rest) = ko.split_at_mut(dk);
+        rotate(&k_rope[t * rope..][..rope], cos, sin, interleaved, &mut first[nope..]);
+        rest.chunks_exact_mut(dk).for_each(|k| k[nope..].copy_from_slice(&first[nope..]));
+    });
+}
+
+/// The gradients of `q`, `kv` and `k_rope`.
+fn mla_backward(
+    gpu: Option<&Gpu>,
+    [dq, dk, dv]: &[Arc<Data>; 3],
+    MlaDims { heads, nope, rope, v }: MlaDims,
+    positions: &Ints,
+    table: &RopeTable,
+) -> [Data; 3] {
+    let (n, w, wkv) = (positions.len(), nope + rope, nope + v);
+    let mut dxq = Data::zeros(gpu, n * heads * w);
+    let mut dxkv = Data::new(gpu, n * heads * wkv);
+    let mut dxr = Data::zeros(gpu, n * rope);
+    let interleaved = table.interleaved();
+    if let Some(gpu) = gpu {
+        let (cos, sin, at) = (table.cos.on(gpu), table.sin.on(gpu), positions.on(gpu));
+        let (dq, dk, dv) = (dq.on(gpu), dk.on(gpu), dv.on(gpu));
+        let (oq, okv, or) = (dxq.on_mut(gpu), dxkv.on_mut(gpu), dxr.on_mut(gpu));
+        let args = args![dq, dk, dv, at, cos, sin, oq, okv, or, heads, nope, rope / 2, v, interleaved];
+        gpu.launch("heads_mla_backward", row_grid(n, heads * nope.max(v).max(rope / 2)), ROW_THREADS, args);
+        return [dxq, dxkv, dxr];
+    }
+    {
+        let (dq, dk, dv, at) = (dq.host(), dk.host(), dv.host(), positions.host());
+        let (sq, skv, sr) =
+            (SharedMut::new(dxq.host_mut()), SharedMut::new(dxkv.host_mut()), SharedMut::new(dxr.host_mut()));
+        rows(n, |t| {
+            let (cos, sin) = table.at(at[t]);
+            // SAFETY: rows are disjoint.
+            let (dxq, dxkv, dxr) = unsafe {
+                (
+                    sq.slice(t * heads * w, heads * w),
+                    skv.slice(t * heads * wkv, heads * wkv),
+                    sr.slice(t * rope, rope),
+                )
+            };
+            let mut shared = [0.0f32; MAX_ROPE];
+            for h in 0..heads {
+                let (d, x) = (&dq[(t * heads + h) * w..][..w], &mut dxq[h * w..][..w]);
+                x[..nope].copy_from_slice(&d[..nope]);
+                rotate_back(&d[nope..], cos, sin, interleaved, &mut x[nope..]);
+                let d = &dk[(t * heads + h) * w..][..w];
+                dxkv[h * wkv..][..nope].copy_from_slice(&d[..nope]);
+                add_to(&mut shared[..rope], &d[nope..]);
+                dxkv[h * wkv + nope..][..v].copy_from_slice(&dv[(t * heads + h) * v..][..v]);
+            }
+            rotate_back(&shared[..rope], cos, sin, interleaved, dxr);
+        });
+    }
+    [dxq, dxkv, dxr]
+}
+
 /// The gradients of several outputs (given with their features), zero for those that nothing reached; `None` if
 /// nothing reached any.
-fn take_all<const N: usize>(grads: [(Option<Grad>, usize); N], n: usize) -> Option<[Arc<Buf>; N]> {
+fn take_all<const N: usize>(
+    gpu: Option<&Gpu>,
+    grads: [(Option<Grad>, usize); N],
+    n: usize,
+) -> Option<[Arc<Data>; N]> {
     let taken = grads.map(|(g, cols)| (g.and_then(|g| g.take()), cols));
     let any = taken.iter().any(|(g, _)| g.is_some());
-    any.then(|| taken.map(|(g, cols)| g.unwrap_or_else(|| Arc::new(Buf::zeros(n * cols)))))
+    any.then(|| taken.map(|(g, cols)| g.unwrap_or_else(|| Arc::new(Data::zeros(gpu, n * cols)))))
 }
 
 fn rows(n: usize, f: impl Fn(usize) + Sync) {

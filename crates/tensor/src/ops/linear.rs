@@ -1,8 +1,10 @@
 //! `y = x Wᵀ (+ b)`.
 
-use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math;
+use crate::cuda::gemm::{Layout, Matrices, product as cuda_product};
+use crate::cuda::{Gpu, Ptr, ROW_THREADS, args, row_grid};
+use crate::memory::Data;
 use crate::operations::{Part, add_product};
 use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
@@ -11,15 +13,14 @@ use crate::threads::parallel_chunks;
 /// `x [tokens, in]`, `w [out, in]`, `bias [out]` → `[tokens, out]`.
 pub fn linear(tape: &Tape, x: &Tensor, w: Weight, bias: Option<Weight>) -> Tensor {
     assert_eq!(x.cols(), w.cols, "linear: {} features into a weight of {} x {}", x.cols(), w.rows, w.cols);
-    let mut y = Buf::new(x.rows() * w.rows);
-    product(tape.params(), x.data(), x.rows(), w, &mut y);
-    add_product(Part::Linear, x.rows(), w.cols, w.rows);
     if let Some(b) = bias {
         assert_eq!(b.len(), w.rows, "linear: bias of {} for {} outputs", b.len(), w.rows);
-        let b = tape.params().get(b);
-        parallel_chunks(&mut y, w.rows * 64, |_, rows| {
-            rows.chunks_exact_mut(b.len()).for_each(|row| math::add_assign(row, b));
-        });
+    }
+    add_product(Part::Linear, x.rows(), w.cols, w.rows);
+    let mut y = Data::new(tape.gpu(), x.rows() * w.rows);
+    match tape.gpu() {
+        Some(gpu) => forward_cuda(gpu, tape.params(), x, w, bias, &mut y),
+        None => forward_cpu(tape.params(), x, w, bias, y.host_mut()),
     }
     let y = tape.output(y, x.rows(), w.rows);
     if let Some(dy) = y.grad.clone() {
@@ -31,6 +32,25 @@ pub fn linear(tape: &Tape, x: &Tensor, w: Weight, bias: Option<Weight>) -> Tenso
         });
     }
     y
+}
+
+fn forward_cpu(params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: &mut [f32]) {
+    product(params, x.host(), x.rows(), w, y);
+    if let Some(b) = bias {
+        let b = params.get(b);
+        parallel_chunks(y, w.rows * 64, |_, rows| {
+            rows.chunks_exact_mut(b.len()).for_each(|row| math::add_assign(row, b));
+        });
+    }
+}
+
+fn forward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: &mut Data) {
+    let (m, n) = (x.rows(), w.rows);
+    let y = y.on_mut(gpu);
+    product_cuda(gpu, params, x.data.on(gpu).at(0), m, w, y.at(0));
+    if let Some(b) = bias {
+        gpu.launch("elementwise_add_bias", row_grid(m, n), ROW_THREADS, args![y, params.on(gpu, b), n]);
+    }
 }
 
 /// `out [rows, w.rows] = x [rows, w.cols] · wᵀ`, without a tape.
@@ -47,24 +67,55 @@ pub(crate) fn product(params: &Params, x: &[f32], rows: usize, w: Weight, out: &
     gemm(&[p], out, w.rows, false);
 }
 
-fn backward(params: &Params, x: &Tensor, dy: &[f32], w: Weight, bias: Option<Weight>) {
+/// [`product`] on a GPU.
+pub(crate) fn product_cuda(gpu: &Gpu, params: &Params, x: Ptr, rows: usize, w: Weight, out: Ptr) {
+    let places = Matrices { a: x, b: params.on(gpu, w), c: out };
+    cuda_product(gpu, Layout::Nt, places, [rows, w.rows, w.cols], [w.cols, w.cols, w.rows], false);
+}
+
+fn backward(params: &Params, x: &Tensor, dy: &Data, w: Weight, bias: Option<Weight>) {
     let (m, k, n) = (x.rows(), w.cols, w.rows);
     add_product(Part::Linear, m, k, n);
     if let Some(g) = &x.grad {
         add_product(Part::Linear, m, k, n);
-        let b = Right::rows(params.get(w), k);
-        g.write(m * k, |dx, add| {
-            gemm(&[Product { a: Left::rows(dy, n), b, m, k: n, n: k, c: 0 }], dx, k, add)
-        });
+        g.write(params.gpu(), m * k, |dx, add| input_gradient(params, dy, m, w, dx, add));
     }
-    weight_gradient(params, x.data(), dy, m, w);
-    if let Some(b) = bias {
-        let mut db = params.grad_mut(b);
-        parallel_chunks(&mut db, 64, |at, db| {
-            for row in dy.chunks_exact(n) {
-                math::add_assign(db, &row[at..at + db.len()]);
+    match params.gpu() {
+        Some(gpu) => {
+            let dy = dy.on(gpu);
+            weight_gradient_cuda(gpu, params, x.data.on(gpu).at(0), dy.at(0), m, w);
+            if let Some(b) = bias {
+                let db = params.grad_on(gpu, b);
+                gpu.launch("elementwise_bias_gradient", [n.div_ceil(32), 1, 1], 256, args![dy, db, m, n]);
             }
-        });
+        }
+        None => {
+            let dy = dy.host();
+            weight_gradient(params, x.host(), dy, m, w);
+            if let Some(b) = bias {
+                let mut db = params.grad_mut(b);
+                parallel_chunks(&mut db, 64, |at, db| {
+                    for row in dy.chunks_exact(n) {
+                        math::add_assign(db, &row[at..at + db.len()]);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// `dx [m, k] (+)= dy [m, n] · w [n, k]`.
+fn input_gradient(params: &Params, dy: &Data, m: usize, w: Weight, dx: &mut Data, add: bool) {
+    let (k, n) = (w.cols, w.rows);
+    match params.gpu() {
+        Some(gpu) => {
+            let places = Matrices { a: dy.on(gpu).at(0), b: params.on(gpu, w), c: dx.on_mut(gpu).at(0) };
+            cuda_product(gpu, Layout::Nn, places, [m, k, n], [n, k, k], add);
+        }
+        None => {
+            let (a, b) = (Left::rows(dy.host(), n), Right::rows(params.get(w), k));
+            gemm(&[Product { a, b, m, k: n, n: k, c: 0 }], dx.host_mut(), k, add)
+        }
     }
 }
 
@@ -75,4 +126,11 @@ pub(crate) fn weight_gradient(params: &Params, x: &[f32], dy: &[f32], m: usize, 
     if m > 0 {
         gemm(&[p], &mut params.grad_mut(w), k, true);
     }
+}
+
+/// [`weight_gradient`] on a GPU.
+pub(crate) fn weight_gradient_cuda(gpu: &Gpu, params: &Params, x: Ptr, dy: Ptr, m: usize, w: Weight) {
+    let (k, n) = (w.cols, w.rows);
+    let places = Matrices { a: dy, b: x, c: params.grad_on(gpu, w) };
+    cuda_product(gpu, Layout::Tn, places, [n, k, m], [n, k, k], true);
 }

@@ -1,5 +1,6 @@
 //! The fused ops, each with its forward and backward pass side by side.
 
+mod adamw;
 mod add;
 mod attention;
 mod cross_entropy;
@@ -7,12 +8,15 @@ mod embedding;
 mod experts;
 mod heads;
 mod linear;
+mod muon;
 mod rms_norm;
 mod router;
+mod sampling;
 mod swiglu;
 
+pub use adamw::{AdamW, adamw, squared_norm};
 pub use add::add;
-pub use attention::{AttentionShape, KvLayer, PAGE, Segment, attention};
+pub use attention::{AttentionShape, KvLayer, PAGE, Segment, Segments, attention};
 pub use cross_entropy::{
     TokenStats, cross_entropy, distill_kl, log_probs, logits, normalizer, seed_log_probs,
 };
@@ -20,6 +24,8 @@ pub use embedding::embedding;
 pub use experts::{Expert, experts};
 pub use heads::{MlaDims, Pairs, RopeTable, concat_cols, mla_heads, rope, split_cols, split_qkv};
 pub use linear::linear;
+pub use muon::{MUON_STEPS, Muon, muon};
 pub use rms_norm::{add_rms_norm, grouped_rms_norm, rms_norm};
-pub use router::{MAX_EXPERTS, RouterShape, Routes, route};
+pub use router::{MAX_EXPERTS, RouterShape, Routes, balance_bias, route};
+pub use sampling::{Draw, argmax, pick_rows, sample, walk};
 pub use swiglu::swiglu;

@@ -1,15 +1,23 @@
 //! RMSNorm, alone and fused with the residual addition before it.
 
-use crate::buffer::Buf;
 use crate::cpu::math;
 use crate::cpu::simd::{LANES, Simd, kernel};
-use crate::params::Weight;
+use crate::cuda::{Ptr, args};
+use crate::memory::Data;
+use crate::params::{Params, Weight};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel};
 use std::sync::Arc;
 
 /// Rows of one piece of work; fixed, because the weight's gradient sums piece by piece.
 const ROWS: usize = 64;
+/// Features up to which a row has half a warp on a GPU, and not a block.
+const NARROW: usize = 128;
+
+/// Threads of the block that has a row on a GPU.
+fn threads_of(features: usize) -> usize {
+    features.div_ceil(8).next_multiple_of(32).min(256)
+}
 
 /// `y = x / sqrt(mean(x²) + eps) * w` per row; `x [tokens, hidden]`, `w [hidden]`.
 pub fn rms_norm(tape: &Tape, x: &Tensor, w: Weight, eps: f32) -> Tensor {
@@ -21,27 +29,38 @@ pub fn grouped_rms_norm(tape: &Tape, x: &Tensor, w: Weight, eps: f32) -> Tensor 
     let h = w.len();
     assert!(x.cols().is_multiple_of(h), "rms_norm: {} features in groups of {h}", x.cols());
     let n = x.rows() * x.cols() / h;
-    let weight = tape.params().get(w);
-    let mut y = Buf::new(n * h);
-    let mut rstd = Buf::new(n);
-    {
-        let (out, rs) = (SharedMut::new(&mut y), SharedMut::new(&mut rstd));
-        parallel(n.div_ceil(ROWS), |i| {
-            let (r0, rows) = piece(i, n);
-            // SAFETY: pieces own disjoint rows.
-            let (out, rs) = unsafe { (out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
-            forward_rows(&x.data()[r0 * h..][..rows * h], weight, eps, out, rs);
-        });
+    let (mut y, mut rstd) = (Data::new(tape.gpu(), n * h), Data::new(tape.gpu(), n));
+    match tape.gpu() {
+        Some(gpu) => {
+            let (w, rstd) = (tape.params().on(gpu, w), rstd.on_mut(gpu));
+            let (x, y) = (x.data.on(gpu), y.on_mut(gpu));
+            if h <= NARROW {
+                let args = args![x, w, eps, y, rstd, n, h];
+                gpu.launch("rms_norm_forward_groups", [n.div_ceil(16), 1, 1], 256, args);
+            } else {
+                let args = args![x, w, eps, y, rstd, h];
+                gpu.launch_shared("rms_norm_forward", [n, 1, 1], threads_of(h), 4 * h, args);
+            }
+        }
+        None => {
+            let (x, weight) = (x.host(), tape.params().get(w));
+            let (out, rs) = (SharedMut::new(y.host_mut()), SharedMut::new(rstd.host_mut()));
+            parallel(n.div_ceil(ROWS), |i| {
+                let (r0, rows) = piece(i, n);
+                // SAFETY: pieces own disjoint rows.
+                let (out, rs) = unsafe { (out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
+                forward_rows(&x[r0 * h..][..rows * h], weight, eps, out, rs);
+            });
+        }
     }
     let y = tape.output(y, x.rows(), x.cols());
     if let Some(dy) = y.grad.clone() {
         let x = x.clone();
         tape.record(move |params| {
             let Some(dy) = dy.take() else { return };
-            let mut dx = Buf::new(n * h);
-            backward(x.data(), &dy, &rstd, params.get(w), None, &mut dx, &mut params.grad_mut(w));
+            let dx = backward(params, &x.data, &dy, &rstd, w, None);
             if let Some(g) = &x.grad {
-                g.add(Arc::new(dx));
+                g.give(dx);
             }
         });
     }
@@ -53,20 +72,29 @@ pub fn add_rms_norm(tape: &Tape, a: &Tensor, b: &Tensor, w: Weight, eps: f32) ->
     let h = w.len();
     assert!(a.cols() == h && b.cols() == h && a.rows() == b.rows(), "add_rms_norm: shapes differ");
     let n = a.rows();
-    let weight = tape.params().get(w);
-    let (mut s, mut y, mut rstd) = (Buf::new(n * h), Buf::new(n * h), Buf::new(n));
-    {
-        let (sum, out, rs) = (SharedMut::new(&mut s), SharedMut::new(&mut y), SharedMut::new(&mut rstd));
-        parallel(n.div_ceil(ROWS), |i| {
-            let (r0, rows) = piece(i, n);
-            let at = r0 * h..(r0 + rows) * h;
-            // SAFETY: pieces own disjoint rows.
+    let gpu = tape.gpu();
+    let (mut s, mut y, mut rstd) = (Data::new(gpu, n * h), Data::new(gpu, n * h), Data::new(gpu, n));
+    match gpu {
+        Some(gpu) => {
+            let (a, b, w) = (a.data.on(gpu), b.data.on(gpu), tape.params().on(gpu, w));
+            let args = args![a, b, w, eps, s.on_mut(gpu), y.on_mut(gpu), rstd.on_mut(gpu), h];
+            gpu.launch_shared("rms_norm_add_forward", [n, 1, 1], threads_of(h), 4 * h, args);
+        }
+        None => {
+            let (a, b, weight) = (a.host(), b.host(), tape.params().get(w));
             let (sum, out, rs) =
-                unsafe { (sum.slice(r0 * h, rows * h), out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
-            sum.copy_from_slice(&a.data()[at.clone()]);
-            math::add_assign(sum, &b.data()[at]);
-            forward_rows(sum, weight, eps, out, rs);
-        });
+                (SharedMut::new(s.host_mut()), SharedMut::new(y.host_mut()), SharedMut::new(rstd.host_mut()));
+            parallel(n.div_ceil(ROWS), |i| {
+                let (r0, rows) = piece(i, n);
+                let at = r0 * h..(r0 + rows) * h;
+                // SAFETY: pieces own disjoint rows.
+                let (sum, out, rs) =
+                    unsafe { (sum.slice(r0 * h, rows * h), out.slice(r0 * h, rows * h), rs.slice(r0, rows)) };
+                sum.copy_from_slice(&a[at.clone()]);
+                math::add_assign(sum, &b[at]);
+                forward_rows(sum, weight, eps, out, rs);
+            });
+        }
     }
     let s = tape.output(s, n, h);
     let y = tape.output(y, n, h);
@@ -75,19 +103,7 @@ pub fn add_rms_norm(tape: &Tape, a: &Tensor, b: &Tensor, w: Weight, eps: f32) ->
         tape.record(move |params| {
             let (ds, dy) = (ds.take(), dy.take());
             let total = match dy {
-                Some(dy) => {
-                    let mut dx = Buf::new(n * h);
-                    backward(
-                        s.data(),
-                        &dy,
-                        &rstd,
-                        params.get(w),
-                        ds.as_ref().map(|d| &d[..]),
-                        &mut dx,
-                        &mut params.grad_mut(w),
-                    );
-                    Some(Arc::new(dx))
-                }
+                Some(dy) => Some(Arc::new(backward(params, &s.data, &dy, &rstd, w, ds.as_deref()))),
                 None => ds,
             };
             let Some(total) = total else { return };
@@ -134,41 +150,51 @@ kernel! {
     }
 }
 
-/// `dx` (overwritten; `extra` added) and `dw` (added to). Pieces of fixed size, summed in order.
-fn backward(
-    x: &[f32],
-    dy: &[f32],
-    rstd: &[f32],
-    w: &[f32],
-    extra: Option<&[f32]>,
-    dx: &mut [f32],
-    dw: &mut [f32],
-) {
+/// `dx`, with `extra` added; adds to the gradient of `w`. Pieces of fixed size, summed in order.
+fn backward(params: &Params, x: &Data, dy: &Data, rstd: &Data, w: Weight, extra: Option<&Data>) -> Data {
     let (h, n) = (w.len(), rstd.len());
     let pieces = n.div_ceil(ROWS);
-    let mut partial = Buf::zeros(pieces * h);
+    let gpu = params.gpu();
+    let mut dx = Data::new(gpu, n * h);
+    let mut partial = Data::zeros(gpu, pieces * h);
+    if let Some(gpu) = gpu {
+        let (x, dy, rstd) = (x.on(gpu), dy.on(gpu), rstd.on(gpu));
+        let extra = extra.map_or(Ptr::NULL, |e| e.on(gpu).at(0));
+        let partial = partial.on_mut(gpu);
+        let (weight, to) = (params.on(gpu, w), dx.on_mut(gpu));
+        if h <= NARROW {
+            let args = args![x, dy, rstd, weight, extra, to, n, h];
+            gpu.launch("rms_norm_backward_groups", [n.div_ceil(16), 1, 1], 256, args);
+        } else {
+            let args = args![x, dy, rstd, weight, extra, to, h];
+            gpu.launch_shared("rms_norm_backward", [n, 1, 1], threads_of(h), 4 * h, args);
+        }
+        let args = args![x, dy, rstd, partial, n, h];
+        gpu.launch("rms_norm_weight_partial", [(pieces * h).div_ceil(256), 1, 1], 256, args);
+        let args = args![partial, params.grad_on(gpu, w), pieces, h];
+        gpu.launch("elementwise_bias_gradient", [h.div_ceil(32), 1, 1], 256, args);
+        return dx;
+    }
     {
-        let (dx, part) = (SharedMut::new(dx), SharedMut::new(&mut partial));
+        let (x, dy, rstd, weight) = (x.host(), dy.host(), rstd.host(), params.get(w));
+        let extra = extra.map(Data::host);
+        let (dx, part) = (SharedMut::new(dx.host_mut()), SharedMut::new(partial.host_mut()));
         parallel(pieces, |i| {
             let (r0, rows) = piece(i, n);
             let at = r0 * h..(r0 + rows) * h;
             // SAFETY: pieces own disjoint rows and their own partial sum.
             let (dx, part) = unsafe { (dx.slice(r0 * h, rows * h), part.slice(i * h, h)) };
             let none: &[f32] = &[];
-            backward_rows(
-                &x[at.clone()],
-                &dy[at.clone()],
-                &rstd[r0..r0 + rows],
-                w,
-                extra.map_or(none, |e| &e[at]),
-                dx,
-                part,
-            );
+            let extra = extra.map_or(none, |e| &e[at.clone()]);
+            backward_rows(&x[at.clone()], &dy[at], &rstd[r0..r0 + rows], weight, extra, dx, part);
         });
     }
-    for p in partial.chunks_exact(h) {
-        math::add_assign(dw, p);
+    let mut dw = params.grad_mut(w);
+    for p in partial.host().chunks_exact(h) {
+        math::add_assign(&mut dw, p);
     }
+    drop(dw);
+    dx
 }
 
 kernel! {

@@ -1,9 +1,11 @@
 //! DeepSeek-V3's router: sigmoid affinities, selection with a balance bias, group limit, normalised weights.
 
 use crate::buffer::Buf;
+use crate::cuda::{Gpu, Ptr, Slab, args};
+use crate::memory::{Data, Ints};
+use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
 use crate::threads::{SharedMut, parallel};
-use std::sync::Arc;
 
 /// Rows of one piece of work.
 const ROWS: usize = 64;
@@ -30,13 +32,22 @@ pub struct RouterShape {
 /// The choice for a batch of tokens.
 pub struct Routes {
     /// `[tokens * top_k]`: each token's experts in ascending order.
-    pub experts: Arc<Vec<u32>>,
+    pub experts: Ints,
     /// `[tokens, top_k]`: their weights.
     pub weights: Tensor,
     /// Tokens that each expert got.
-    pub load: Vec<u32>,
-    /// The sequence-wise balance loss (report, equations 17 to 20), already in the gradient; 0 if `alpha` is.
-    pub balance_loss: f32,
+    pub load: Ints,
+    /// One value: the sequence-wise balance loss (report, equations 17 to 20), already in the gradient; 0 if `alpha` is.
+    pub balance_loss: Data,
+}
+
+/// What the forward pass leaves for the way back.
+struct Chosen {
+    /// `[tokens, experts]`: the affinities.
+    scores: Data,
+    experts: Ints,
+    /// `[tokens, experts]`: the derivative of the balance loss by each affinity.
+    balance: Option<Data>,
 }
 
 /// `logits [tokens, experts]`, `bias [experts]` (added for the selection only) → routes. `alpha` weighs the
@@ -44,7 +55,7 @@ pub struct Routes {
 pub fn route(
     tape: &Tape,
     logits: &Tensor,
-    bias: &[f32],
+    bias: Weight,
     shape: RouterShape,
     lens: &[usize],
     alpha: f32,
@@ -64,18 +75,54 @@ pub fn route(
         alpha <= 0.0 || lens.iter().sum::<usize>() == n,
         "route: sequences do not cover the batch of {n}"
     );
-    let mut scores = Buf::new(n * e);
-    let mut weights = Buf::new(n * k);
+    let gpu = tape.gpu();
+    let (mut scores, mut weights) = (Data::new(gpu, n * e), Data::new(gpu, n * k));
+    let (experts, load) = match gpu {
+        Some(gpu) => {
+            let bias = tape.params().on(gpu, bias);
+            choose_cuda(gpu, logits, bias, &shape, scores.on_mut(gpu), weights.on_mut(gpu))
+        }
+        None => {
+            let bias = tape.params().get(bias);
+            choose_cpu(logits, bias, &shape, scores.host_mut(), weights.host_mut())
+        }
+    };
+    let weights = tape.output(weights, n, k);
+    let balance = (alpha > 0.0).then(|| match gpu {
+        Some(gpu) => balance_cuda(gpu, &scores, &experts, &shape, lens, alpha),
+        None => {
+            let (loss, slopes) = balance_slopes(scores.host(), experts.host(), &shape, lens, alpha);
+            (Buf::copy_of(&[loss]).into(), Buf::copy_of(&slopes).into())
+        }
+    });
+    let (balance_loss, balance) = balance.unzip();
+    if let (Some(gl), Some(gw)) = (logits.grad.clone(), weights.grad.clone()) {
+        let chosen = Chosen { scores, experts: experts.clone(), balance };
+        tape.record(move |params| gl.give(backward(params.gpu(), &chosen, gw.take().as_deref(), &shape, n)));
+    }
+    let balance_loss = balance_loss.unwrap_or_else(|| Buf::zeros(1).into());
+    Routes { experts, weights, load, balance_loss }
+}
+
+/// Chooses and weighs; gives the choices and the load.
+fn choose_cpu(
+    logits: &Tensor,
+    bias: &[f32],
+    shape: &RouterShape,
+    scores: &mut [f32],
+    weights: &mut [f32],
+) -> (Ints, Ints) {
+    let (n, e, k) = (logits.rows(), shape.experts, shape.top_k);
+    let logits = logits.host();
     let mut experts = vec![0u32; n * k];
     {
-        let (s, w, x) =
-            (SharedMut::new(&mut scores), SharedMut::new(&mut weights), SharedMut::new(&mut experts));
+        let (s, w, x) = (SharedMut::new(scores), SharedMut::new(weights), SharedMut::new(&mut experts));
         parallel(n.div_ceil(ROWS), |i| {
             for t in i * ROWS..n.min((i + 1) * ROWS) {
                 // SAFETY: each row is visited once.
                 let (s, w, x) = unsafe { (s.slice(t * e, e), w.slice(t * k, k), x.slice(t * k, k)) };
-                sigmoid_row(logits.row(t), s);
-                select(s, bias, &shape, x);
+                sigmoid_row(&logits[t * e..][..e], s);
+                select(s, bias, shape, x);
                 for (w, &x) in w.iter_mut().zip(x.iter()) {
                     *w = s[x as usize];
                 }
@@ -86,34 +133,113 @@ pub fn route(
     }
     let mut load = vec![0u32; e];
     experts.iter().for_each(|&x| load[x as usize] += 1);
-    let experts = Arc::new(experts);
-    let weights = tape.output(weights, n, k);
-    let balance = (alpha > 0.0).then(|| balance_slopes(&scores, &experts, &shape, lens, alpha));
-    let balance_loss = balance.as_ref().map_or(0.0, |b| b.0);
-    if let (Some(gl), Some(gw)) = (logits.grad.clone(), weights.grad.clone()) {
-        let experts = experts.clone();
-        tape.record(move |_| {
-            let dw = gw.take();
-            let mut dlogits = Buf::zeros(n * e);
-            let out = SharedMut::new(&mut dlogits);
-            parallel(n.div_ceil(ROWS), |i| {
-                for t in i * ROWS..n.min((i + 1) * ROWS) {
-                    // SAFETY: each row is visited once.
-                    let d = unsafe { out.slice(t * e, e) };
-                    let s = &scores[t * e..][..e];
-                    if let Some(dw) = &dw {
-                        weight_slopes(s, &experts[t * k..][..k], &dw[t * k..][..k], &shape, d);
-                    }
-                    if let Some((_, slopes)) = &balance {
-                        d.iter_mut().zip(&slopes[t * e..]).for_each(|(d, b)| *d += b);
-                    }
-                    d.iter_mut().zip(s).for_each(|(d, s)| *d *= s * (1.0 - s));
-                }
-            });
-            gl.add(Arc::new(dlogits));
-        });
+    (experts.into(), load.into())
+}
+
+/// [`choose_cpu`] on a GPU.
+fn choose_cuda(
+    gpu: &Gpu,
+    logits: &Tensor,
+    bias: Ptr,
+    shape: &RouterShape,
+    scores: &Slab,
+    weights: &Slab,
+) -> (Ints, Ints) {
+    let RouterShape { experts: e, top_k: k, groups, top_groups, normalize, scaling } = *shape;
+    let n = logits.rows();
+    let (experts, load) = (gpu.alloc(n * k), gpu.alloc(e));
+    let logits = logits.data.on(gpu);
+    let args =
+        args![logits, bias, scores, &experts, weights, n, e, k, groups, top_groups, normalize, scaling];
+    gpu.launch("router_forward", [n.div_ceil(8), 1, 1], 256, args);
+    gpu.launch("router_load", [1, 1, 1], 1024, args![&experts, &load, n * k, e]);
+    (Ints::written(experts, n * k), Ints::written(load, e))
+}
+
+/// The balance loss and its derivative by each score, on a GPU.
+fn balance_cuda(
+    gpu: &Gpu,
+    scores: &Data,
+    experts: &Ints,
+    shape: &RouterShape,
+    lens: &[usize],
+    alpha: f32,
+) -> (Data, Data) {
+    let (n, e, k) = (lens.iter().sum::<usize>(), shape.experts, shape.top_k);
+    let mut first = 0;
+    let sequences: Vec<u32> = lens
+        .iter()
+        .flat_map(|&len| {
+            let at = first;
+            first += len;
+            [at as u32, len as u32]
+        })
+        .collect();
+    let longest = lens.iter().max().copied().unwrap_or(0);
+    let (sequences, frequency, terms) =
+        (gpu.upload_ints(&sequences), gpu.alloc(lens.len() * e), gpu.alloc(n));
+    let (mut loss, mut slopes) = (Data::new(Some(gpu), 1), Data::new(Some(gpu), n * e));
+    let args = args![experts.on(gpu), &sequences, &frequency, e, k];
+    gpu.launch("router_frequency", [lens.len(), 1, 1], 1024, args);
+    let args = args![scores.on(gpu), &sequences, &frequency, slopes.on_mut(gpu), &terms, n, e, alpha];
+    gpu.launch("router_balance", [lens.len(), longest.div_ceil(128).max(1), 1], 128, args);
+    gpu.launch("router_loss", [1, 1, 1], 256, args![&terms, loss.on_mut(gpu), n]);
+    (loss, slopes)
+}
+
+/// The gradient of the logits, from that of the weights, if any reached them, and of the balance loss.
+fn backward(gpu: Option<&Gpu>, chosen: &Chosen, dw: Option<&Data>, shape: &RouterShape, n: usize) -> Data {
+    let RouterShape { experts: e, top_k: k, normalize, scaling, .. } = *shape;
+    let Chosen { scores, experts, balance } = chosen;
+    let mut dlogits = Data::zeros(gpu, n * e);
+    if let Some(gpu) = gpu {
+        let place = |d: Option<&Data>| d.map_or(Ptr::NULL, |d| d.on(gpu).at(0));
+        let (dw, balance) = (place(dw), place(balance.as_ref()));
+        let (scores, experts, to) = (scores.on(gpu), experts.on(gpu), dlogits.on_mut(gpu));
+        let args = args![scores, experts, dw, balance, to, n, e, k, normalize, scaling];
+        gpu.launch("router_backward", [n.div_ceil(8), 1, 1], 256, args);
+        return dlogits;
     }
-    Routes { experts, weights, load, balance_loss }
+    let (scores, experts) = (scores.host(), experts.host());
+    let (dw, balance) = (dw.map(Data::host), balance.as_ref().map(Data::host));
+    let out = SharedMut::new(dlogits.host_mut());
+    parallel(n.div_ceil(ROWS), |i| {
+        for t in i * ROWS..n.min((i + 1) * ROWS) {
+            // SAFETY: each row is visited once.
+            let d = unsafe { out.slice(t * e, e) };
+            let s = &scores[t * e..][..e];
+            if let Some(dw) = dw {
+                weight_slopes(s, &experts[t * k..][..k], &dw[t * k..][..k], shape, d);
+            }
+            if let Some(slopes) = balance {
+                d.iter_mut().zip(&slopes[t * e..]).for_each(|(d, b)| *d += b);
+            }
+            d.iter_mut().zip(s).for_each(|(d, s)| *d *= s * (1.0 - s));
+        }
+    });
+    dlogits
+}
+
+/// Moves a router's balance bias by `rate` against each expert's error of load (report, section 2.1.2).
+pub fn balance_bias(params: &mut Params, bias: Weight, load: &[u32], rate: f32) {
+    assert_eq!(bias.len(), load.len(), "balance_bias: experts differ in number");
+    if let Some(gpu) = params.gpu().cloned() {
+        let load = gpu.upload_ints(load);
+        let e = bias.len();
+        let place = params.data_and_grads_mut().0.on_mut(&gpu).at(bias.offset);
+        return gpu.launch(
+            "optimizer_router_bias",
+            [e.div_ceil(128), 1, 1],
+            128,
+            args![place, &load, e, rate],
+        );
+    }
+    let mean = load.iter().sum::<u32>() as f32 / load.len() as f32;
+    let bias = &mut params.data_mut()[bias.offset..bias.offset + bias.len()];
+    for (b, &load) in bias.iter_mut().zip(load) {
+        let error = mean - load as f32;
+        *b += if error == 0.0 { 0.0 } else { rate * error.signum() };
+    }
 }
 
 crate::cpu::simd::kernel! {

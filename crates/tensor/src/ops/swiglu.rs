@@ -1,11 +1,11 @@
 //! `silu(gate) * up`, from one tensor that holds both side by side.
 
-use crate::buffer::Buf;
 use crate::cpu::math::sigmoid;
 use crate::cpu::simd::{LANES, Simd, kernel};
+use crate::cuda::{Gpu, ROW_THREADS, args, row_grid};
+use crate::memory::Data;
 use crate::tape::{Tape, Tensor};
-use crate::threads::{SharedMut, parallel, parallel_chunks};
-use std::sync::Arc;
+use crate::threads::parallel_chunks;
 
 /// Rows of one piece of work.
 const ROWS: usize = 32;
@@ -13,33 +13,48 @@ const ROWS: usize = 32;
 /// `gate_up [tokens, 2 * inner]` → `[tokens, inner]`.
 pub fn swiglu(tape: &Tape, gate_up: &Tensor) -> Tensor {
     assert!(gate_up.cols().is_multiple_of(2), "swiglu: {} features are not two halves", gate_up.cols());
-    let inner = gate_up.cols() / 2;
-    let mut y = Buf::new(gate_up.rows() * inner);
-    parallel_chunks(&mut y, ROWS * inner, |at, y| {
-        forward_rows(&gate_up.data()[at * 2..][..y.len() * 2], inner, None, y);
-    });
-    let y = tape.output(y, gate_up.rows(), inner);
-    if let Some(dy) = y.grad.clone() {
-        let gu = gate_up.clone();
-        tape.record(move |_| {
-            let (Some(dy), Some(g)) = (dy.take(), &gu.grad) else { return };
-            let mut d = Buf::new(gu.data().len());
-            let shared = SharedMut::new(&mut d);
-            parallel(gu.rows().div_ceil(ROWS), |i| {
-                let (r0, rows) = (i * ROWS, ROWS.min(gu.rows() - i * ROWS));
-                // SAFETY: pieces own disjoint rows.
-                let d = unsafe { shared.slice(r0 * 2 * inner, rows * 2 * inner) };
-                backward_rows(
-                    &gu.data()[r0 * 2 * inner..][..rows * 2 * inner],
-                    &dy[r0 * inner..][..rows * inner],
-                    inner,
-                    d,
-                );
+    let (n, inner) = (gate_up.rows(), gate_up.cols() / 2);
+    let mut y = Data::new(tape.gpu(), n * inner);
+    match tape.gpu() {
+        Some(gpu) => {
+            let args = args![gate_up.data.on(gpu), y.on_mut(gpu), inner];
+            gpu.launch("swiglu_forward", row_grid(n, inner), ROW_THREADS, args);
+        }
+        None => {
+            let gate_up = gate_up.host();
+            parallel_chunks(y.host_mut(), ROWS * inner, |at, y| {
+                forward_rows(&gate_up[at * 2..][..y.len() * 2], inner, None, y);
             });
-            g.add(Arc::new(d));
+        }
+    }
+    let y = tape.output(y, n, inner);
+    if let Some(dy) = y.grad.clone() {
+        let gate_up = gate_up.clone();
+        tape.record(move |params| {
+            if let (Some(dy), Some(g)) = (dy.take(), &gate_up.grad) {
+                g.give(backward(params.gpu(), &gate_up, &dy));
+            }
         });
     }
     y
+}
+
+fn backward(gpu: Option<&Gpu>, gate_up: &Tensor, dy: &Data) -> Data {
+    let (n, inner) = (gate_up.rows(), gate_up.cols() / 2);
+    let mut d = Data::new(gpu, n * 2 * inner);
+    match gpu {
+        Some(gpu) => {
+            let args = args![gate_up.data.on(gpu), dy.on(gpu), d.on_mut(gpu), inner];
+            gpu.launch("swiglu_backward", row_grid(n, inner), ROW_THREADS, args);
+        }
+        None => {
+            let (gate_up, dy) = (gate_up.host(), dy.host());
+            parallel_chunks(d.host_mut(), ROWS * 2 * inner, |at, d| {
+                backward_rows(&gate_up[at..][..d.len()], &dy[at / 2..][..d.len() / 2], inner, d);
+            });
+        }
+    }
+    d
 }
 
 kernel! {

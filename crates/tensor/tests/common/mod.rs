@@ -1,6 +1,7 @@
 //! Helpers of the integration tests: random matrices, a gradient check against plain f64, hashes of bits.
 #![allow(dead_code)] // each test binary uses a part of it
 
+pub mod emulator;
 pub mod model;
 pub mod reference;
 
@@ -92,7 +93,8 @@ pub fn check(
     let mut grads: Vec<Vec<f64>> = Vec::new();
     for l in &leaves {
         grads.push(
-            l.take_grad().map_or(vec![0.0; l.data().len()], |g| g.iter().map(|&v| f64::from(v)).collect()),
+            l.take_grad()
+                .map_or(vec![0.0; l.host().len()], |g| g.host().iter().map(|&v| f64::from(v)).collect()),
         );
     }
     for w in &handles {
@@ -173,7 +175,7 @@ pub fn check_op(
             for (o, y) in out.iter().enumerate().filter(|(o, _)| !unused.contains(o)) {
                 y.add_grad(Buf::copy_of(&slopes[o]));
             }
-            out.iter().map(|y| y.data().to_vec()).collect()
+            out.iter().map(|y| y.host().to_vec()).collect()
         },
         |at| {
             let out = reference(at);

@@ -2,8 +2,8 @@
 
 use super::{Matrix, params_of};
 use std::sync::Arc;
-use tensor::ops::{self, AttentionShape, Expert, MlaDims, Pairs, RopeTable, RouterShape, Segment};
-use tensor::{Buf, Rng, Tape, Tensor, Weight};
+use tensor::ops::{self, AttentionShape, Expert, MlaDims, Pairs, RopeTable, RouterShape, Segment, Segments};
+use tensor::{Buf, Data, Gpu, Ints, Rng, Tape, Tensor, Weight};
 
 const HIDDEN: usize = 40;
 const VOCAB: usize = 301;
@@ -53,6 +53,7 @@ fn shapes() -> Vec<(usize, usize)> {
         (HIDDEN, mla_heads * v + HIDDEN),
         (1, HIDDEN),
         (ROUTER.experts, HIDDEN),
+        (1, ROUTER.experts),
         (2 * INNER, HIDDEN),
         (HIDDEN, INNER),
     ]);
@@ -65,12 +66,12 @@ fn table(dim: usize, pairs: Pairs) -> &'static RopeTable {
     Box::leak(Box::new(RopeTable::new(&inv_freq, 1.0, 200, pairs)))
 }
 
-fn segments() -> Vec<Segment> {
-    LENS.iter().map(|&rows| Segment { rows, past: 0, pages: Vec::new() }).collect()
+fn segments() -> Segments {
+    LENS.iter().map(|&rows| Segment { rows, past: 0, pages: Vec::new() }).collect::<Vec<_>>().into()
 }
 
-fn positions() -> Vec<u32> {
-    LENS.iter().flat_map(|&n| 0..n as u32).collect()
+fn positions() -> Ints {
+    LENS.iter().flat_map(|&n| 0..n as u32).collect::<Vec<_>>().into()
 }
 
 /// Grouped-query attention and a dense feed-forward layer.
@@ -90,7 +91,7 @@ fn dense_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTabl
 }
 
 /// Latent attention and routed experts beside a shared one; also returns the balance loss.
-fn expert_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTable) -> (Tensor, f32) {
+fn expert_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTable) -> (Tensor, Data) {
     let mut w = Take(w.iter());
     let y = ops::rms_norm(tape, x, w.next(), EPS);
     let parts = ops::split_cols(tape, &ops::linear(tape, &y, w.next(), None), &[KV_RANK, MLA.rope]);
@@ -108,8 +109,7 @@ fn expert_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTab
     let y = ops::concat_cols(tape, &ops::attention(tape, (&q, &k, &v), shape, &segments(), None), &y);
     let (s, y) = ops::add_rms_norm(tape, x, &ops::linear(tape, &y, w.next(), None), w.next(), EPS);
     let logits = ops::linear(tape, &y, w.next(), None);
-    let bias: Vec<f32> = (0..ROUTER.experts).map(|i| 0.03 * i as f32).collect();
-    let routes = ops::route(tape, &logits, &bias, ROUTER, &LENS, 0.1);
+    let routes = ops::route(tape, &logits, w.next(), ROUTER, &LENS, 0.1);
     let shared = ops::swiglu(tape, &ops::linear(tape, &y, w.next(), None));
     let shared = ops::linear(tape, &shared, w.next(), None);
     let bank = w.0.as_slice().chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect();
@@ -117,9 +117,9 @@ fn expert_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTab
     (ops::add(tape, &s, &y), routes.balance_loss)
 }
 
-/// Runs the model forward and backward; returns all that comes out, by name. With `recompute` the layers keep
-/// only their inputs.
-pub fn step(recompute: bool) -> Vec<(&'static str, Vec<f32>)> {
+/// Runs the model forward and backward, on a GPU if one is given; returns all that comes out, by name. With `recompute`
+/// the layers keep only their inputs.
+pub fn step(recompute: bool, gpu: Option<&Gpu>) -> Vec<(&'static str, Vec<f32>)> {
     let mut rng = Rng::new(17);
     let weights: Vec<Matrix> = shapes()
         .into_iter()
@@ -127,7 +127,9 @@ pub fn step(recompute: bool) -> Vec<(&'static str, Vec<f32>)> {
             Matrix::random(&mut rng, rows, cols, if rows == 1 { 0.7 } else { 1.0 / (cols as f32).sqrt() })
         })
         .collect();
-    let (params, w) = params_of(&weights);
+    let (mut params, w) = params_of(&weights);
+    params.move_to(gpu);
+    params.zero_grads();
     let n: usize = LENS.iter().sum();
     let draw = |rng: &mut Rng| (0..n).map(|_| rng.below(VOCAB) as u32).collect::<Vec<u32>>();
     let (ids, targets) = (draw(&mut rng), draw(&mut rng));
@@ -149,18 +151,18 @@ pub fn step(recompute: bool) -> Vec<(&'static str, Vec<f32>)> {
     let y = ops::rms_norm(&tape, &x2, w[1], EPS);
     let stats = ops::cross_entropy(&tape, &y, w[2], &targets, &weights);
     ops::seed_log_probs(&params, &y, w[2], &ids, &weights);
-    let teacher = Tensor::constant(Buf::copy_of(x1.data()), n, HIDDEN);
+    let teacher = Tensor::constant(Buf::copy_of(x1.host()), n, HIDDEN);
     let kl = ops::distill_kl(&tape, &y, w[2], (&params, &teacher, w[0]), &weights);
     let logits = ops::logits(&params, &y, w[2]);
     let mut out = vec![
-        ("dense layer", x1.data().to_vec()),
-        ("expert layer", x2.data().to_vec()),
+        ("dense layer", x1.host().to_vec()),
+        ("expert layer", x2.host().to_vec()),
         ("log-probs", stats.logprobs),
         ("entropies", stats.entropies),
         ("divergences", kl),
-        ("logits", logits.to_vec()),
+        ("logits", logits.host().to_vec()),
     ];
-    out.extend(balance.map(|b| ("balance loss", vec![b])));
+    out.extend(balance.map(|b| ("balance loss", b.host().to_vec())));
     tape.backward();
     out.push(("gradients", params.grads().to_vec()));
     out

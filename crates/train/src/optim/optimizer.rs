@@ -2,8 +2,8 @@
 
 use model::Model;
 use model::config::tensor_specs;
-use tensor::cpu::update::{self, AdamW};
-use tensor::{Buf, Params, Weight, threads};
+use tensor::ops::{self, AdamW, Muon};
+use tensor::{Data, Params, Weight};
 
 use super::muon;
 use crate::run::recipe::{self, OptimizerKind};
@@ -28,8 +28,8 @@ pub struct StepReport {
 pub struct Optimizer {
     config: recipe::Optimizer,
     runs: Vec<Run>,
-    first: Buf,
-    second: Buf,
+    first: Data,
+    second: Data,
     steps: u64,
 }
 
@@ -56,8 +56,8 @@ impl Optimizer {
                 _ => runs.push(Run { weight: p.weight, decay, muon }),
             }
         }
-        let n = model.params().len();
-        Optimizer { config, runs, first: Buf::zeros(n), second: Buf::zeros(n), steps: 0 }
+        let moment = || Data::zeros(model.params().gpu(), model.params().len());
+        Optimizer { config, runs, first: moment(), second: moment(), steps: 0 }
     }
 
     /// Steps taken.
@@ -66,17 +66,18 @@ impl Optimizer {
     }
     /// Both moments, `[parameters]` each.
     pub fn state(&self) -> (&[f32], &[f32]) {
-        (&self.first, &self.second)
+        (self.first.host(), self.second.host())
     }
     /// Both moments and the number of steps, to restore them.
     pub fn state_mut(&mut self) -> (&mut [f32], &mut [f32], &mut u64) {
-        (&mut self.first, &mut self.second, &mut self.steps)
+        (self.first.host_mut(), self.second.host_mut(), &mut self.steps)
     }
 
     /// Moves the weights by the gradients in the arena, at `factor` times the peak learning rates.
     pub fn step(&mut self, params: &mut Params, factor: f32) -> StepReport {
         let c = &self.config;
-        let grad_norm = update::squared_norm(&params.grads()).sqrt() as f32;
+        let (data, grads) = params.data_and_grads_mut();
+        let grad_norm = ops::squared_norm(grads).sqrt() as f32;
         if !grad_norm.is_finite() {
             return StepReport { grad_norm, skipped: true };
         }
@@ -95,43 +96,22 @@ impl Optimizer {
             correction2: (1.0 - c.beta2.powi(t)) as f32,
             grad_scale,
         };
-        let (data, grads) = params.data_and_grads_mut();
-        let mut matrices = Vec::new();
-        let (mut data, mut first, mut second) = (data, &mut self.first[..], &mut self.second[..]);
-        let mut at = 0;
-        for run in &self.runs {
-            let (skip, len) = (run.weight.offset - at, run.weight.len());
-            let p = take(&mut data, skip, len);
-            let m = take(&mut first, skip, len);
-            let v = take(&mut second, skip, len);
-            let g = &grads[run.weight.offset..][..len];
-            at = run.weight.offset + len;
-            if run.muon {
-                matrices.push((p, g, m, run.weight));
-            } else {
-                let weight_decay = if run.decay { c.weight_decay as f32 } else { 0.0 };
-                update::adamw(p, g, m, v, AdamW { weight_decay, ..adam });
-            }
+        for run in self.runs.iter().filter(|run| !run.muon) {
+            let weight_decay = if run.decay { c.weight_decay as f32 } else { 0.0 };
+            let range = run.weight.offset..run.weight.offset + run.weight.len();
+            let moments = (&mut self.first, &mut self.second);
+            ops::adamw(data, grads, moments, range, AdamW { weight_decay, ..adam });
         }
-        // One matrix per piece of work, the largest first.
-        matrices.sort_by_key(|x| std::cmp::Reverse(x.3.len()));
-        let rule = muon::Muon {
-            lr: factor * c.learning_rate as f32,
-            decay: c.weight_decay as f32,
-            momentum: c.momentum as f32,
-            grad_scale,
-        };
-        threads::parallel_chunks(&mut matrices, 1, |_, x| {
-            let (p, g, m, w) = &mut x[0];
-            rule.step(p, g, m, (w.rows, w.cols));
-        });
+        let matrices: Vec<Weight> = self.runs.iter().filter(|run| run.muon).map(|run| run.weight).collect();
+        if !matrices.is_empty() {
+            let rule = Muon {
+                lr: factor * c.learning_rate as f32,
+                decay: c.weight_decay as f32,
+                momentum: c.momentum as f32,
+                grad_scale,
+            };
+            ops::muon(data, grads, &mut self.first, &matrices, rule);
+        }
         StepReport { grad_norm, skipped: false }
     }
-}
-
-/// Cuts `len` values off the front after `skip`.
-fn take<'a>(rest: &mut &'a mut [f32], skip: usize, len: usize) -> &'a mut [f32] {
-    let (front, back) = std::mem::take(rest).split_at_mut(skip + len);
-    *rest = back;
-    &mut front[skip..]
 }

@@ -1,204 +1,20 @@
-//! Causal attention over packed documents or over a paged cache, with an online softmax.
-//!
-//! Keys are walked in pages of [`PAGE`] from the start of the sequence, so a query's result depends on the number
-//! of its keys alone; training writes its keys into pages too and runs the same code as generation. Scores are
-//! `q · kᵀ` with keys stored component by component, `[dim][PAGE]`, so that lanes are keys and no sum crosses lanes.
-//!
-//! Online softmax after Milakov & Gimelshein 2018; tiling and recomputation in the backward pass after
-//! FlashAttention (Dao et al. 2022).
+//! Attention on the processor: keys component by component in pages, register tiles, an online softmax.
 
+use super::{AttentionShape, KvLayer, PAGE, Place, Segment};
 use crate::buffer::Buf;
 use crate::cpu::gemm::{PANEL, Right, Tile};
 use crate::cpu::math::{exp, ln, scale as scale_by};
 use crate::cpu::simd::{LANES, Simd, kernel};
-use crate::operations::{Part, add_product};
-use crate::tape::{Tape, Tensor};
 use crate::threads::{SharedMut, parallel, threads};
 use std::cell::RefCell;
-use std::sync::Arc;
 
-/// Keys of one page, and of one step of the running softmax.
-pub const PAGE: usize = 64;
 /// Query rows of one tile of the backward pass.
 const BACK_ROWS: usize = 48;
 /// The tallest micro-kernel.
 const MAX_ROWS: usize = 12;
 
-/// Sizes of an attention layer.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads; each serves `heads / kv_heads` query heads.
-    pub kv_heads: usize,
-    /// Components of a query or key.
-    pub qk_dim: usize,
-    /// Components of a value.
-    pub v_dim: usize,
-    /// Factor of the scores.
-    pub scale: f32,
-}
-
-/// Consecutive rows of a batch that are one sequence: `rows` new tokens after `past` earlier ones.
-///
-/// With a cache the earlier tokens lie in `pages`. Without one they are the whole of the latest segment before this one
-/// that has no past itself: so the answers to one prompt share its rows, forward and backward.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Tokens in this pass.
-    pub rows: usize,
-    /// Tokens before them.
-    pub past: usize,
-    /// The sequence's pages, enough for `past + rows` tokens; empty without a cache.
-    pub pages: Vec<u32>,
-}
-
-/// One layer's keys and values in pages: keys `[kv_heads][qk_dim][PAGE]`, values `[kv_heads][PAGE][v_dim]`.
-#[derive(Default)]
-pub struct KvLayer {
-    k: Vec<Buf>,
-    v: Vec<Buf>,
-}
-
-impl KvLayer {
-    /// Makes room for `pages` pages, with unspecified contents: keys and values are written before they are read.
-    pub fn grow(&mut self, pages: usize, shape: &AttentionShape) {
-        while self.k.len() < pages {
-            self.k.push(Buf::new(shape.kv_heads * shape.qk_dim * PAGE));
-            self.v.push(Buf::new(shape.kv_heads * shape.v_dim * PAGE));
-        }
-    }
-    /// Copies a page's contents.
-    pub fn copy_page(&mut self, from: u32, to: u32) {
-        for pages in [&mut self.k, &mut self.v] {
-            let copy = Buf::copy_of(&pages[from as usize]);
-            pages[to as usize] = copy;
-        }
-    }
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.k.iter().chain(&self.v).map(|b| 4 * b.len()).sum()
-    }
-}
-
-/// `q [tokens, heads * qk_dim]`, `k [tokens, kv_heads * qk_dim]`, `v [tokens, kv_heads * v_dim]` →
-/// `[tokens, heads * v_dim]`. Tokens attend to their own segment's earlier tokens and themselves.
-///
-/// With `cache` the new keys and values are stored there first. Panics if a recording tape is given a cache.
-pub fn attention(
-    tape: &Tape,
-    (q, k, v): (&Tensor, &Tensor, &Tensor),
-    shape: AttentionShape,
-    segments: &[Segment],
-    cache: Option<&mut KvLayer>,
-) -> Tensor {
-    let n = q.rows();
-    let AttentionShape { heads, kv_heads, qk_dim, v_dim, .. } = shape;
-    assert!(
-        heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads) && qk_dim > 0 && v_dim > 0,
-        "attention: {shape:?}"
-    );
-    let covered = segments.iter().try_fold(0usize, |sum, s| sum.checked_add(s.rows));
-    assert!(
-        covered == Some(n) && k.rows() == n && v.rows() == n,
-        "attention: segments of {covered:?} rows for a batch of {n}"
-    );
-    assert!(
-        q.cols() == shape.heads * shape.qk_dim
-            && k.cols() == shape.kv_heads * shape.qk_dim
-            && v.cols() == shape.kv_heads * shape.v_dim,
-        "attention: q {} k {} v {} for {shape:?}",
-        q.cols(),
-        k.cols(),
-        v.cols()
-    );
-    let recording = tape.is_recording();
-    assert!(!(recording && cache.is_some()), "attention: a cache has no gradient");
-    let places = places(segments, cache.is_some());
-    let mut own = KvLayer::default();
-    let paged;
-    let (layer, segments): (&mut KvLayer, &[Segment]) = match cache {
-        Some(layer) => (layer, segments),
-        None => {
-            paged = number_pages(segments);
-            own.grow(paged.iter().map(|s| s.pages.len()).sum(), &shape);
-            (&mut own, &paged)
-        }
-    };
-    store(layer, k.data(), v.data(), &shape, segments, &places);
-    let mut out = Buf::new(n * shape.heads * shape.v_dim);
-    let mut lse = Buf::new(n * shape.heads);
-    let pairs: usize = segments.iter().map(|s| s.rows * s.past + s.rows * (s.rows + 1) / 2).sum();
-    add_product(Part::Attention, shape.heads * pairs, shape.qk_dim + shape.v_dim, 1);
-    forward(q.data(), layer, &shape, segments, &mut out, &mut lse);
-    let y = tape.output(out, n, shape.heads * shape.v_dim);
-    if let Some(gy) = y.grad.clone() {
-        let (q, k, v, y) = (q.clone(), k.clone(), v.clone(), y.detached());
-        tape.record(move |_| {
-            let Some(dy) = gy.take() else { return };
-            // Scores again, then the gradients of values, weights, queries and keys.
-            add_product(Part::Attention, shape.heads * pairs, 3 * shape.qk_dim + 2 * shape.v_dim, 1);
-            backward((&q, &k, &v), &y, &dy, &lse, &shape, &places);
-        });
-    }
-    y
-}
-
-/// Where a segment's rows lie in the batch.
-#[derive(Clone, Copy)]
-struct Place {
-    /// First row of the segment without a past that this one continues, or is.
-    trunk: usize,
-    /// Rows of the trunk that come before; 0 for the trunk itself, and with a cache.
-    past: usize,
-    /// First row.
-    start: usize,
-    /// Rows.
-    rows: usize,
-}
-
-impl Place {
-    /// The batch's rows of this sequence, past included, as two ranges (first row, rows).
-    fn spans(&self) -> [(usize, usize); 2] {
-        [(self.trunk, self.past), (self.start, self.rows)]
-    }
-}
-
-fn places(segments: &[Segment], cached: bool) -> Vec<Place> {
-    let (mut start, mut trunk) = (0, (0, 0));
-    segments
-        .iter()
-        .map(|s| {
-            if s.past == 0 || cached {
-                trunk = (start, s.rows);
-            }
-            let past = if cached { 0 } else { s.past };
-            assert!(
-                past == 0 || past == trunk.1,
-                "attention: a past of {past} tokens behind a segment of {} without a cache",
-                trunk.1
-            );
-            let place = Place { trunk: trunk.0, past, start, rows: s.rows };
-            start += s.rows;
-            place
-        })
-        .collect()
-}
-
-fn number_pages(segments: &[Segment]) -> Vec<Segment> {
-    let mut next = 0;
-    segments
-        .iter()
-        .map(|s| {
-            let n = (s.past + s.rows).div_ceil(PAGE) as u32;
-            next += n;
-            Segment { rows: s.rows, past: s.past, pages: (next - n..next).collect() }
-        })
-        .collect()
-}
-
 /// Writes the batch's keys and values into the pages of every segment that has them.
-fn store(
+pub(super) fn store(
     layer: &mut KvLayer,
     k: &[f32],
     v: &[f32],
@@ -275,7 +91,7 @@ struct Task {
     step: usize,
 }
 
-fn forward(
+pub(super) fn forward(
     q: &[f32],
     layer: &KvLayer,
     shape: &AttentionShape,
@@ -453,36 +269,25 @@ unsafe fn weigh<S: Simd>(
     }
 }
 
-fn backward(
-    (q, k, v): (&Tensor, &Tensor, &Tensor),
-    y: &Tensor,
-    dy: &[f32],
-    lse: &[f32],
+/// The gradients `dq`, `dk`, `dv` (the last two zeros so far) from `dy`.
+pub(super) fn backward(
+    qkv: (&[f32], &[f32], &[f32]),
+    (y, dy, lse): (&[f32], &[f32], &[f32]),
     shape: &AttentionShape,
     places: &[Place],
+    (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
 ) {
-    let mut dq = Buf::new(q.data().len());
-    let mut dk = Buf::zeros(k.data().len());
-    let mut dv = Buf::zeros(v.data().len());
     let trees: Vec<&[Place]> = places.chunk_by(|_, next| next.past > 0).collect();
-    {
-        let (dq, dk, dv) = (SharedMut::new(&mut dq), SharedMut::new(&mut dk), SharedMut::new(&mut dv));
-        parallel(trees.len() * shape.kv_heads, |i| {
-            let (tree, kv_head) = (trees[i / shape.kv_heads], i % shape.kv_heads);
-            // Pieces write disjoint (tree, head) parts; a trunk's gradients are summed in the order of its segments.
-            let (grads, qkv) = ((dq, dk, dv), (q.data(), k.data(), v.data()));
-            BACK.with(|s| {
-                for at in tree {
-                    back_segment(at, kv_head, qkv, y.data(), dy, lse, shape, grads, &mut s.borrow_mut());
-                }
-            });
+    let grads = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dv));
+    parallel(trees.len() * shape.kv_heads, |i| {
+        let (tree, kv_head) = (trees[i / shape.kv_heads], i % shape.kv_heads);
+        // Pieces write disjoint (tree, head) parts; a trunk's gradients are summed in the order of its segments.
+        BACK.with(|s| {
+            for at in tree {
+                back_segment(at, kv_head, qkv, y, dy, lse, shape, grads, &mut s.borrow_mut());
+            }
         });
-    }
-    for (t, d) in [(q, dq), (k, dk), (v, dv)] {
-        if let Some(g) = &t.grad {
-            g.add(Arc::new(d));
-        }
-    }
+    });
 }
 
 kernel! {

@@ -1,0 +1,78 @@
+//! Which device does the work: the processor, or one GPU.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tensor::{Gpu, GpuError};
+
+use crate::output::tell;
+
+/// What `--device` names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// A GPU if one can be used, else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The GPU of a number.
+    Cuda(usize),
+    /// The kernels compiled for the processor, to test them (see CONTRIBUTING.md).
+    Emulated(PathBuf),
+}
+
+impl FromStr for Device {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Device, String> {
+        let wrong = || format!("{text:?} is no device: name cpu, cuda, cuda:N or auto");
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Device::Auto),
+            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", n)) => n.parse().map(Device::Cuda).map_err(|_| wrong()),
+            Some(("emulated", library)) => Ok(Device::Emulated(library.into())),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl Device {
+    /// Makes it the device of this process. Where one was to be found, a line says which; a machine without NVIDIA's
+    /// driver says nothing, since nobody expects a GPU there.
+    pub fn set(&self) -> Result<(), GpuError> {
+        let gpu = match self {
+            Device::Cpu => None,
+            Device::Cuda(n) => Some(Gpu::open(*n)?),
+            Device::Emulated(library) => Some(Gpu::emulated(library)?),
+            Device::Auto => match Gpu::open(0) {
+                Ok(gpu) => Some(gpu),
+                Err(GpuError::NoDriver) => None,
+                Err(e) => {
+                    tell(&format!("running on the processor: {e}"));
+                    None
+                }
+            },
+        };
+        if let Some(gpu) = gpu {
+            if *self == Device::Auto {
+                tell(&format!("running on {} (--device cpu for the processor)", gpu.info().name));
+            }
+            tensor::set_device(gpu);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices() {
+        assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+        assert_eq!("auto".parse(), Ok(Device::Auto));
+        for wrong in ["gpu", "cuda:", "cuda:-1", "cpu:0", ""] {
+            assert!(wrong.parse::<Device>().is_err(), "{wrong}");
+        }
+    }
+}

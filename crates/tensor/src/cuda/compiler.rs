@@ -1,0 +1,188 @@
+//! NVRTC, CUDA's compiler as a library: from the kernels' text to machine code, kept in the user's cache folder.
+
+use super::error::GpuError;
+use super::sources;
+use libloading::Library;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+type Program = *mut std::ffi::c_void;
+type Status = c_int;
+
+/// The functions of NVRTC that are used.
+pub(super) struct Compiler {
+    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> Status,
+    destroy: unsafe extern "C" fn(*mut Program) -> Status,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status,
+    log_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    _library: Library,
+}
+
+/// Machine code, and what the compiler says of it: registers, spills, shared memory.
+pub(super) struct Compiled {
+    pub(super) cubin: Vec<u8>,
+    pub(super) log: String,
+}
+
+impl Compiler {
+    /// The compiler, looked for once: where the loader looks, in the CUDA toolkit, in Python's environment.
+    pub(super) fn get() -> Result<&'static Compiler, GpuError> {
+        static COMPILER: OnceLock<Option<Compiler>> = OnceLock::new();
+        COMPILER
+            .get_or_init(|| candidates().into_iter().find_map(|path| Compiler::open(&path)))
+            .as_ref()
+            .ok_or(GpuError::NoCompiler)
+    }
+
+    fn open(path: &Path) -> Option<Compiler> {
+        // NVRTC loads a library of built-in functions by its name, which the loader finds if it is loaded already.
+        for builtins in path.parent().map(|dir| files_like(dir, "libnvrtc-builtins.so")).unwrap_or_default() {
+            // SAFETY: NVIDIA's library; loading it runs no code of ours.
+            if let Ok(library) = unsafe { Library::new(builtins) } {
+                std::mem::forget(library);
+            }
+        }
+        // SAFETY: as above; the signatures are those of NVRTC's header, unchanged since CUDA 11.
+        unsafe {
+            let library = Library::new(path).ok()?;
+            Some(Compiler {
+                version: *library.get(b"nvrtcVersion").ok()?,
+                create: *library.get(b"nvrtcCreateProgram").ok()?,
+                destroy: *library.get(b"nvrtcDestroyProgram").ok()?,
+                compile: *library.get(b"nvrtcCompileProgram").ok()?,
+                log_size: *library.get(b"nvrtcGetProgramLogSize").ok()?,
+                log: *library.get(b"nvrtcGetProgramLog").ok()?,
+                cubin_size: *library.get(b"nvrtcGetCUBINSize").ok()?,
+                cubin: *library.get(b"nvrtcGetCUBIN").ok()?,
+                _library: library,
+            })
+        }
+    }
+
+    /// Its version, as "13.0".
+    pub(super) fn version(&self) -> String {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both places are writable.
+        unsafe { (self.version)(&mut major, &mut minor) };
+        format!("{major}.{minor}")
+    }
+
+    /// Compiles a file of [`sources::FILES`] for an architecture such as "sm_90".
+    pub(super) fn compile(&self, file: usize, arch: &str) -> Result<Compiled, GpuError> {
+        let text = CString::new(sources::text(file)).expect("sources hold no zero byte");
+        let name = CString::new(format!("{}.cu", sources::FILES[file].0)).expect("nor do names");
+        let options: Vec<CString> =
+            options(arch).into_iter().map(|o| CString::new(o).expect("options hold no zero byte")).collect();
+        let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
+        // SAFETY: strings outlive the program; buffers have the sizes that NVRTC asks for.
+        unsafe {
+            let mut program: Program = std::ptr::null_mut();
+            (self.create)(&mut program, text.as_ptr(), name.as_ptr(), 0, std::ptr::null(), std::ptr::null());
+            let status = (self.compile)(program, pointers.len() as c_int, pointers.as_ptr());
+            let mut size = 0;
+            (self.log_size)(program, &mut size);
+            let mut log = vec![0u8; size.max(1)];
+            (self.log)(program, log.as_mut_ptr().cast());
+            let log = CStr::from_bytes_until_nul(&log)
+                .map(|s| s.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            let result = if status == 0 {
+                let mut size = 0;
+                (self.cubin_size)(program, &mut size);
+                let mut cubin = vec![0u8; size];
+                (self.cubin)(program, cubin.as_mut_ptr().cast());
+                Ok(Compiled { cubin, log })
+            } else {
+                let file = format!("{}.cu", sources::FILES[file].0);
+                Err(GpuError::Compiler { version: self.version(), file, arch: arch.to_owned(), log })
+            };
+            (self.destroy)(&mut program);
+            result
+        }
+    }
+}
+
+fn options(arch: &str) -> Vec<String> {
+    vec![
+        format!("--gpu-architecture={arch}"),
+        "--std=c++17".into(),
+        "--fmad=false".into(),
+        "--ptxas-options=-v".into(),
+    ]
+}
+
+/// Machine code of a file, from the cache or compiled and put there. A cache that cannot be written is done without.
+pub(super) fn cubin(file: usize, arch: &str) -> Result<Vec<u8>, GpuError> {
+    let compiler = Compiler::get()?;
+    let key = fnv(&format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file)));
+    let place = cache().map(|dir| dir.join(format!("{}-{arch}-{key:016x}.cubin", sources::FILES[file].0)));
+    if let Some(kept) = place.as_ref().and_then(|p| std::fs::read(p).ok()).filter(|k| !k.is_empty()) {
+        return Ok(kept);
+    }
+    let cubin = compiler.compile(file, arch)?.cubin;
+    if let Some(place) = place {
+        let temporary = place.with_extension(format!("tmp{}", std::process::id()));
+        let _ = std::fs::create_dir_all(place.parent().expect("a file in the cache folder"))
+            .and_then(|()| std::fs::write(&temporary, &cubin))
+            .and_then(|()| std::fs::rename(&temporary, &place));
+    }
+    Ok(cubin)
+}
+
+fn cache() -> Option<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("shoestring").join("kernels"))
+}
+
+/// FNV-1a.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Where NVRTC may lie, best first.
+fn candidates() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let python = of("VIRTUAL_ENV").into_iter().flat_map(|env| site_packages(&env));
+    for dir in python {
+        found.extend(
+            ["cu13/lib", "cuda_nvrtc/lib"].iter().flat_map(|d| files_like(&dir.join(d), "libnvrtc.so")),
+        );
+    }
+    let toolkits = [of("CUDA_HOME"), of("CUDA_PATH"), Some("/usr/local/cuda".into())];
+    for dir in toolkits.into_iter().flatten() {
+        found.extend(files_like(&dir.join("lib64"), "libnvrtc.so"));
+    }
+    found.extend(["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from));
+    found
+}
+
+fn site_packages(env: &Path) -> Vec<PathBuf> {
+    files_like(&env.join("lib"), "python3").into_iter().map(|p| p.join("site-packages/nvidia")).collect()
+}
+
+/// What begins with `prefix` in a folder, the newest version first.
+fn files_like(dir: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with(prefix))
+        .map(|e| e.path())
+        .collect();
+    found.sort();
+    found.reverse();
+    found
+}

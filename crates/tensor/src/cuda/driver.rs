@@ -1,0 +1,284 @@
+//! What a device does for us: memory, copies, launches. NVIDIA's driver does it, or the emulator of the tests.
+
+use super::compiler;
+use super::error::GpuError;
+use super::gpu::{Arg, DeviceInfo};
+use super::sources;
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
+use cudarc::driver::{DriverError, result};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, RwLock};
+
+/// A device and one queue of work on it: calls take effect in their order.
+pub(super) trait Driver: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &DeviceInfo;
+    /// Memory, 256-byte aligned.
+    fn alloc(&self, bytes: usize) -> Result<u64, GpuError>;
+    /// Gives memory back.
+    fn free(&self, ptr: u64);
+    /// Host to device; `from` may change as soon as this returns.
+    fn upload(&self, from: &[u8], to: u64) -> Result<(), GpuError>;
+    /// Device to host; waits for all earlier work.
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError>;
+    /// Device to device.
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError>;
+    /// Zeros.
+    fn clear(&self, to: u64, bytes: usize) -> Result<(), GpuError>;
+    /// Waits for all earlier work.
+    fn synchronize(&self) -> Result<(), GpuError>;
+    /// Starts a kernel.
+    fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        args: &[Arg],
+    ) -> Result<(), GpuError>;
+}
+
+/// One GPU behind NVIDIA's driver.
+pub(super) struct Cuda {
+    info: DeviceInfo,
+    arch: String,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Shared memory that a block may ask for.
+    shared: i32,
+    modules: Mutex<HashMap<usize, Module>>,
+    functions: RwLock<HashMap<&'static str, Function>>,
+}
+
+#[derive(Clone, Copy)]
+struct Module(sys::CUmodule);
+#[derive(Clone, Copy)]
+struct Function(sys::CUfunction);
+
+// SAFETY: handles of the driver, which may be used from any thread that has made the context its own (`enter`).
+unsafe impl Send for Cuda {}
+// SAFETY: as above; the driver's functions may be called from several threads at once.
+unsafe impl Sync for Cuda {}
+// SAFETY: as above.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+thread_local! {
+    static ENTERED: Cell<usize> = const { Cell::new(0) };
+}
+
+fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
+    move |e| GpuError::Driver {
+        call,
+        reason: e
+            .error_string()
+            .map(|s| s.to_string_lossy().into_owned())
+            .unwrap_or_else(|_| format!("{:?}", e.0)),
+    }
+}
+
+/// The GPUs that the driver sees.
+pub(super) fn devices() -> Result<Vec<DeviceInfo>, GpuError> {
+    // SAFETY: only looks for the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(GpuError::NoDriver);
+    }
+    result::init().map_err(|e| GpuError::NoDevice(format!("{:?}", e.0)))?;
+    let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))?;
+    (0..count).map(info).collect()
+}
+
+fn info(ordinal: i32) -> Result<DeviceInfo, GpuError> {
+    let device = result::device::get(ordinal).map_err(failed("cuDeviceGet"))?;
+    // SAFETY: a device that the driver has just named.
+    let attribute =
+        |a| unsafe { result::device::get_attribute(device, a) }.map_err(failed("cuDeviceGetAttribute"));
+    let mut version = 0;
+    // SAFETY: a writable place.
+    unsafe { sys::cuDriverGetVersion(&mut version) };
+    Ok(DeviceInfo {
+        name: result::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
+        // SAFETY: as above.
+        memory: unsafe { result::device::total_mem(device) }.map_err(failed("cuDeviceTotalMem"))?,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+        clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? as u32,
+        driver: (version / 1000, version % 1000 / 10),
+    })
+}
+
+impl Cuda {
+    /// Opens the GPU of a number.
+    pub(super) fn open(ordinal: usize) -> Result<Cuda, GpuError> {
+        let present = devices()?;
+        if present.is_empty() {
+            return Err(GpuError::NoDevice("it lists none".into()));
+        }
+        let info = present
+            .get(ordinal)
+            .cloned()
+            .ok_or(GpuError::NoSuchDevice { wanted: ordinal, present: present.len() })?;
+        let (major, minor) = info.capability;
+        if major < 8 {
+            return Err(GpuError::TooOld { name: info.name, major, minor });
+        }
+        compiler::Compiler::get()?;
+        let device = result::device::get(ordinal as i32).map_err(failed("cuDeviceGet"))?;
+        // SAFETY: a device that the driver has named; the context is kept for the life of the process.
+        unsafe {
+            let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
+            result::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
+            let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+                .map_err(failed("cuStreamCreate"))?;
+            let shared = result::device::get_attribute(
+                device,
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )
+            .map_err(failed("cuDeviceGetAttribute"))?;
+            Ok(Cuda {
+                info,
+                arch: format!("sm_{major}{minor}"),
+                context,
+                stream,
+                shared,
+                modules: Mutex::default(),
+                functions: RwLock::default(),
+            })
+        }
+    }
+
+    /// Makes the context this thread's.
+    fn enter(&self) -> Result<(), GpuError> {
+        if ENTERED.get() != self.context as usize {
+            // SAFETY: the context lives as long as the process.
+            unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))?;
+            ENTERED.set(self.context as usize);
+        }
+        Ok(())
+    }
+
+    fn function(&self, kernel: &'static str) -> Result<Function, GpuError> {
+        const UNPOISONED: &str = "nothing panics under this lock";
+        if let Some(f) = self.functions.read().expect(UNPOISONED).get(kernel) {
+            return Ok(*f);
+        }
+        let file = sources::file_of(kernel);
+        let mut modules = self.modules.lock().expect(UNPOISONED);
+        let module = match modules.get(&file) {
+            Some(module) => *module,
+            None => {
+                let cubin = compiler::cubin(file, &self.arch)?;
+                // SAFETY: machine code made for this very architecture, which the driver copies.
+                let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) }
+                    .map_err(failed("cuModuleLoadData"))?;
+                modules.insert(file, Module(module));
+                Module(module)
+            }
+        };
+        let name = CString::new(kernel).expect("a kernel's name");
+        // SAFETY: a loaded module, which is never unloaded.
+        let function =
+            unsafe { result::module::get_function(module.0, name) }.map_err(failed("cuModuleGetFunction"))?;
+        let mut fixed = 0;
+        // SAFETY: a loaded function.
+        unsafe {
+            use sys::CUfunction_attribute_enum as F;
+            sys::cuFuncGetAttribute(&mut fixed, F::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function);
+            result::function::set_function_attribute(
+                function,
+                F::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                self.shared - fixed,
+            )
+            .map_err(failed("cuFuncSetAttribute"))?;
+        }
+        self.functions.write().expect(UNPOISONED).insert(kernel, Function(function));
+        Ok(Function(function))
+    }
+}
+
+impl Driver for Cuda {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+    fn alloc(&self, bytes: usize) -> Result<u64, GpuError> {
+        self.enter()?;
+        // SAFETY: memory of its own.
+        unsafe { result::malloc_sync(bytes) }.map_err(failed("cuMemAlloc"))
+    }
+    fn free(&self, ptr: u64) {
+        // A process that ends has no context any more, and needs none.
+        if self.enter().is_ok() {
+            // SAFETY: made by `alloc`, and given back once.
+            let _ = unsafe { result::free_sync(ptr) };
+        }
+    }
+    fn upload(&self, from: &[u8], to: u64) -> Result<(), GpuError> {
+        self.enter()?;
+        // SAFETY: `to` has room (caller); the driver copies pageable memory before it returns.
+        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(failed("cuMemcpyHtoD"))
+    }
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
+        self.enter()?;
+        // SAFETY: `from` has as many bytes (caller).
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream) }.map_err(failed("cuMemcpyDtoH"))?;
+        self.synchronize()
+    }
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
+        self.enter()?;
+        // SAFETY: both have as many bytes (caller).
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoD"))
+    }
+    fn clear(&self, to: u64, bytes: usize) -> Result<(), GpuError> {
+        self.enter()?;
+        // SAFETY: as many bytes are there (caller).
+        unsafe { result::memset_d8_async(to, 0, bytes, self.stream) }.map_err(failed("cuMemset"))
+    }
+    fn synchronize(&self) -> Result<(), GpuError> {
+        self.enter()?;
+        // SAFETY: our stream.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
+    }
+    fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        args: &[Arg],
+    ) -> Result<(), GpuError> {
+        self.enter()?;
+        let function = self.function(kernel)?;
+        let mut params = params(args);
+        // SAFETY: arguments as the kernel declares them (checked by `Gpu::launch`); memory is kept by slabs, which are
+        // handed out again only to later work of the same stream.
+        unsafe {
+            result::launch_kernel(
+                function.0,
+                (grid[0], grid[1], grid[2]),
+                (threads, 1, 1),
+                shared,
+                self.stream,
+                &mut params[..args.len()],
+            )
+        }
+        .map_err(failed(kernel))
+    }
+}
+
+/// The most arguments of a kernel.
+pub(super) const MAX_ARGS: usize = 24;
+
+/// Pointers to the arguments' values.
+pub(super) fn params(args: &[Arg]) -> [*mut c_void; MAX_ARGS] {
+    let mut params = [std::ptr::null_mut(); MAX_ARGS];
+    for (p, a) in params.iter_mut().zip(args) {
+        *p = a.place();
+    }
+    params
+}

@@ -1,0 +1,180 @@
+//! Products on a GPU: which kernel of `gemm.cu` suits a shape. All of them give the same bits.
+
+use super::{Gpu, Ptr, Slab, args};
+
+/// How the factors lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `C = A · Bᵀ`, `A [m, k]`, `B [n, k]`.
+    Nt,
+    /// `C = A · B`, `A [m, k]`, `B [k, n]`.
+    Nn,
+    /// `C = Aᵀ · B`, `A [k, m]`, `B [k, n]`.
+    Tn,
+}
+
+/// Where the factors and the result lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrices {
+    pub(crate) a: Ptr,
+    pub(crate) b: Ptr,
+    pub(crate) c: Ptr,
+}
+
+/// Rows or steps of k in groups, each with its own weight.
+#[derive(Clone, Copy)]
+pub(crate) struct Groups<'a> {
+    /// Where each group begins, and the end.
+    pub(crate) starts: &'a Slab,
+    /// Groups.
+    pub(crate) count: usize,
+    /// Values from one group's weight, or weight gradient, to the next one's.
+    pub(crate) stride: i64,
+}
+
+/// A kernel's tile and what it takes, as `gemm.cu` states them.
+struct Tile {
+    flat: &'static str,
+    /// The forms over groups, over a batch, and for symmetric products, where there are such.
+    grouped: Option<&'static str>,
+    batched: Option<&'static str>,
+    symmetric: Option<&'static str>,
+    rows: usize,
+    cols: usize,
+    threads: usize,
+    /// Bytes of dynamic shared memory.
+    shared: usize,
+    /// Cycles of a step of k where a multiprocessor has one tile, and for each tile where it has several.
+    alone: f64,
+    crowded: f64,
+}
+
+macro_rules! tile {
+    ($layout:literal, $rows:literal, $cols:literal, $threads:literal, $shared:literal, $alone:literal, $crowded:literal) => {
+        Tile {
+            flat: concat!("gemm_", $layout, "_", $rows, "x", $cols),
+            grouped: Some(concat!("gemm_grouped_", $layout, "_", $rows, "x", $cols)),
+            batched: None,
+            symmetric: None,
+            rows: $rows,
+            cols: $cols,
+            threads: $threads,
+            shared: $shared,
+            alone: $alone,
+            crowded: $crowded,
+        }
+    };
+}
+
+const NT: [Tile; 6] = [
+    tile!("nt", 128, 128, 256, 50688, 190.0, 155.0),
+    Tile { symmetric: Some("gemm_symmetric_64x64"), ..tile!("nt", 64, 64, 128, 34816, 50.0, 44.0) },
+    Tile { symmetric: Some("gemm_symmetric_32x32"), ..tile!("nt", 32, 32, 128, 36864, 15.0, 13.0) },
+    tile!("nt", 16, 32, 128, 39168, 9.0, 8.0),
+    tile!("nt", 8, 8, 32, 33792, 5.5, 2.0),
+    Tile { grouped: None, ..tile!("nt", 4, 8, 32, 25344, 5.0, 1.5) },
+];
+const NN: [Tile; 5] = [
+    tile!("nn", 128, 128, 256, 49920, 190.0, 155.0),
+    Tile { batched: Some("gemm_batched_nn_64x64"), ..tile!("nn", 64, 64, 128, 33792, 50.0, 44.0) },
+    Tile { batched: Some("gemm_batched_nn_32x32"), ..tile!("nn", 32, 32, 128, 34816, 15.0, 13.0) },
+    tile!("nn", 16, 32, 128, 37632, 9.0, 8.0),
+    tile!("nn", 8, 16, 64, 31360, 5.5, 3.0),
+];
+const TN: [Tile; 4] = [
+    tile!("tn", 128, 128, 256, 49152, 190.0, 155.0),
+    tile!("tn", 64, 64, 128, 32768, 50.0, 43.0),
+    tile!("tn", 32, 32, 128, 32768, 15.0, 13.0),
+    Tile { grouped: None, ..tile!("tn", 16, 32, 128, 36864, 9.0, 8.0) },
+];
+
+fn tiles_of(layout: Layout) -> &'static [Tile] {
+    match layout {
+        Layout::Nt => &NT,
+        Layout::Nn => &NN,
+        Layout::Tn => &TN,
+    }
+}
+
+/// The tile that finishes first by the cycles of a step; of equals the larger.
+fn choose<'t>(gpu: &Gpu, tiles: impl Iterator<Item = &'t Tile>, count: impl Fn(&Tile) -> usize) -> &'t Tile {
+    let processors = gpu.info().multiprocessors.max(1) as usize;
+    let cost = |t: &Tile| t.alone.max(count(t).div_ceil(processors) as f64 * t.crowded);
+    tiles.min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("every layout has kernels")
+}
+
+/// `C [m, n] (+)= A · B`, one chain over k for every output; `[lda, ldb, ldc]` are the values of a row.
+pub(crate) fn product(
+    gpu: &Gpu,
+    layout: Layout,
+    at: Matrices,
+    [m, n, k]: [usize; 3],
+    [lda, ldb, ldc]: [usize; 3],
+    accumulate: bool,
+) {
+    if m == 0 || n == 0 || (k == 0 && accumulate) {
+        return;
+    }
+    let tile = choose(gpu, tiles_of(layout).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
+    let grid = [n.div_ceil(tile.cols), m.div_ceil(tile.rows), 1];
+    let args = args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate];
+    gpu.launch_shared(tile.flat, grid, tile.threads, tile.shared, args);
+}
+
+/// The same for every group: of rows (nt and nn; `m` rows in all, each group with its own `B`) or of steps of k (tn; `k`
+/// steps in all, each group with its own `C`).
+pub(crate) fn grouped(
+    gpu: &Gpu,
+    layout: Layout,
+    at: Matrices,
+    [m, n, k]: [usize; 3],
+    [lda, ldb, ldc]: [usize; 3],
+    accumulate: bool,
+    groups: Groups,
+) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    let count = groups.count;
+    let by_rows = layout != Layout::Tn;
+    let grid = |t: &Tile| match by_rows {
+        true => [n.div_ceil(t.cols), m.div_ceil(t.rows) + count, 1],
+        false => [n.div_ceil(t.cols), m.div_ceil(t.rows), count],
+    };
+    let tiles = tiles_of(layout).iter().filter(|t| t.grouped.is_some());
+    let tile = choose(gpu, tiles, |t| grid(t).iter().product());
+    let args =
+        args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate, groups.starts, count, groups.stride];
+    let kernel = tile.grouped.expect("filtered above");
+    gpu.launch_shared(kernel, grid(tile), tile.threads, tile.shared, args);
+}
+
+/// `count` products whose factors and results lie one behind the other; each by itself as [`product`] has it.
+pub(crate) fn batched(
+    gpu: &Gpu,
+    at: Matrices,
+    [m, n, k]: [usize; 3],
+    [lda, ldb, ldc]: [usize; 3],
+    accumulate: bool,
+    count: usize,
+) {
+    let grid = |t: &Tile| [n.div_ceil(t.cols), m.div_ceil(t.rows), count];
+    let tiles = NN.iter().filter(|t| t.batched.is_some());
+    let tile = choose(gpu, tiles, |t| grid(t).iter().product());
+    let strides = [m * lda, k * ldb, m * ldc].map(|s| s as i64);
+    let args =
+        args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate, strides[0], strides[1], strides[2]];
+    gpu.launch_shared(tile.batched.expect("filtered above"), grid(tile), tile.threads, tile.shared, args);
+}
+
+/// `count` products `C [n, n] = X Xᵀ`, `X [n, k]`, one behind the other: half of each is computed and mirrored.
+pub(crate) fn symmetric(gpu: &Gpu, x: &Slab, c: &Slab, n: usize, k: usize, count: usize) {
+    let tiles = NT.iter().filter(|t| t.symmetric.is_some());
+    let tile = choose(gpu, tiles, |t| {
+        let side = n.div_ceil(t.rows);
+        side * (side + 1) / 2 * count
+    });
+    let grid = [n.div_ceil(tile.cols), n.div_ceil(tile.rows), count];
+    let kernel = tile.symmetric.expect("filtered above");
+    gpu.launch_shared(kernel, grid, tile.threads, tile.shared, args![x, c, n, k, k, n]);
+}

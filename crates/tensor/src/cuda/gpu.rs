@@ -1,0 +1,375 @@
+//! A GPU as ops see it: slabs of memory from a pool, and kernels to launch.
+
+use super::driver::{self, Cuda, Driver, MAX_ARGS};
+use super::emulated::Emulated;
+use super::error::GpuError;
+use super::sources;
+use std::cell::UnsafeCell;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_void;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Highest clock of the multiprocessors.
+    pub clock_khz: u32,
+    /// The newest CUDA version that the driver knows, major and minor.
+    pub driver: (i32, i32),
+}
+
+/// A GPU with its queue of work and its pool of memory; a handle, cheap to clone.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+struct Inner {
+    driver: Box<dyn Driver>,
+    /// Free memory by size in bytes.
+    free: Mutex<BTreeMap<usize, Vec<u64>>>,
+    /// Bytes taken from the driver.
+    held: AtomicUsize,
+    /// The kinds of each kernel's parameters.
+    signatures: HashMap<&'static str, Vec<Kind>>,
+}
+
+/// Memory of a GPU, which returns to the pool when dropped. Contents are unspecified until written.
+pub(crate) struct Slab {
+    ptr: u64,
+    bytes: usize,
+    class: usize,
+    gpu: Gpu,
+}
+
+/// A place in a slab.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ptr(u64);
+
+impl Ptr {
+    /// No place: a buffer that a kernel does without.
+    pub(crate) const NULL: Ptr = Ptr(0);
+}
+
+impl Slab {
+    /// The place of value `offset` (of four bytes each).
+    pub(crate) fn at(&self, offset: usize) -> Ptr {
+        debug_assert!(4 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
+        Ptr(self.ptr + 4 * offset as u64)
+    }
+    /// Its GPU.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        self.gpu.0.free.lock().expect(UNPOISONED).entry(self.class).or_default().push(self.ptr);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let free = std::mem::take(&mut *self.free.lock().expect(UNPOISONED));
+        free.into_values().flatten().for_each(|ptr| self.driver.free(ptr));
+    }
+}
+
+const UNPOISONED: &str = "nothing panics under this lock";
+
+/// What a kernel's parameter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Pointer,
+    Int,
+    Float,
+    Long,
+}
+
+/// A kernel's argument: its value in the low bytes, as the kernel reads it.
+pub(crate) struct Arg {
+    bits: UnsafeCell<u64>,
+    kind: Kind,
+}
+
+impl Arg {
+    fn new(bits: u64, kind: Kind) -> Arg {
+        Arg { bits: UnsafeCell::new(bits), kind }
+    }
+    /// Where the value lies.
+    pub(super) fn place(&self) -> *mut c_void {
+        self.bits.get().cast()
+    }
+}
+
+impl From<&Slab> for Arg {
+    fn from(slab: &Slab) -> Arg {
+        Arg::new(slab.ptr, Kind::Pointer)
+    }
+}
+impl From<Ptr> for Arg {
+    fn from(ptr: Ptr) -> Arg {
+        Arg::new(ptr.0, Kind::Pointer)
+    }
+}
+impl From<usize> for Arg {
+    fn from(n: usize) -> Arg {
+        Arg::new(i32::try_from(n).expect("sizes of kernels fit 31 bits") as u64, Kind::Int)
+    }
+}
+impl From<bool> for Arg {
+    fn from(b: bool) -> Arg {
+        Arg::new(u64::from(b), Kind::Int)
+    }
+}
+impl From<f32> for Arg {
+    fn from(x: f32) -> Arg {
+        Arg::new(u64::from(x.to_bits()), Kind::Float)
+    }
+}
+impl From<i64> for Arg {
+    fn from(n: i64) -> Arg {
+        Arg::new(n as u64, Kind::Long)
+    }
+}
+
+/// A kernel's arguments, of whatever types.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$($crate::cuda::Arg::from($arg)),*] };
+}
+pub(crate) use args;
+
+/// Ends the op that cannot go on: there is no result to return, and the reason is the user's to read.
+fn give_up(error: GpuError) -> ! {
+    std::panic::panic_any(error)
+}
+
+/// Rounds up to one of eight sizes per power of two, at least 256 bytes.
+fn size_class(bytes: usize) -> usize {
+    let bytes = bytes.max(256);
+    bytes.next_multiple_of((bytes.next_power_of_two() / 16).max(256))
+}
+
+impl Gpu {
+    /// The GPU of a number, ready for use.
+    pub fn open(ordinal: usize) -> Result<Gpu, GpuError> {
+        Ok(Gpu::with(Box::new(Cuda::open(ordinal)?)))
+    }
+
+    /// The GPUs that are there.
+    pub fn list() -> Result<Vec<DeviceInfo>, GpuError> {
+        driver::devices()
+    }
+
+    /// The version of the kernels' compiler, if it is there.
+    pub fn compiler() -> Result<String, GpuError> {
+        Ok(super::compiler::Compiler::get()?.version())
+    }
+
+    /// Compiles every kernel for an architecture such as "sm_90"; gives each file's name and the compiler's report.
+    pub fn compile_all(arch: &str) -> Result<Vec<(&'static str, String)>, GpuError> {
+        let compiler = super::compiler::Compiler::get()?;
+        let files = sources::FILES.iter().enumerate();
+        files.map(|(i, (stem, _))| Ok((*stem, compiler.compile(i, arch)?.log))).collect()
+    }
+
+    /// The kernels run by a library that the tests have compiled for this processor.
+    pub fn emulated(library: &Path) -> Result<Gpu, GpuError> {
+        Ok(Gpu::with(Box::new(Emulated::open(library)?)))
+    }
+
+    /// All kernels as one C++ file for [`Gpu::emulated`]; `emulator` is the text of `emulator.h`.
+    pub fn emulator_source() -> String {
+        let mut text = format!("{}\n{}\n", include_str!("emulator.h"), sources::PRELUDE);
+        for (stem, file) in sources::FILES {
+            text.push_str(&format!("#line 1 \"{stem}.cu\"\n{file}\n"));
+        }
+        text.push_str(
+            "extern \"C\" int emulate(const char* wanted, unsigned x, unsigned y, unsigned z, unsigned threads, \
+             void** args) {\n    Dim3 grid{x, y, z};\n",
+        );
+        for (_, file) in sources::FILES {
+            for (name, _) in signatures(file) {
+                text.push_str(&format!("    EMULATED({name})\n"));
+            }
+        }
+        text.push_str("    return 1;\n}\n");
+        text
+    }
+
+    fn with(driver: Box<dyn Driver>) -> Gpu {
+        let signatures = sources::FILES.iter().flat_map(|(_, text)| signatures(text)).collect();
+        Gpu(Arc::new(Inner { driver, free: Mutex::default(), held: AtomicUsize::new(0), signatures }))
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.0.driver.info()
+    }
+    /// Bytes that this process holds there.
+    pub fn held(&self) -> usize {
+        self.0.held.load(Relaxed)
+    }
+    /// Waits for all work.
+    pub fn synchronize(&self) {
+        self.0.driver.synchronize().unwrap_or_else(|e| give_up(e));
+    }
+
+    /// Memory for `len` values of four bytes.
+    pub(crate) fn alloc(&self, len: usize) -> Slab {
+        let bytes = 4 * len;
+        let class = size_class(bytes);
+        let reused = {
+            let mut free = self.0.free.lock().expect(UNPOISONED);
+            let fits = free.range_mut(class..=2 * class).find(|(_, list)| !list.is_empty());
+            fits.map(|(class, list)| (*class, list.pop().expect("not empty")))
+        };
+        let (class, ptr) = reused.unwrap_or_else(|| (class, self.fresh(class)));
+        Slab { ptr, bytes, class, gpu: self.clone() }
+    }
+
+    /// Memory from the driver; where it has none left, what lies idle in the pool is given back first.
+    fn fresh(&self, bytes: usize) -> u64 {
+        let inner = &self.0;
+        let ptr = inner.driver.alloc(bytes).or_else(|_| {
+            inner.driver.synchronize()?;
+            let idle = std::mem::take(&mut *inner.free.lock().expect(UNPOISONED));
+            for (class, list) in idle {
+                inner.held.fetch_sub(class * list.len(), Relaxed);
+                list.into_iter().for_each(|ptr| inner.driver.free(ptr));
+            }
+            inner.driver.alloc(bytes)
+        });
+        inner.held.fetch_add(bytes, Relaxed);
+        ptr.unwrap_or_else(|_| {
+            let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+            let (held, total) = (mib(self.held() - bytes), mib(self.info().memory));
+            give_up(GpuError::OutOfMemory { wanted: mib(bytes), held, total })
+        })
+    }
+
+    /// A slab with the given values.
+    pub(crate) fn upload(&self, values: &[f32]) -> Slab {
+        self.upload_bytes(values.len(), bytes_of(values))
+    }
+    /// A slab with the given numbers, which kernels read as int.
+    pub(crate) fn upload_ints(&self, values: &[u32]) -> Slab {
+        self.upload_bytes(values.len(), bytes_of(values))
+    }
+    fn upload_bytes(&self, len: usize, bytes: &[u8]) -> Slab {
+        let slab = self.alloc(len);
+        self.0.driver.upload(bytes, slab.ptr).unwrap_or_else(|e| give_up(e));
+        slab
+    }
+    /// The slab's first values; waits for all earlier work.
+    pub(crate) fn download<T: Plain>(&self, slab: &Slab, to: &mut [T]) {
+        assert!(size_of_val(to) <= slab.bytes, "{} bytes from a slab of {}", size_of_val(to), slab.bytes);
+        // SAFETY: any bytes are a valid value of a plain type; the length is the slice's own.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), size_of_val(to)) };
+        self.0.driver.download(slab.ptr, bytes).unwrap_or_else(|e| give_up(e));
+    }
+    /// Copies `len` values of four bytes.
+    pub(crate) fn copy(&self, from: Ptr, to: Ptr, len: usize) {
+        if len > 0 {
+            self.0.driver.copy(from.0, to.0, 4 * len).unwrap_or_else(|e| give_up(e));
+        }
+    }
+    /// Sets a slab to zeros.
+    pub(crate) fn clear(&self, slab: &Slab) {
+        if slab.bytes > 0 {
+            self.0.driver.clear(slab.ptr, slab.bytes).unwrap_or_else(|e| give_up(e));
+        }
+    }
+
+    /// Starts a kernel over `grid` blocks of `threads` threads; nothing happens where the grid is empty.
+    pub(crate) fn launch(&self, kernel: &'static str, grid: [usize; 3], threads: usize, args: &[Arg]) {
+        self.launch_shared(kernel, grid, threads, 0, args);
+    }
+
+    /// The same with `shared` bytes of dynamic shared memory.
+    pub(crate) fn launch_shared(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        threads: usize,
+        shared: usize,
+        args: &[Arg],
+    ) {
+        let wanted = self.0.signatures.get(kernel).unwrap_or_else(|| panic!("no kernel is named {kernel}"));
+        let given = args.iter().map(|a| a.kind);
+        assert!(args.len() <= MAX_ARGS, "{kernel}: {} arguments", args.len());
+        assert!(
+            given.clone().eq(wanted.iter().copied()),
+            "{kernel} takes {wanted:?}, given {:?}",
+            given.collect::<Vec<_>>()
+        );
+        if grid.contains(&0) {
+            return;
+        }
+        let grid = grid.map(|n| u32::try_from(n).expect("grids fit 32 bits"));
+        let started = self.0.driver.launch(kernel, grid, threads as u32, shared as u32, args);
+        started.unwrap_or_else(|e| give_up(e));
+    }
+}
+
+/// Types of which any bytes are a value.
+pub(crate) trait Plain: Copy {}
+impl Plain for f32 {}
+impl Plain for f64 {}
+impl Plain for u32 {}
+
+fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: plain values have no padding; the length is the slice's own.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The kernels of a file with their parameters' kinds, read off their declarations.
+fn signatures(text: &'static str) -> Vec<(&'static str, Vec<Kind>)> {
+    let defines: HashMap<&str, &str> = text
+        .split("\n#define ")
+        .skip(1)
+        .filter_map(|at| at.split_once(char::is_whitespace))
+        .map(|(name, rest)| (name, &rest[..define_length(rest)]))
+        .collect();
+    let declared = text.split("\nKERNEL").skip(1).map(|at| {
+        let at = at.strip_prefix("_BOUNDED").unwrap_or(at);
+        let (head, rest) = at.trim_start_matches('(').split_once(')').expect("KERNEL(name)(parameters)");
+        let name = head.split(',').next().expect("a name").trim();
+        let list = rest.trim_start().strip_prefix('(').and_then(|r| r.split_once(')')).expect("parameters").0;
+        let mut kinds = Vec::new();
+        parameters(list, &defines, &mut kinds);
+        (name, kinds)
+    });
+    declared.collect()
+}
+
+/// The length of a macro's text: up to the first line end that is not continued.
+fn define_length(text: &str) -> usize {
+    let ends = text.match_indices('\n').map(|(at, _)| at);
+    ends.into_iter().find(|&at| !text[..at].ends_with('\\')).unwrap_or(text.len())
+}
+
+fn parameters(list: &str, defines: &HashMap<&str, &str>, kinds: &mut Vec<Kind>) {
+    for p in list.split(',').map(|p| p.trim_matches(|c: char| c.is_whitespace() || c == '\\')) {
+        if let Some(text) = defines.get(p) {
+            parameters(text, defines, kinds);
+            continue;
+        }
+        kinds.push(match p {
+            "" => continue,
+            p if p.contains('*') => Kind::Pointer,
+            p if p.contains("long long") => Kind::Long,
+            p if p.contains("float") => Kind::Float,
+            _ => Kind::Int,
+        });
+    }
+}

@@ -1,0 +1,34 @@
+//! The kernels' files, by the stem that the names of their kernels begin with.
+
+/// What stands before every file.
+pub(super) const PRELUDE: &str = include_str!("prelude.cuh");
+
+/// A stem and the file's text.
+pub(super) const FILES: &[(&str, &str)] = &[
+    ("attention", include_str!("../ops/attention.cu")),
+    ("cross_entropy", include_str!("../ops/cross_entropy.cu")),
+    ("elementwise", include_str!("../ops/elementwise.cu")),
+    ("embedding", include_str!("../ops/embedding.cu")),
+    ("experts", include_str!("../ops/experts.cu")),
+    ("gemm", include_str!("gemm.cu")),
+    ("heads", include_str!("../ops/heads.cu")),
+    ("muon", include_str!("../ops/muon.cu")),
+    ("optimizer", include_str!("../ops/optimizer.cu")),
+    ("rms_norm", include_str!("../ops/rms_norm.cu")),
+    ("router", include_str!("../ops/router.cu")),
+    ("sampling", include_str!("../ops/sampling.cu")),
+    ("swiglu", include_str!("../ops/swiglu.cu")),
+];
+
+/// The file that a kernel is in, as its place in [`FILES`].
+pub(super) fn file_of(kernel: &str) -> usize {
+    FILES
+        .iter()
+        .position(|(stem, _)| kernel.strip_prefix(stem).is_some_and(|rest| rest.starts_with('_')))
+        .unwrap_or_else(|| panic!("no kernel file holds {kernel}"))
+}
+
+/// A file's whole text, as it is compiled.
+pub(super) fn text(file: usize) -> String {
+    format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", FILES[file].0, FILES[file].1)
+}

@@ -1,0 +1,53 @@
+//! AdamW over ranges of the arenas, and the norm that clipping needs.
+
+use crate::cpu::update;
+use crate::cuda::args;
+use crate::memory::Data;
+use std::ops::Range;
+
+pub use crate::cpu::update::AdamW;
+
+/// One AdamW step on a range of the weights `p`, with their gradients `g` and both moments, where the weights lie.
+/// Panics if the arenas differ in length.
+pub fn adamw(p: &mut Data, g: &Data, (m, v): (&mut Data, &mut Data), range: Range<usize>, c: AdamW) {
+    assert!(g.len() == p.len() && m.len() == p.len() && v.len() == p.len(), "adamw: lengths differ");
+    let Some(gpu) = p.gpu().cloned() else {
+        let (p, g) = (&mut p.host_mut()[range.clone()], &g.host()[range.clone()]);
+        return update::adamw(p, g, &mut m.host_mut()[range.clone()], &mut v.host_mut()[range], c);
+    };
+    let (at, n) = (range.start, range.len());
+    let (p, g) = (p.on_mut(&gpu).at(at), g.on(&gpu).at(at));
+    let (m, v) = (m.on_mut(&gpu).at(at), v.on_mut(&gpu).at(at));
+    let d = c.derived();
+    let args = args![
+        p,
+        g,
+        m,
+        v,
+        n as i64,
+        c.beta1,
+        c.beta2,
+        d.rest1,
+        d.rest2,
+        d.keep,
+        d.step,
+        c.grad_scale,
+        c.eps,
+        d.root
+    ];
+    gpu.launch("optimizer_adamw", [n.div_ceil(1024).min(1 << 16), 1, 1], 256, args);
+}
+
+/// `Σ x²`, in pieces of fixed size that are summed in order in f64. Waits for the GPU if the values lie on one.
+pub fn squared_norm(x: &Data) -> f64 {
+    let Some(gpu) = x.gpu() else { return update::squared_norm(x.host()) };
+    let pieces = x.len().div_ceil(update::PIECE);
+    // Two values of four bytes make one of eight.
+    let (sums, total) = (gpu.alloc(2 * pieces), gpu.alloc(2));
+    let args = args![x.on(gpu), &sums, x.len() as i64];
+    gpu.launch("optimizer_squared_norm_pieces", [pieces, 1, 1], 256, args);
+    gpu.launch("optimizer_squared_norm_total", [1, 1, 1], 256, args![&sums, &total, pieces]);
+    let mut norm = [0.0f64];
+    gpu.download(&total, &mut norm);
+    norm[0]
+}

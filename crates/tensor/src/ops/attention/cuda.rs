@@ -1,0 +1,205 @@
+//! Attention on a GPU: which kernel of `attention.cu` suits the heads, and the cache's pages as rows of one slab.
+
+use super::segments::{Segments, Tables};
+use super::{AttentionShape, PAGE};
+use crate::cuda::{Gpu, ROW_THREADS, Slab, args, row_grid};
+
+/// A layer's cache on a GPU: rows of keys and of values, PAGE to a page.
+pub(super) struct Pages {
+    k: Slab,
+    v: Slab,
+    /// Pages that there is room for.
+    room: usize,
+    /// Values of a row of keys, of a row of values.
+    widths: (usize, usize),
+}
+
+impl Pages {
+    pub(super) fn copy(&self, from: u32, to: u32) {
+        for (slab, width) in [(&self.k, self.widths.0), (&self.v, self.widths.1)] {
+            let at = |page: u32| slab.at(page as usize * PAGE * width);
+            slab.gpu().copy(at(from), at(to), PAGE * width);
+        }
+    }
+    pub(super) fn bytes(&self) -> usize {
+        4 * self.room * PAGE * (self.widths.0 + self.widths.1)
+    }
+}
+
+/// Makes room for `pages` pages, keeping what is there: twice as many each time, as the slabs are copied.
+pub(super) fn grow(pages: &mut Option<Pages>, gpu: &Gpu, wanted: usize, shape: &AttentionShape) {
+    let have = pages.as_ref().map_or(0, |p| p.room);
+    if wanted <= have {
+        return;
+    }
+    let room = wanted.max(2 * have).max(16);
+    let widths = (shape.kv_heads * shape.qk_dim, shape.kv_heads * shape.v_dim);
+    let (k, v) = (gpu.alloc(room * PAGE * widths.0), gpu.alloc(room * PAGE * widths.1));
+    if let Some(old) = pages {
+        gpu.copy(old.k.at(0), k.at(0), have * PAGE * widths.0);
+        gpu.copy(old.v.at(0), v.at(0), have * PAGE * widths.1);
+    }
+    *pages = Some(Pages { k, v, room, widths });
+}
+
+/// The sizes of heads that kernels are made for, as the suffix of their names and the shared memory that each takes.
+struct Kernel {
+    /// The greatest `qk_dim` and `v_dim`.
+    dims: (usize, usize),
+    forward: (&'static str, usize, usize),
+    decode: (&'static str, usize, usize),
+    keys: (&'static str, usize, usize),
+    queries: (&'static str, usize, usize, usize),
+}
+
+/// Name, (blocks of a tile, threads,) bytes of shared memory, as `attention.cu` states them.
+const KERNELS: [Kernel; 5] = [
+    Kernel {
+        dims: (32, 32),
+        forward: ("attention_forward_32", 1, 48128),
+        decode: ("attention_decode_32", 256, 46240),
+        keys: ("attention_backward_keys_32", 1, 48128),
+        queries: ("attention_backward_queries_32", 1, 192, 47616),
+    },
+    Kernel {
+        dims: (64, 64),
+        forward: ("attention_forward_64", 1, 72704),
+        decode: ("attention_decode_64", 256, 41056),
+        keys: ("attention_backward_keys_64", 1, 72704),
+        queries: ("attention_backward_queries_64", 1, 192, 76288),
+    },
+    Kernel {
+        dims: (128, 128),
+        forward: ("attention_forward_128", 1, 88064),
+        decode: ("attention_decode_128", 256, 40000),
+        keys: ("attention_backward_keys_128", 2, 79872),
+        queries: ("attention_backward_queries_128", 1, 192, 93696),
+    },
+    Kernel {
+        dims: (192, 128),
+        forward: ("attention_forward_192", 1, 96256),
+        decode: ("attention_decode_256", 512, 76864),
+        keys: ("attention_backward_keys_192", 2, 96256),
+        queries: ("attention_backward_queries_192", 2, 96, 78080),
+    },
+    Kernel {
+        dims: (256, 256),
+        forward: ("attention_forward_256", 2, 77312),
+        decode: ("attention_decode_256", 512, 76864),
+        keys: ("attention_backward_keys_256", 4, 70656),
+        queries: ("attention_backward_queries_256", 2, 96, 86272),
+    },
+];
+
+/// Query heads of a key/value head that one block of a decoding kernel serves.
+const DECODE_HEADS: usize = 8;
+
+fn kernel(shape: &AttentionShape) -> &'static Kernel {
+    let fits = |k: &&Kernel| shape.qk_dim <= k.dims.0 && shape.v_dim <= k.dims.1;
+    KERNELS.iter().find(fits).unwrap_or_else(|| panic!("attention: no GPU kernel for {shape:?}"))
+}
+
+/// `q`, `k`, `v` → `out [tokens, heads * v_dim]`, `lse [tokens, heads]`; with a cache, keys and values go there first.
+pub(super) fn forward(
+    gpu: &Gpu,
+    (q, k, v): (&Slab, &Slab, &Slab),
+    shape: &AttentionShape,
+    segments: &Segments,
+    cache: Option<&Pages>,
+    out: &Slab,
+    lse: &Slab,
+) {
+    let t = segments.tables(cache.is_some());
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale } = *shape;
+    let kernel = kernel(shape);
+    let (k, v) = match cache {
+        Some(pages) => {
+            for (from, to, width) in [(k, &pages.k, pages.widths.0), (v, &pages.v, pages.widths.1)] {
+                let (grid, args) = (row_grid(t.slots.len(), width), args![from, t.slots.on(gpu), to, width]);
+                gpu.launch("elementwise_scatter_rows", grid, ROW_THREADS, args);
+            }
+            (&pages.k, &pages.v)
+        }
+        None => (k, v),
+    };
+    let (table, pages) = (t.segments.on(gpu), t.pages.on(gpu));
+    if !t.rows.is_empty() {
+        let (name, parts, shared) = kernel.forward;
+        let grid = [t.rows.len() / 2, heads, parts];
+        let (tiles, cached) = (t.rows.on(gpu), cache.is_some());
+        let args =
+            args![q, k, v, table, tiles, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, cached];
+        gpu.launch_shared(name, grid, 128, shared, args);
+    }
+    if !t.single.is_empty() {
+        let (name, threads, shared) = kernel.decode;
+        let grid = [t.single.len(), kv_heads, (heads / kv_heads).div_ceil(DECODE_HEADS)];
+        let list = t.single.on(gpu);
+        let args = args![q, k, v, table, list, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale];
+        gpu.launch_shared(name, grid, threads, shared, args);
+    }
+}
+
+/// The gradients `dq`, `dk`, `dv` from `dy`, without a cache.
+pub(super) fn backward(
+    gpu: &Gpu,
+    (q, k, v): (&Slab, &Slab, &Slab),
+    (y, dy, lse): (&Slab, &Slab, &Slab),
+    shape: &AttentionShape,
+    segments: &Segments,
+    (dq, dk, dv): (&Slab, &Slab, &Slab),
+) {
+    let t: &Tables = segments.tables(false);
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale } = *shape;
+    let tokens = t.row_segment.len();
+    let kernel = kernel(shape);
+    let (pairs, table) = (tokens * heads, t.segments.on(gpu));
+    let delta = gpu.alloc(pairs);
+    let args = args![y, dy, &delta, pairs as i64, v_dim];
+    gpu.launch("attention_delta", [pairs.div_ceil(16), 1, 1], 256, args);
+
+    let (dk_part, dv_part) = (gpu.alloc(t.keys * kv_heads * qk_dim), gpu.alloc(t.keys * kv_heads * v_dim));
+    let (name, parts, shared) = kernel.keys;
+    let args = args![
+        q,
+        k,
+        v,
+        dy,
+        lse,
+        &delta,
+        table,
+        t.back_keys.on(gpu),
+        &dk_part,
+        &dv_part,
+        heads,
+        kv_heads,
+        qk_dim,
+        v_dim,
+        scale
+    ];
+    gpu.launch_shared(name, [t.back_keys.len() / 2, kv_heads, parts], 128, shared, args);
+
+    let (name, parts, threads, shared) = kernel.queries;
+    let args = args![
+        q,
+        k,
+        v,
+        dy,
+        lse,
+        &delta,
+        table,
+        t.back_rows.on(gpu),
+        dq,
+        heads,
+        kv_heads,
+        qk_dim,
+        v_dim,
+        scale
+    ];
+    gpu.launch_shared(name, [t.back_rows.len() / 2, heads, parts], threads, shared, args);
+
+    for (part, grad, width) in [(&dk_part, dk, kv_heads * qk_dim), (&dv_part, dv, kv_heads * v_dim)] {
+        let args = args![part, table, t.row_segment.on(gpu), grad, segments.len(), width];
+        gpu.launch("attention_reduce", [tokens, 1, 1], 128, args);
+    }
+}

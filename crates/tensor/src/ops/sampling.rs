@@ -1,0 +1,108 @@
+//! From logits to tokens where nothing is filtered, and the rows that are wanted out of a batch.
+
+use crate::cpu::math;
+use crate::cuda::{ROW_THREADS, args, row_grid};
+use crate::memory::Data;
+use crate::ops::normalizer;
+use crate::params::Params;
+use crate::tape::Tensor;
+use crate::threads::parallel_chunks;
+
+/// How a row's token is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Draw {
+    /// 0 (or less) takes the most likely token, the one of the lowest id if there are several.
+    pub temperature: f32,
+    /// Where the draw falls, in [0, 1).
+    pub uniform: f32,
+}
+
+/// The given rows of `x`, `[rows, cols]`.
+pub fn pick_rows(params: &Params, x: &Tensor, rows: &[u32]) -> Tensor {
+    let (n, cols) = (rows.len(), x.cols());
+    assert!(rows.iter().all(|&r| (r as usize) < x.rows()), "pick_rows: rows beyond {}", x.rows());
+    let mut out = Data::new(params.gpu(), n * cols);
+    match params.gpu() {
+        Some(gpu) => {
+            let args = args![x.data.on(gpu), &gpu.upload_ints(rows), out.on_mut(gpu), cols];
+            gpu.launch("elementwise_gather_rows", row_grid(n, cols), ROW_THREADS, args);
+        }
+        None => {
+            for (to, &row) in out.host_mut().chunks_exact_mut(cols).zip(rows) {
+                to.copy_from_slice(x.row(row as usize));
+            }
+        }
+    }
+    Tensor::constant(out, n, cols)
+}
+
+/// A token for every row of `logits [rows, vocab]`, and its log-probability under the model (temperature 1).
+pub fn sample(params: &Params, logits: &Tensor, draws: &[Draw]) -> Vec<(u32, f32)> {
+    let (n, vocab) = (logits.rows(), logits.cols());
+    assert_eq!(draws.len(), n, "sample: {} draws for {n} rows", draws.len());
+    let mut chosen = vec![(0, 0.0); n];
+    let Some(gpu) = params.gpu().filter(|_| vocab <= MAX_VOCAB) else {
+        let logits = logits.host();
+        parallel_chunks(&mut chosen, 4, |at, out| {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = choose(&logits[(at + i) * vocab..][..vocab], draws[at + i]);
+            }
+        });
+        return chosen;
+    };
+    let (temperature, uniform): (Vec<f32>, Vec<f32>) =
+        draws.iter().map(|d| (d.temperature, d.uniform)).unzip();
+    let (temperature, uniform) = (gpu.upload(&temperature), gpu.upload(&uniform));
+    // Tokens and log-probabilities in one slab, to be fetched at once.
+    let both = gpu.alloc(2 * n);
+    let args = args![logits.data.on(gpu), &temperature, &uniform, both.at(0), both.at(n), vocab];
+    gpu.launch("sampling_choose", [n, 1, 1], 512, args);
+    let mut bits = vec![0u32; 2 * n];
+    gpu.download(&both, &mut bits);
+    chosen.iter_mut().enumerate().for_each(|(i, c)| *c = (bits[i], f32::from_bits(bits[n + i])));
+    chosen
+}
+
+/// The largest vocabulary that the kernel takes.
+const MAX_VOCAB: usize = 1 << 21;
+
+fn choose(logits: &[f32], draw: Draw) -> (u32, f32) {
+    let (lse, _) = normalizer(logits);
+    let token = if draw.temperature <= 0.0 { argmax(logits) } else { drawn(logits, draw) };
+    (token as u32, logits[token] - lse)
+}
+
+fn drawn(logits: &[f32], Draw { temperature, uniform }: Draw) -> usize {
+    let mut p = logits.to_vec();
+    if temperature != 1.0 {
+        math::scale(&mut p, 1.0 / temperature);
+    }
+    let top = math::max(&p);
+    math::exp_sum(&mut p, top);
+    walk(&p, uniform)
+}
+
+/// The first index at which the sum of `weights` exceeds `uniform` of their total; the last that is not zero if none.
+pub fn walk(weights: &[f32], uniform: f32) -> usize {
+    // Summed in the order of the walk, so that the walk always ends inside.
+    let total: f64 = weights.iter().map(|&x| f64::from(x)).sum();
+    let target = f64::from(uniform) * total;
+    let mut sum = 0.0;
+    let mut last = 0;
+    for (i, &x) in weights.iter().enumerate() {
+        if x > 0.0 {
+            last = i;
+            sum += f64::from(x);
+            if sum > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// The index of the greatest value, the first if there are several.
+pub fn argmax(x: &[f32]) -> usize {
+    let top = math::max(x);
+    x.iter().position(|&v| v == top).unwrap_or(0)
+}

@@ -1,0 +1,230 @@
+//! Every op on a GPU gives the processor's bits. Without a GPU the kernels run in the emulator, which sees neither races
+//! nor the machine's own arithmetic; `shoestring bench check` does the same on a card.
+
+mod common;
+
+use common::{Matrix, emulator, model, params_of, same_bits};
+use std::sync::Arc;
+use tensor::ops::{self, AdamW, AttentionShape, Draw, Expert, KvLayer, Muon, PAGE, RouterShape, Segment};
+use tensor::{Buf, Data, Gpu, Params, Rng, Tape, Tensor, Weight};
+
+#[test]
+fn a_whole_step_has_the_bits_of_the_processor() {
+    let Some(gpu) = emulator::gpu() else { return };
+    for recompute in [false, true] {
+        let want = model::step(recompute, None);
+        let got = model::step(recompute, Some(&gpu));
+        for ((name, got), (_, want)) in got.iter().zip(&want) {
+            same_bits(&format!("{name}, recompute: {recompute}"), got, want);
+        }
+    }
+}
+
+/// The op's outputs and all gradients, on the processor or on a GPU.
+fn through(
+    gpu: Option<&Gpu>,
+    inputs: &[Matrix],
+    weights: &[Matrix],
+    op: &dyn Fn(&Tape, &[Tensor], &[Weight]) -> Vec<Tensor>,
+) -> Vec<Vec<f32>> {
+    let (mut params, w) = params_of(weights);
+    params.move_to(gpu);
+    params.zero_grads();
+    let tape = Tape::recording(&params);
+    let x: Vec<Tensor> = inputs.iter().map(|m| m.leaf(&tape)).collect();
+    let y = op(&tape, &x, &w);
+    let mut rng = Rng::new(99);
+    for y in &y {
+        y.add_grad(Buf::copy_of(&Matrix::random(&mut rng, y.rows(), y.cols(), 1.0).data));
+    }
+    let mut out: Vec<Vec<f32>> = y.iter().map(|y| y.host().to_vec()).collect();
+    tape.backward();
+    out.extend(x.iter().map(|x| x.take_grad().map_or(Vec::new(), |g| g.host().to_vec())));
+    out.push(params.grads().to_vec());
+    out
+}
+
+fn compare(
+    what: &str,
+    gpu: &Gpu,
+    inputs: &[Matrix],
+    weights: &[Matrix],
+    op: &dyn Fn(&Tape, &[Tensor], &[Weight]) -> Vec<Tensor>,
+) {
+    let want = through(None, inputs, weights, op);
+    let got = through(Some(gpu), inputs, weights, op);
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        same_bits(&format!("{what}: {i}"), got, want);
+    }
+}
+
+#[test]
+fn products_and_norms_of_ragged_sizes() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let mut rng = Rng::new(1);
+    for (n, h, o) in [(1, 1, 1), (3, 17, 130), (130, 257, 5), (67, 300, 48), (200, 64, 136)] {
+        let x = [Matrix::random(&mut rng, n, h, 1.0), Matrix::random(&mut rng, n, h, 1.0)];
+        let w = [
+            Matrix::random(&mut rng, o, h, 0.3),
+            Matrix::random(&mut rng, 1, o, 0.3),
+            Matrix::random(&mut rng, 1, h, 1.0),
+        ];
+        compare(&format!("linear and norms {n}x{h}x{o}"), &gpu, &x, &w, &|tape, x, w| {
+            let (s, y) = ops::add_rms_norm(tape, &x[0], &x[1], w[2], 1e-6);
+            let z = ops::linear(tape, &ops::rms_norm(tape, &y, w[2], 1e-6), w[0], Some(w[1]));
+            vec![s, y, z]
+        });
+    }
+}
+
+#[test]
+fn attention_of_heads_of_all_kernels() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let mut rng = Rng::new(2);
+    let cases = [
+        (4, 2, 8, 8, vec![(70, 0), (1, 0), (33, 0)]),
+        (2, 2, 64, 64, vec![(130, 0)]),
+        (3, 1, 80, 80, vec![(65, 0), (50, 65), (64, 65)]),
+        (1, 1, 192, 128, vec![(70, 0)]),
+        (1, 1, 256, 200, vec![(67, 0), (3, 67)]),
+    ];
+    for (heads, kv_heads, qk_dim, v_dim, parts) in cases {
+        let n = parts.iter().map(|p| p.0).sum();
+        let widths = [heads * qk_dim, kv_heads * qk_dim, kv_heads * v_dim];
+        let x = widths.map(|w| Matrix::random(&mut rng, n, w, 1.0));
+        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 1.3 / (qk_dim as f32).sqrt() };
+        let segments: Vec<Segment> =
+            parts.iter().map(|&(rows, past)| Segment { rows, past, pages: Vec::new() }).collect();
+        compare(&format!("attention {shape:?} {parts:?}"), &gpu, &x, &[], &|tape, x, _| {
+            vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments.clone().into(), None)]
+        });
+    }
+}
+
+/// Prompts in chunks, then single tokens, through pages in odd places.
+#[test]
+fn attention_with_a_cache() {
+    let Some(gpu) = emulator::gpu() else { return };
+    for (heads, kv_heads, qk_dim, v_dim) in [(4, 2, 12, 9), (9, 1, 64, 64), (2, 2, 128, 100)] {
+        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 0.3 };
+        let run = |gpu: Option<&Gpu>| -> Vec<f32> {
+            let mut params = Params::new([]);
+            params.move_to(gpu);
+            let mut rng = Rng::new(3);
+            let mut cache = KvLayer::default();
+            cache.grow(gpu, 3, &shape);
+            cache.grow(gpu, 40, &shape);
+            let pages = [vec![5, 2, 7], vec![0, 30]];
+            let mut past = [0, 0];
+            let mut out = Vec::new();
+            for rows in [[70, 1], [3, 60], [1, 1], [1, 5], [1, 1]] {
+                let segments: Vec<Segment> = (0..2)
+                    .map(|s| Segment { rows: rows[s], past: past[s], pages: pages[s].clone() })
+                    .collect();
+                let n = rows[0] + rows[1];
+                let mut draw = |w: usize| Matrix::random(&mut rng, n, w, 1.0).constant();
+                let (q, k, v) = (draw(heads * qk_dim), draw(kv_heads * qk_dim), draw(kv_heads * v_dim));
+                let tape = Tape::inference(&params);
+                let y = ops::attention(&tape, (&q, &k, &v), shape, &segments.into(), Some(&mut cache));
+                out.extend_from_slice(y.host());
+                (0..2).for_each(|s| past[s] += rows[s]);
+            }
+            assert!(past[0] < 3 * PAGE);
+            out
+        };
+        same_bits(&format!("{shape:?}"), &run(Some(&gpu)), &run(None));
+    }
+}
+
+#[test]
+fn routers_and_experts() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let mut rng = Rng::new(4);
+    for (n, h, inner, experts, top_k, groups) in
+        [(1, 5, 3, 1, 1, 1), (90, 36, 20, 8, 3, 1), (150, 24, 33, 16, 2, 4), (70, 40, 16, 33, 4, 1)]
+    {
+        let shape = RouterShape {
+            experts,
+            top_k,
+            groups,
+            top_groups: groups.min(2),
+            normalize: n > 80,
+            scaling: 2.5,
+        };
+        let x = [Matrix::random(&mut rng, n, h, 1.0), Matrix::random(&mut rng, n, h, 1.0)];
+        let mut weights =
+            vec![Matrix::random(&mut rng, experts, h, 0.5), Matrix::random(&mut rng, 1, experts, 0.1)];
+        for _ in 0..experts {
+            weights.push(Matrix::random(&mut rng, 2 * inner, h, 0.5));
+            weights.push(Matrix::random(&mut rng, h, inner, 0.5));
+        }
+        compare(&format!("{shape:?}"), &gpu, &x, &weights, &|tape, x, w| {
+            let bank: Vec<Expert> = w[2..].chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect();
+            let logits = ops::linear(tape, &x[0], w[0], None);
+            let routes = ops::route(tape, &logits, w[1], shape, &[n / 3, n - n / 3], 0.2);
+            let load = routes.load.host().iter().map(|&l| l as f32).collect::<Vec<_>>();
+            let y = ops::experts(tape, &x[0], &routes, Arc::new(bank), Some(&x[1]));
+            vec![y, Tensor::constant(Buf::copy_of(&load), 1, experts)]
+        });
+    }
+}
+
+#[test]
+fn optimizers() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let shapes = [(40, 24), (24, 40), (40, 24), (1, 7), (33, 33), (70, 130)];
+    let run = |gpu: Option<&Gpu>| -> Vec<f32> {
+        let mut rng = Rng::new(5);
+        let (mut params, w) = params_of(&shapes.map(|(r, c)| Matrix::random(&mut rng, r, c, 1.0)));
+        params.move_to(gpu);
+        params.zero_grads();
+        let n = params.len();
+        let (mut m, mut v) = (Data::zeros(gpu, n), Data::zeros(gpu, n));
+        let mut out = Vec::new();
+        for step in 0..3 {
+            let g = Matrix::random(&mut rng, 1, n, 1.0);
+            let (p, grads) = params.data_and_grads_mut();
+            grads.host_mut().copy_from_slice(&g.data);
+            let norm = ops::squared_norm(grads);
+            out.extend([norm as f32, (norm.to_bits() >> 32) as f32]);
+            let (correction1, correction2) = (0.1 * (step + 1) as f32, 0.05 * (step + 1) as f32);
+            let c = AdamW {
+                lr: 0.01,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                correction1,
+                correction2,
+                grad_scale: 0.7,
+            };
+            ops::adamw(p, grads, (&mut m, &mut v), 1..n - 1, c);
+            let rule = Muon { lr: 0.02, decay: 0.1, momentum: 0.95, grad_scale: 0.7 };
+            ops::muon(p, grads, &mut m, &[w[0], w[1], w[2], w[4], w[5]], rule);
+            ops::balance_bias(&mut params, w[3], &[3, 0, 9, 2, 2, 2, 3], 0.001);
+        }
+        out.extend_from_slice(params.data());
+        out.extend_from_slice(m.host());
+        out.extend_from_slice(v.host());
+        out
+    };
+    same_bits("three steps", &run(Some(&gpu)), &run(None));
+}
+
+#[test]
+fn drawn_tokens() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let mut rng = Rng::new(6);
+    for (rows, vocab) in [(5, 1), (40, 37), (30, 4099), (4, 20_000)] {
+        let logits = Matrix::random(&mut rng, rows, vocab, 3.0);
+        let draws: Vec<Draw> =
+            (0..rows).map(|i| Draw { temperature: [0.0, 1.0, 0.7][i % 3], uniform: rng.uniform() }).collect();
+        let run = |gpu: Option<&Gpu>| {
+            let mut params = Params::new([]);
+            params.move_to(gpu);
+            let chosen = ops::sample(&params, &logits.constant(), &draws);
+            chosen.into_iter().map(|(token, logprob)| (token, logprob.to_bits())).collect::<Vec<_>>()
+        };
+        assert_eq!(run(Some(&gpu)), run(None), "{rows} rows of {vocab}");
+    }
+}
