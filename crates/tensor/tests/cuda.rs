@@ -1,5 +1,5 @@
 //! Every op on a GPU gives the processor's bits. Without a GPU the kernels run in the emulator, which sees neither races
-//! nor the machine's own arithmetic; `shoestring bench check` does the same on a card.
+//! nor the machine's own arithmetic; `bench/gpu/check` does the same on a card.
 
 mod common;
 
@@ -62,7 +62,18 @@ fn compare(
 fn products_and_norms_of_ragged_sizes() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut rng = Rng::new(1);
-    for (n, h, o) in [(1, 1, 1), (3, 17, 130), (130, 257, 5), (67, 300, 48), (200, 64, 136)] {
+    let mut sizes = vec![(1, 1, 1), (3, 17, 130), (130, 257, 5), (67, 300, 48), (200, 64, 136)];
+    if emulator::on_a_card() {
+        sizes.extend([
+            (1, 1024, 3072),
+            (8, 1024, 1024),
+            (64, 2048, 512),
+            (1000, 1024, 777),
+            (4096, 256, 1376),
+        ]);
+        sizes.extend([(1025, 513, 1023), (3000, 1376, 256), (2048, 2048, 2048)]);
+    }
+    for (n, h, o) in sizes {
         let x = [Matrix::random(&mut rng, n, h, 1.0), Matrix::random(&mut rng, n, h, 1.0)];
         let w = [
             Matrix::random(&mut rng, o, h, 0.3),
@@ -81,13 +92,22 @@ fn products_and_norms_of_ragged_sizes() {
 fn attention_of_heads_of_all_kernels() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut rng = Rng::new(2);
-    let cases = [
+    let mut cases = vec![
         (4, 2, 8, 8, vec![(70, 0), (1, 0), (33, 0)]),
         (2, 2, 64, 64, vec![(130, 0)]),
         (3, 1, 80, 80, vec![(65, 0), (50, 65), (64, 65)]),
         (1, 1, 192, 128, vec![(70, 0)]),
         (1, 1, 256, 200, vec![(67, 0), (3, 67)]),
     ];
+    if emulator::on_a_card() {
+        cases.extend([
+            (8, 8, 32, 32, vec![(256, 0); 16]),
+            (16, 8, 64, 64, vec![(1000, 0), (513, 0)]),
+            (16, 8, 128, 128, vec![(700, 0), (90, 700), (64, 700), (1, 0), (2047, 0)]),
+            (4, 4, 192, 128, vec![(600, 0), (300, 0)]),
+            (4, 1, 96, 80, vec![(333, 0)]),
+        ]);
+    }
     for (heads, kv_heads, qk_dim, v_dim, parts) in cases {
         let n = parts.iter().map(|p| p.0).sum();
         let widths = [heads * qk_dim, kv_heads * qk_dim, kv_heads * v_dim];
@@ -140,9 +160,12 @@ fn attention_with_a_cache() {
 fn routers_and_experts() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut rng = Rng::new(4);
-    for (n, h, inner, experts, top_k, groups) in
-        [(1, 5, 3, 1, 1, 1), (90, 36, 20, 8, 3, 1), (150, 24, 33, 16, 2, 4), (70, 40, 16, 33, 4, 1)]
-    {
+    let mut cases =
+        vec![(1, 5, 3, 1, 1, 1), (90, 36, 20, 8, 3, 1), (150, 24, 33, 16, 2, 4), (70, 40, 16, 33, 4, 1)];
+    if emulator::on_a_card() {
+        cases.extend([(4096, 256, 172, 16, 3, 1), (777, 512, 130, 64, 6, 8), (64, 256, 172, 256, 8, 8)]);
+    }
+    for (n, h, inner, experts, top_k, groups) in cases {
         let shape = RouterShape {
             experts,
             top_k,
@@ -172,10 +195,14 @@ fn routers_and_experts() {
 #[test]
 fn optimizers() {
     let Some(gpu) = emulator::gpu() else { return };
-    let shapes = [(40, 24), (24, 40), (40, 24), (1, 7), (33, 33), (70, 130)];
+    let mut shapes = vec![(40, 24), (24, 40), (40, 24), (1, 7), (33, 33), (70, 130)];
+    if emulator::on_a_card() {
+        shapes[4..].copy_from_slice(&[(512, 300), (1024, 1376)]);
+    }
     let run = |gpu: Option<&Gpu>| -> Vec<f32> {
         let mut rng = Rng::new(5);
-        let (mut params, w) = params_of(&shapes.map(|(r, c)| Matrix::random(&mut rng, r, c, 1.0)));
+        let (mut params, w) =
+            params_of(&shapes.iter().map(|&(r, c)| Matrix::random(&mut rng, r, c, 1.0)).collect::<Vec<_>>());
         params.move_to(gpu);
         params.zero_grads();
         let n = params.len();
@@ -215,7 +242,11 @@ fn optimizers() {
 fn drawn_tokens() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut rng = Rng::new(6);
-    for (rows, vocab) in [(5, 1), (40, 37), (30, 4099), (4, 20_000)] {
+    let mut sizes = vec![(5, 1), (40, 37), (30, 4099), (4, 20_000)];
+    if emulator::on_a_card() {
+        sizes.extend([(512, 4096), (64, 151_936)]);
+    }
+    for (rows, vocab) in sizes {
         let logits = Matrix::random(&mut rng, rows, vocab, 3.0);
         let draws: Vec<Draw> =
             (0..rows).map(|i| Draw { temperature: [0.0, 1.0, 0.7][i % 3], uniform: rng.uniform() }).collect();

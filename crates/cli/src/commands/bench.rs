@@ -11,7 +11,7 @@ use model::{Model, ModelConfig};
 use serde_json::{Value, json};
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
 use tensor::operations::{self, Counts};
-use tensor::{Buf, Rng};
+use tensor::{Buf, Gpu, Params, Rng, Tape, Tensor, ops};
 use train::objective::{Clip, ObjectiveKind, kl::KlKind, objective};
 use train::optim::Optimizer;
 use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
@@ -106,12 +106,15 @@ pub struct ModelArgs {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Gemm { json } => {
+            let larger: &[_] = if tensor::device().is_some() { &LARGE_SHAPES } else { &[] };
             let shapes: Vec<Value> = SHAPES
                 .iter()
+                .chain(larger)
                 .map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(m, k, n, 0.4)}))
                 .collect();
-            let out = json!({"threads": tensor::threads::threads(), "instruction_set": format!("{:?}", tensor::cpu::simd::isa()), "shapes": shapes});
-            Output::new(*json).table("matrix product, f32", &out, "shapes")
+            let out =
+                json!({"device": device_name(), "threads": tensor::threads::threads(), "shapes": shapes});
+            Output::new(*json).table(&format!("matrix product, f32, {}", device_name()), &out, "shapes")
         }
         Bench::Train { model, batch, seq, steps } => bench_train(model, *batch, *seq, *steps),
         Bench::Generate { model, prompts, prompt_len, max_new } => {
@@ -135,8 +138,40 @@ const SHAPES: [(usize, usize, usize); 8] = [
     (1, 1024, 4096),
 ];
 
+/// What a GPU takes to be busy.
+const LARGE_SHAPES: [(usize, usize, usize); 3] = [(4096, 1024, 4096), (8192, 1024, 3072), (8192, 8192, 8192)];
+
+/// The GPU, or the processor's instruction set.
+fn device_name() -> String {
+    tensor::device().map_or_else(|| format!("{:?}", tensor::cpu::simd::isa()), |gpu| gpu.info().name.clone())
+}
+
+/// Products on the GPU, many in a row, as the best round within about `seconds` did them.
+fn gflops_on(gpu: &Gpu, m: usize, k: usize, n: usize, seconds: f64) -> f64 {
+    let mut rng = Rng::new(1);
+    let mut params = Params::new([("w".to_owned(), vec![n, k], true)]);
+    params.data_mut().iter_mut().for_each(|x| *x = rng.uniform() - 0.5);
+    params.move_to(Some(gpu));
+    let mut x = Buf::new(m * k);
+    x.iter_mut().for_each(|x| *x = rng.uniform() - 0.5);
+    let (tape, x, w) = (Tape::inference(&params), Tensor::constant(x, m, k), params.weight("w"));
+    let (start, mut best) = (Instant::now(), f64::MAX);
+    let rounds = (5e10 / (m * k * n) as f64).clamp(1.0, 100.0) as usize;
+    while best == f64::MAX || start.elapsed().as_secs_f64() < seconds {
+        gpu.synchronize();
+        let t = Instant::now();
+        (0..rounds).for_each(|_| drop(ops::linear(&tape, &x, w, None)));
+        gpu.synchronize();
+        best = best.min(t.elapsed().as_secs_f64() / rounds as f64);
+    }
+    2e-9 * (m * k * n) as f64 / best
+}
+
 /// The best of repeated products within about `seconds`, with packed weights.
 fn gflops(m: usize, k: usize, n: usize, seconds: f64) -> f64 {
+    if let Some(gpu) = tensor::device() {
+        return gflops_on(gpu, m, k, n, seconds);
+    }
     let mut rng = Rng::new(1);
     let mut fill = |len: usize| {
         let mut b = Buf::new(len);
@@ -159,6 +194,9 @@ fn gflops(m: usize, k: usize, n: usize, seconds: f64) -> f64 {
 
 /// The machine's ceiling in operations per second: the best of two large shapes.
 pub fn ceiling() -> f64 {
+    if tensor::device().is_some() {
+        return 1e9 * gflops(4096, 4096, 4096, 0.2);
+    }
     1e9 * gflops(1024, 512, 1024, 0.3).max(gflops(4096, 256, 1024, 0.3))
 }
 
@@ -200,6 +238,7 @@ fn report(
     let rate = counts.total() as f64 / seconds;
     let mut out = json!({
         "config": config.display().to_string(),
+        "device": device_name(),
         "threads": tensor::threads::threads(),
         "tokens_per_second": tokens / seconds,
         "seconds_per_step": seconds / steps as f64,
