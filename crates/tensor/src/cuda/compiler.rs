@@ -119,6 +119,8 @@ fn options(arch: &str) -> Vec<String> {
         format!("--gpu-architecture={arch}"),
         "--std=c++17".into(),
         "--fmad=false".into(),
+        // Lambdas of kernels are device code; without this, versions before 13.1 take them for the host's.
+        "--device-as-default-execution-space".into(),
         "--ptxas-options=-v".into(),
     ]
 }
