@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tensor::{Gpu, GpuError};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use tensor::{Gpu, GpuError, Math};
 
 use crate::output::tell;
 
@@ -23,7 +25,7 @@ pub enum Device {
 
 impl FromStr for Device {
     type Err = String;
-    fn from_str(text: &str) -> Result<Device, String> {
+    fn from_str(text: &str) -> std::result::Result<Device, String> {
         let wrong = || format!("{text:?} is no device: name cpu, cuda, cuda:N or auto");
         match text.split_once(':') {
             None if text == "auto" => Ok(Device::Auto),
@@ -39,12 +41,13 @@ impl FromStr for Device {
 impl Device {
     /// Makes it the device of this process. Where one was to be found, a line says which; a machine without NVIDIA's
     /// driver says nothing, since nobody expects a GPU there.
-    pub fn set(&self) -> Result<(), GpuError> {
+    pub fn set(&self, math: Option<Math>) -> Result<()> {
+        let announce = || tell("compiling the GPU's kernels, once for this version and card ...");
         let gpu = match self {
             Device::Cpu => None,
-            Device::Cuda(n) => Some(Gpu::open(*n)?),
+            Device::Cuda(n) => Some(Gpu::open(*n, announce)?),
             Device::Emulated(library) => Some(Gpu::emulated(library)?),
-            Device::Auto => match Gpu::open(0) {
+            Device::Auto => match Gpu::open(0, announce) {
                 Ok(gpu) => Some(gpu),
                 Err(GpuError::NoDriver) => None,
                 Err(e) => {
@@ -53,13 +56,34 @@ impl Device {
                 }
             },
         };
+        if gpu.is_none() && math == Some(Math::Fast) {
+            bail!("--math fast needs a GPU: the processor calculates exactly");
+        }
         if let Some(gpu) = gpu {
             if *self == Device::Auto {
                 tell(&format!("running on {} (--device cpu for the processor)", gpu.info().name));
             }
-            tensor::set_device(gpu);
+            tensor::set_device(gpu, math);
         }
         Ok(())
+    }
+}
+
+/// What `--math` names.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum MathArg {
+    /// f32 in the processor's order: the same bits on every device
+    Exact,
+    /// bf16 factors and f32 sums on a GPU's tensor cores
+    Fast,
+}
+
+impl From<MathArg> for Math {
+    fn from(arg: MathArg) -> Math {
+        match arg {
+            MathArg::Exact => Math::Exact,
+            MathArg::Fast => Math::Fast,
+        }
     }
 }
 

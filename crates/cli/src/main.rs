@@ -22,10 +22,12 @@ struct Cli {
     /// Threads to use (default: all cores).
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where to compute: cpu, cuda, cuda:N (the GPU of that number) or auto (a GPU if one can be used). The results are
-    /// the same, to the bit.
+    /// Where to compute: cpu, cuda, cuda:N (the GPU of that number) or auto (a GPU if one can be used).
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     device: device::Device,
+    /// How a GPU computes (default: exact below 100 M parameters, fast from there on).
+    #[arg(long, global = true, value_name = "MATH")]
+    math: Option<device::MathArg>,
 }
 
 #[derive(Subcommand)]
@@ -86,7 +88,7 @@ fn guarded(f: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn perform(cli: Cli) -> Result<()> {
     if !matches!(cli.command, Command::Inspect(_) | Command::Devices(_)) {
-        cli.device.set()?;
+        cli.device.set(cli.math.map(Into::into))?;
     }
     match cli.command {
         Command::Launch(a) => commands::run::launch(&a),

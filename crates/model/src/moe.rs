@@ -78,7 +78,7 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => (mlp.forward(tape, x), None),
             FeedForward::Moe { router, bias, shape, bank, shared } => {
-                let logits = ops::linear(tape, x, *router, None);
+                let logits = ops::exact_linear(tape, x, *router);
                 let routes = ops::route(tape, &logits, *bias, *shape, lens, alpha);
                 let base = shared.as_ref().map(|s| s.forward(tape, x));
                 let y = ops::experts(tape, x, &routes, bank.clone(), base.as_ref());

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment, Segments};
-use tensor::{Gpu, Ints, Params, Rng, Tape, Tensor, Weight};
+use tensor::{Ints, Params, Rng, Tape, Tensor, Weight};
 
 use crate::config::{ModelConfig, TensorKind, tensor_specs};
 use crate::files::{self, FileError, WeightType};
@@ -97,7 +97,7 @@ impl Model {
                 }
             }
         }
-        model.move_to(tensor::device());
+        model.place();
         model
     }
 
@@ -147,7 +147,7 @@ impl Model {
                 return Err(FileError::NotFinite { name: spec.name, index, value: to[index] });
             }
         }
-        model.move_to(tensor::device());
+        model.place();
         Ok(model)
     }
 
@@ -173,9 +173,10 @@ impl Model {
     pub fn params_mut(&mut self) -> &mut Params {
         &mut self.params
     }
-    /// Moves the model, and all work on it, to a GPU or back to the processor.
-    pub fn move_to(&mut self, gpu: Option<&Gpu>) {
-        self.params.move_to(gpu);
+    /// Moves the model, and all work on it, to the device of this process.
+    fn place(&mut self) {
+        let gpu = tensor::device(self.params.len());
+        self.params.move_to(gpu.as_ref());
     }
     /// The output head, `[vocab, H]`.
     pub fn head(&self) -> Weight {

@@ -18,7 +18,7 @@ pub mod tape;
 pub mod threads;
 
 pub use buffer::Buf;
-pub use cuda::{Gpu, GpuError, device, set_device};
+pub use cuda::{Gpu, GpuError, Math, device, set_device};
 pub use memory::{Data, Ints};
 pub use params::{Params, Weight};
 pub use rng::Rng;

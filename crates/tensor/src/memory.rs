@@ -1,7 +1,7 @@
 //! Values that know their place: in the host's memory, on a GPU, or in both.
 
 use crate::buffer::Buf;
-use crate::cuda::{Gpu, Slab};
+use crate::cuda::{Gpu, Math, Operand, Slab};
 use std::sync::{Arc, OnceLock};
 
 /// A slice of f32 in the host's memory, on a GPU, or, while nobody writes, in both: each place is filled from the other
@@ -10,6 +10,8 @@ pub struct Data {
     len: usize,
     host: OnceLock<Buf>,
     device: OnceLock<Slab>,
+    /// The values on the GPU rounded to bf16, for the fast mode's products.
+    rounded: OnceLock<Slab>,
     /// The GPU that the values belong to, if any.
     gpu: Option<Gpu>,
 }
@@ -22,6 +24,7 @@ impl Data {
                 len,
                 host: OnceLock::new(),
                 device: OnceLock::from(gpu.alloc(len)),
+                rounded: OnceLock::new(),
                 gpu: Some(gpu.clone()),
             },
             None => Buf::new(len).into(),
@@ -50,6 +53,7 @@ impl Data {
         match &self.gpu {
             Some(gpu) => {
                 self.host.take();
+                self.rounded.take();
                 let slab = self.device.take().unwrap_or_else(|| gpu.alloc(self.len));
                 gpu.clear(&slab);
                 self.device = OnceLock::from(slab);
@@ -70,6 +74,7 @@ impl Data {
     pub fn host_mut(&mut self) -> &mut [f32] {
         self.host();
         self.device.take();
+        self.rounded.take();
         self.host.get_mut().expect("filled above")
     }
     /// The values on the GPU.
@@ -80,12 +85,19 @@ impl Data {
     pub(crate) fn on_mut(&mut self, gpu: &Gpu) -> &Slab {
         self.on(gpu);
         self.host.take();
+        self.rounded.take();
         self.on(gpu)
+    }
+    /// The values on the GPU as a factor of products.
+    pub(crate) fn operand(&self, gpu: &Gpu) -> Operand<'_> {
+        match gpu.math() {
+            Math::Exact => Operand::Exact(self.on(gpu)),
+            Math::Fast => Operand::Rounded(self.rounded.get_or_init(|| self.on(gpu).rounded(self.len))),
+        }
     }
     /// Makes `gpu`, or the host's memory, the place of the values.
     pub fn move_to(&mut self, gpu: Option<&Gpu>) {
-        self.host();
-        self.device.take();
+        self.host_mut();
         self.gpu = gpu.cloned();
         if let Some(gpu) = gpu {
             self.on_mut(gpu);
@@ -106,7 +118,13 @@ impl Data {
 
 impl From<Buf> for Data {
     fn from(buf: Buf) -> Data {
-        Data { len: buf.len(), host: OnceLock::from(buf), device: OnceLock::new(), gpu: None }
+        Data {
+            len: buf.len(),
+            host: OnceLock::from(buf),
+            device: OnceLock::new(),
+            rounded: OnceLock::new(),
+            gpu: None,
+        }
     }
 }
 

@@ -159,6 +159,10 @@ impl Params {
     pub(crate) fn on(&self, gpu: &Gpu, w: Weight) -> Ptr {
         self.data.on(gpu).at(w.offset)
     }
+    /// Where a weight lies on the GPU as a factor of products.
+    pub(crate) fn factor_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
+        self.data.operand(gpu).at(w.offset)
+    }
     /// Where a weight's gradient lies on the GPU, to be added to there.
     pub(crate) fn grad_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
         self.grads.lock().expect(UNPOISONED).on_mut(gpu).at(w.offset)

@@ -106,7 +106,7 @@ pub struct ModelArgs {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Gemm { json } => {
-            let larger: &[_] = if tensor::device().is_some() { &LARGE_SHAPES } else { &[] };
+            let larger: &[_] = if tensor::device(0).is_some() { &LARGE_SHAPES } else { &[] };
             let shapes: Vec<Value> = SHAPES
                 .iter()
                 .chain(larger)
@@ -143,7 +143,7 @@ const LARGE_SHAPES: [(usize, usize, usize); 3] = [(4096, 1024, 4096), (8192, 102
 
 /// The GPU, or the processor's instruction set.
 fn device_name() -> String {
-    tensor::device().map_or_else(|| format!("{:?}", tensor::cpu::simd::isa()), |gpu| gpu.info().name.clone())
+    tensor::device(0).map_or_else(|| format!("{:?}", tensor::cpu::simd::isa()), |gpu| gpu.info().name.clone())
 }
 
 /// Products on the GPU, many in a row, as the best round within about `seconds` did them.
@@ -169,8 +169,8 @@ fn gflops_on(gpu: &Gpu, m: usize, k: usize, n: usize, seconds: f64) -> f64 {
 
 /// The best of repeated products within about `seconds`, with packed weights.
 fn gflops(m: usize, k: usize, n: usize, seconds: f64) -> f64 {
-    if let Some(gpu) = tensor::device() {
-        return gflops_on(gpu, m, k, n, seconds);
+    if let Some(gpu) = tensor::device(0) {
+        return gflops_on(&gpu, m, k, n, seconds);
     }
     let mut rng = Rng::new(1);
     let mut fill = |len: usize| {
@@ -194,7 +194,7 @@ fn gflops(m: usize, k: usize, n: usize, seconds: f64) -> f64 {
 
 /// The machine's ceiling in operations per second: the best of two large shapes.
 pub fn ceiling() -> f64 {
-    if tensor::device().is_some() {
+    if tensor::device(0).is_some() {
         return 1e9 * gflops(4096, 4096, 4096, 0.2);
     }
     1e9 * gflops(1024, 512, 1024, 0.3).max(gflops(4096, 256, 1024, 0.3))

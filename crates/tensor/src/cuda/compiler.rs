@@ -6,6 +6,7 @@ use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 type Program = *mut std::ffi::c_void;
 type Status = c_int;
@@ -125,16 +126,50 @@ fn options(arch: &str) -> Vec<String> {
     ]
 }
 
-/// Machine code of a file, from the cache or compiled and put there. A cache that cannot be written is done without.
-pub(super) fn cubin(file: usize, arch: &str) -> Result<Vec<u8>, GpuError> {
+/// Machine code of every file, from the cache or compiled, several at once, and put there. `announce` is called before
+/// anything has to be compiled: it takes a while.
+pub(super) fn cubins(arch: &str, announce: impl FnOnce()) -> Result<Vec<Vec<u8>>, GpuError> {
     let compiler = Compiler::get()?;
-    let key = fnv(&format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file)));
-    let place = cache().map(|dir| dir.join(format!("{}-{arch}-{key:016x}.cubin", sources::FILES[file].0)));
-    if let Some(kept) = place.as_ref().and_then(|p| std::fs::read(p).ok()).filter(|k| !k.is_empty()) {
-        return Ok(kept);
+    let mut found: Vec<Option<Vec<u8>>> =
+        (0..sources::FILES.len()).map(|f| cached(compiler, f, arch)).collect();
+    let missing: Vec<usize> = (0..found.len()).filter(|&f| found[f].is_none()).collect();
+    if missing.is_empty() {
+        return Ok(found.into_iter().flatten().collect());
     }
+    announce();
+    let next = AtomicUsize::new(0);
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(missing.len());
+    let work = || {
+        let mut made = Vec::new();
+        while let Some(&file) = missing.get(next.fetch_add(1, Relaxed)) {
+            made.push((file, compile_and_keep(compiler, file, arch)?));
+        }
+        Ok(made)
+    };
+    let made: Vec<Result<Vec<(usize, Vec<u8>)>, GpuError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|t| t.join().expect("the compiler does not panic")).collect()
+    });
+    for made in made {
+        made?.into_iter().for_each(|(file, cubin)| found[file] = Some(cubin));
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Where a file's machine code is kept.
+fn place(compiler: &Compiler, file: usize, arch: &str) -> Option<PathBuf> {
+    let key = fnv(&format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file)));
+    Some(cache()?.join(format!("{}-{arch}-{key:016x}.cubin", sources::FILES[file].0)))
+}
+
+fn cached(compiler: &Compiler, file: usize, arch: &str) -> Option<Vec<u8>> {
+    std::fs::read(place(compiler, file, arch)?).ok().filter(|kept| !kept.is_empty())
+}
+
+/// Compiles a file and puts the result into the cache. A cache that cannot be written is done without.
+fn compile_and_keep(compiler: &Compiler, file: usize, arch: &str) -> Result<Vec<u8>, GpuError> {
     let cubin = compiler.compile(file, arch)?.cubin;
-    if let Some(place) = place {
+    if let Some(place) = place(compiler, file, arch) {
         let temporary = place.with_extension(format!("tmp{}", std::process::id()));
         let _ = std::fs::create_dir_all(place.parent().expect("a file in the cache folder"))
             .and_then(|()| std::fs::write(&temporary, &cubin))

@@ -43,7 +43,8 @@ pub(super) trait Driver: Send + Sync {
 /// One GPU behind NVIDIA's driver.
 pub(super) struct Cuda {
     info: DeviceInfo,
-    arch: String,
+    /// Machine code of all kernels, by file.
+    cubins: Vec<Vec<u8>>,
     context: sys::CUcontext,
     stream: sys::CUstream,
     /// Shared memory that a block may ask for.
@@ -115,7 +116,7 @@ fn info(ordinal: i32) -> Result<DeviceInfo, GpuError> {
 
 impl Cuda {
     /// Opens the GPU of a number.
-    pub(super) fn open(ordinal: usize) -> Result<Cuda, GpuError> {
+    pub(super) fn open(ordinal: usize, announce: impl FnOnce()) -> Result<Cuda, GpuError> {
         let present = devices()?;
         if present.is_empty() {
             return Err(GpuError::NoDevice("it lists none".into()));
@@ -128,7 +129,7 @@ impl Cuda {
         if major < 8 {
             return Err(GpuError::TooOld { name: info.name, major, minor });
         }
-        compiler::Compiler::get()?;
+        let cubins = compiler::cubins(&format!("sm_{major}{minor}"), announce)?;
         let device = result::device::get(ordinal as i32).map_err(failed("cuDeviceGet"))?;
         // SAFETY: a device that the driver has named; the context is kept for the life of the process.
         unsafe {
@@ -143,7 +144,7 @@ impl Cuda {
             .map_err(failed("cuDeviceGetAttribute"))?;
             Ok(Cuda {
                 info,
-                arch: format!("sm_{major}{minor}"),
+                cubins,
                 context,
                 stream,
                 shared,
@@ -173,9 +174,8 @@ impl Cuda {
         let module = match modules.get(&file) {
             Some(module) => *module,
             None => {
-                let cubin = compiler::cubin(file, &self.arch)?;
                 // SAFETY: machine code made for this very architecture, which the driver copies.
-                let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) }
+                let module = unsafe { result::module::load_data(self.cubins[file].as_ptr().cast()) }
                     .map_err(failed("cuModuleLoadData"))?;
                 modules.insert(file, Module(module));
                 Module(module)

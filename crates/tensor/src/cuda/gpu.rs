@@ -28,9 +28,23 @@ pub struct DeviceInfo {
     pub driver: (i32, i32),
 }
 
-/// A GPU with its queue of work and its pool of memory; a handle, cheap to clone.
+/// How a GPU calculates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Math {
+    /// f32 throughout, in the processor's order: its bits.
+    #[default]
+    Exact,
+    /// Factors of products rounded to bf16, sums in f32, on tensor cores. Not the processor's bits, but a token's result
+    /// depends on its context and the weights alone, as everywhere.
+    Fast,
+}
+
+/// A GPU with its queue of work and its pool of memory, and how it is to calculate; a handle, cheap to clone.
 #[derive(Clone)]
-pub struct Gpu(Arc<Inner>);
+pub struct Gpu {
+    inner: Arc<Inner>,
+    math: Math,
+}
 
 struct Inner {
     driver: Box<dyn Driver>,
@@ -60,6 +74,11 @@ impl Ptr {
 }
 
 impl Slab {
+    /// The place of value `offset` (of two bytes each).
+    pub(crate) fn half(&self, offset: usize) -> Ptr {
+        debug_assert!(2 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
+        Ptr(self.ptr + 2 * offset as u64)
+    }
     /// The place of value `offset` (of four bytes each).
     pub(crate) fn at(&self, offset: usize) -> Ptr {
         debug_assert!(4 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
@@ -71,9 +90,45 @@ impl Slab {
     }
 }
 
+/// A factor of products as a GPU's mode reads it: f32, or rounded to bf16.
+pub(crate) enum Operand<'a> {
+    Exact(&'a Slab),
+    Rounded(&'a Slab),
+    /// Rounded for the occasion.
+    Made(Slab),
+}
+
+impl Operand<'_> {
+    /// The place of value `offset`.
+    pub(crate) fn at(&self, offset: usize) -> Ptr {
+        match self {
+            Operand::Exact(slab) => slab.at(offset),
+            Operand::Rounded(slab) => slab.half(offset),
+            Operand::Made(slab) => slab.half(offset),
+        }
+    }
+}
+
+impl Slab {
+    /// `len` values of this slab as a factor.
+    pub(crate) fn operand(&self, len: usize) -> Operand<'_> {
+        match self.gpu.math {
+            Math::Exact => Operand::Exact(self),
+            Math::Fast => Operand::Made(self.rounded(len)),
+        }
+    }
+    /// A copy of `len` values, rounded to bf16.
+    pub(crate) fn rounded(&self, len: usize) -> Slab {
+        let to = self.gpu.alloc(len.div_ceil(2));
+        let grid = [len.div_ceil(2048).clamp(1, 1 << 16), 1, 1];
+        self.gpu.launch("fast_gemm_round", grid, 256, args![self, &to, len as i64]);
+        to
+    }
+}
+
 impl Drop for Slab {
     fn drop(&mut self) {
-        self.gpu.0.free.lock().expect(UNPOISONED).entry(self.class).or_default().push(self.ptr);
+        self.gpu.inner.free.lock().expect(UNPOISONED).entry(self.class).or_default().push(self.ptr);
     }
 }
 
@@ -160,9 +215,20 @@ fn size_class(bytes: usize) -> usize {
 }
 
 impl Gpu {
-    /// The GPU of a number, ready for use.
-    pub fn open(ordinal: usize) -> Result<Gpu, GpuError> {
-        Ok(Gpu::with(Box::new(Cuda::open(ordinal)?)))
+    /// The GPU of a number, ready for use in exact mode. `announce` is called if the kernels have to be compiled first,
+    /// which takes some seconds once.
+    pub fn open(ordinal: usize, announce: impl FnOnce()) -> Result<Gpu, GpuError> {
+        Ok(Gpu::with(Box::new(Cuda::open(ordinal, announce)?)))
+    }
+
+    /// The same GPU, calculating in another way.
+    pub fn with_math(&self, math: Math) -> Gpu {
+        Gpu { inner: self.inner.clone(), math }
+    }
+
+    /// How it calculates.
+    pub fn math(&self) -> Math {
+        self.math
     }
 
     /// The GPUs that are there.
@@ -208,20 +274,21 @@ impl Gpu {
 
     fn with(driver: Box<dyn Driver>) -> Gpu {
         let signatures = sources::FILES.iter().flat_map(|(_, text)| signatures(text)).collect();
-        Gpu(Arc::new(Inner { driver, free: Mutex::default(), held: AtomicUsize::new(0), signatures }))
+        let inner = Inner { driver, free: Mutex::default(), held: AtomicUsize::new(0), signatures };
+        Gpu { inner: Arc::new(inner), math: Math::Exact }
     }
 
     /// What it is.
     pub fn info(&self) -> &DeviceInfo {
-        self.0.driver.info()
+        self.inner.driver.info()
     }
     /// Bytes that this process holds there.
     pub fn held(&self) -> usize {
-        self.0.held.load(Relaxed)
+        self.inner.held.load(Relaxed)
     }
     /// Waits for all work.
     pub fn synchronize(&self) {
-        self.0.driver.synchronize().unwrap_or_else(|e| give_up(e));
+        self.inner.driver.synchronize().unwrap_or_else(|e| give_up(e));
     }
 
     /// Memory for `len` values of four bytes.
@@ -229,7 +296,7 @@ impl Gpu {
         let bytes = 4 * len;
         let class = size_class(bytes);
         let reused = {
-            let mut free = self.0.free.lock().expect(UNPOISONED);
+            let mut free = self.inner.free.lock().expect(UNPOISONED);
             let fits = free.range_mut(class..=2 * class).find(|(_, list)| !list.is_empty());
             fits.map(|(class, list)| (*class, list.pop().expect("not empty")))
         };
@@ -239,7 +306,7 @@ impl Gpu {
 
     /// Memory from the driver; where it has none left, what lies idle in the pool is given back first.
     fn fresh(&self, bytes: usize) -> u64 {
-        let inner = &self.0;
+        let inner = &self.inner;
         let ptr = inner.driver.alloc(bytes).or_else(|_| {
             inner.driver.synchronize()?;
             let idle = std::mem::take(&mut *inner.free.lock().expect(UNPOISONED));
@@ -267,7 +334,7 @@ impl Gpu {
     }
     fn upload_bytes(&self, len: usize, bytes: &[u8]) -> Slab {
         let slab = self.alloc(len);
-        self.0.driver.upload(bytes, slab.ptr).unwrap_or_else(|e| give_up(e));
+        self.inner.driver.upload(bytes, slab.ptr).unwrap_or_else(|e| give_up(e));
         slab
     }
     /// The slab's first values; waits for all earlier work.
@@ -275,18 +342,18 @@ impl Gpu {
         assert!(size_of_val(to) <= slab.bytes, "{} bytes from a slab of {}", size_of_val(to), slab.bytes);
         // SAFETY: any bytes are a valid value of a plain type; the length is the slice's own.
         let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), size_of_val(to)) };
-        self.0.driver.download(slab.ptr, bytes).unwrap_or_else(|e| give_up(e));
+        self.inner.driver.download(slab.ptr, bytes).unwrap_or_else(|e| give_up(e));
     }
     /// Copies `len` values of four bytes.
     pub(crate) fn copy(&self, from: Ptr, to: Ptr, len: usize) {
         if len > 0 {
-            self.0.driver.copy(from.0, to.0, 4 * len).unwrap_or_else(|e| give_up(e));
+            self.inner.driver.copy(from.0, to.0, 4 * len).unwrap_or_else(|e| give_up(e));
         }
     }
     /// Sets a slab to zeros.
     pub(crate) fn clear(&self, slab: &Slab) {
         if slab.bytes > 0 {
-            self.0.driver.clear(slab.ptr, slab.bytes).unwrap_or_else(|e| give_up(e));
+            self.inner.driver.clear(slab.ptr, slab.bytes).unwrap_or_else(|e| give_up(e));
         }
     }
 
@@ -304,7 +371,8 @@ impl Gpu {
         shared: usize,
         args: &[Arg],
     ) {
-        let wanted = self.0.signatures.get(kernel).unwrap_or_else(|| panic!("no kernel is named {kernel}"));
+        let wanted =
+            self.inner.signatures.get(kernel).unwrap_or_else(|| panic!("no kernel is named {kernel}"));
         let given = args.iter().map(|a| a.kind);
         assert!(args.len() <= MAX_ARGS, "{kernel}: {} arguments", args.len());
         assert!(
@@ -316,7 +384,7 @@ impl Gpu {
             return;
         }
         let grid = grid.map(|n| u32::try_from(n).expect("grids fit 32 bits"));
-        let started = self.0.driver.launch(kernel, grid, threads as u32, shared as u32, args);
+        let started = self.inner.driver.launch(kernel, grid, threads as u32, shared as u32, args);
         started.unwrap_or_else(|e| give_up(e));
     }
 }

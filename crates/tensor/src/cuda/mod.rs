@@ -15,20 +15,27 @@ mod gpu;
 mod sources;
 
 pub use error::GpuError;
-static DEVICE: OnceLock<Gpu> = OnceLock::new();
+/// Parameters from which on a GPU calculates fast unless it is told otherwise: where exact products would take long.
+pub const FAST_PARAMETERS: usize = 100_000_000;
 
-/// Sets the device of models that this process makes from now on. Only the first call has an effect.
-pub fn set_device(gpu: Gpu) {
-    let _ = DEVICE.set(gpu);
+/// The GPU that new models are placed on, if any, and how it is to calculate, if that was said.
+static DEVICE: OnceLock<(Gpu, Option<Math>)> = OnceLock::new();
+
+/// Sets the device of models that this process makes from now on; without `math`, a model's size decides. Only the first
+/// call has an effect.
+pub fn set_device(gpu: Gpu, math: Option<Math>) {
+    let _ = DEVICE.set((gpu, math));
 }
 
-/// The GPU that new models are placed on, if any.
-pub fn device() -> Option<&'static Gpu> {
-    DEVICE.get()
+/// The GPU that a new model of so many parameters is placed on, if any.
+pub fn device(parameters: usize) -> Option<Gpu> {
+    let (gpu, math) = DEVICE.get()?;
+    let by_size = if parameters < FAST_PARAMETERS { Math::Exact } else { Math::Fast };
+    Some(gpu.with_math(math.unwrap_or(by_size)))
 }
 
-pub(crate) use gpu::{Arg, Ptr, Slab, args};
-pub use gpu::{DeviceInfo, Gpu};
+pub(crate) use gpu::{Arg, Operand, Ptr, Slab, args};
+pub use gpu::{DeviceInfo, Gpu, Math};
 
 /// Threads of a block that walks one row.
 pub(crate) const ROW_THREADS: usize = 128;

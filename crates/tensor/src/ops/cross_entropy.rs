@@ -81,16 +81,18 @@ pub fn logits(params: &Params, hidden: &Tensor, head: Weight) -> Tensor {
     add_product(Part::Head, rows, head.cols, vocab);
     let mut out = Data::new(params.gpu(), rows * vocab);
     match params.gpu() {
-        Some(gpu) => product_cuda(gpu, params, hidden.data.on(gpu).at(0), rows, head, out.on_mut(gpu).at(0)),
+        Some(gpu) => {
+            product_cuda(gpu, params, hidden.data.operand(gpu).at(0), rows, head, out.on_mut(gpu).at(0))
+        }
         None => product(params, hidden.host(), rows, head, out.host_mut()),
     }
     Tensor::constant(out, rows, vocab)
 }
 
-/// Rows of one chunk: a few MiB of logits, which fit the processor's cache; on a GPU, at most 256 MiB.
+/// Rows of one chunk: a few MiB of logits, which fit the processor's cache; on a GPU, at most 1 GiB.
 fn chunk_rows(gpu: Option<&Gpu>, vocab: usize) -> usize {
     match gpu {
-        Some(_) => ((1 << 26) / vocab).clamp(32, 1 << 14),
+        Some(gpu) => (gpu.info().memory.min(1 << 35) / (vocab << 7)).clamp(32, 1 << 14),
         None => ((1 << 20) / vocab).clamp(32, 2048),
     }
 }
@@ -184,7 +186,7 @@ fn walk_cuda(
 ) -> (TokenStats, Option<Data>) {
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     let chunk = chunk_rows(Some(gpu), vocab);
-    let x = x.data.on(gpu);
+    let x = x.data.operand(gpu);
     let (targets, w) = (gpu.upload_ints(targets), weights.map(|w| gpu.upload(w)));
     let (logits, stats) = (gpu.alloc(chunk.min(n) * vocab), gpu.alloc(2 * n));
     let mut dx = weights.map(|_| Data::new(Some(gpu), n * h));
@@ -223,7 +225,8 @@ fn head_backward_cuda(
     dx: Ptr,
 ) {
     let (h, vocab) = (head.cols, head.rows);
-    let places = Matrices { a: dlogits.at(0), b: params.on(gpu, head), c: dx };
+    let dlogits = dlogits.operand(rows * vocab);
+    let places = Matrices { a: dlogits.at(0), b: params.factor_on(gpu, head), c: dx };
     cuda_gemm::product(gpu, Layout::Nn, places, [rows, h, vocab], [vocab, h, h], false);
     weight_gradient_cuda(gpu, params, x, dlogits.at(0), rows, head);
 }
@@ -335,7 +338,8 @@ fn distill_cuda(
 ) -> (Vec<f32>, Option<Data>) {
     let (n, h, th, vocab) = (x.rows(), head.cols, teacher_head.cols, head.rows);
     let chunk = chunk_rows(Some(gpu), vocab);
-    let (x, teacher_x, weights) = (x.data.on(gpu), teacher_x.data.on(gpu), gpu.upload(weights));
+    let (x, teacher_x) = (x.data.operand(gpu), teacher_x.data.operand(gpu));
+    let weights = gpu.upload(weights);
     let (student, teacher) = (gpu.alloc(chunk.min(n) * vocab), gpu.alloc(chunk.min(n) * vocab));
     let kl = gpu.alloc(n);
     let mut dx = tape.is_recording().then(|| Data::new(Some(gpu), n * h));

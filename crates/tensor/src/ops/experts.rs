@@ -237,16 +237,18 @@ fn forward_cuda(
     let grid = [s.div_ceil(256), 1, 1];
     gpu.launch("experts_by_slot", grid, 256, args![of_choice, slot, weight.on_mut(gpu), s]);
     let inputs = gather_cuda(gpu, x.data.on(gpu), &slots, h);
+    let factor = inputs.operand(s * h);
     let mut gate_up = Data::new(Some(gpu), s * 2 * inner);
     let first = bank[0];
-    let places = Matrices { a: inputs.at(0), b: params.on(gpu, first.gate_up), c: gate_up.on_mut(gpu).at(0) };
+    let places =
+        Matrices { a: factor.at(0), b: params.factor_on(gpu, first.gate_up), c: gate_up.on_mut(gpu).at(0) };
     let by_gate_up = groups(gpu, &slots, &bank, |e| e.gate_up);
     grouped(gpu, Layout::Nt, places, [s, 2 * inner, h], [h, h, 2 * inner], false, by_gate_up);
-    drop(inputs);
     let (hidden, parts) = (gpu.alloc(s * inner), gpu.alloc(s * h));
     let args = args![gate_up.on(gpu), weight.on(gpu), &hidden, s, inner];
     gpu.launch("experts_hidden", row_grid(s, inner), 256, args);
-    let places = Matrices { a: hidden.at(0), b: params.on(gpu, first.down), c: parts.at(0) };
+    let factor = hidden.operand(s * inner);
+    let places = Matrices { a: factor.at(0), b: params.factor_on(gpu, first.down), c: parts.at(0) };
     let by_down = groups(gpu, &slots, &bank, |e| e.down);
     grouped(gpu, Layout::Nt, places, [s, h, inner], [inner, inner, h], false, by_down);
     let mut y = Data::new(Some(gpu), n * h);
@@ -394,18 +396,19 @@ fn backward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, dy: &Data, saved: Saved
     let by_gate_up = groups(gpu, &slots, &bank, |e| e.gate_up);
     let (hidden, d_weight) = (gpu.alloc(s * inner), gpu.alloc(s));
     let dy = gather_cuda(gpu, dy.on(gpu), &slots, h);
-    let places = Matrices { a: dy.at(0), b: params.on(gpu, first.down), c: hidden.at(0) };
+    let dy = dy.operand(s * h);
+    let places = Matrices { a: dy.at(0), b: params.factor_on(gpu, first.down), c: hidden.at(0) };
     grouped(gpu, Layout::Nn, places, [s, inner, h], [h, inner, inner], false, by_down);
     let d_gate_up = gate_up.on_mut(gpu);
     let args = args![d_gate_up, &hidden, &d_weight, weight.on(gpu), s, inner];
     gpu.launch("experts_through_swiglu", [s.div_ceil(16), 1, 1], 256, args);
-    let places = Matrices { a: dy.at(0), b: hidden.at(0), c: params.grad_on(gpu, first.down) };
+    let factor = hidden.operand(s * inner);
+    let places = Matrices { a: dy.at(0), b: factor.at(0), c: params.grad_on(gpu, first.down) };
     grouped(gpu, Layout::Tn, places, [h, inner, s], [h, inner, inner], true, by_down);
-    drop((dy, hidden));
     let inputs = gather_cuda(gpu, x.data.on(gpu), &slots, h);
-    let places = Matrices { a: d_gate_up.at(0), b: inputs.at(0), c: params.grad_on(gpu, first.gate_up) };
+    let (factor, d_gate_up) = (inputs.operand(s * h), d_gate_up.operand(s * 2 * inner));
+    let places = Matrices { a: d_gate_up.at(0), b: factor.at(0), c: params.grad_on(gpu, first.gate_up) };
     grouped(gpu, Layout::Tn, places, [2 * inner, h, s], [2 * inner, h, h], true, by_gate_up);
-    drop(inputs);
     let slot = slots.slot.on(gpu);
     if let Some(g) = weights {
         let mut d = Data::new(Some(gpu), s);
@@ -415,7 +418,7 @@ fn backward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, dy: &Data, saved: Saved
     }
     if let Some(g) = &x.grad {
         let parts = gpu.alloc(s * h);
-        let places = Matrices { a: d_gate_up.at(0), b: params.on(gpu, first.gate_up), c: parts.at(0) };
+        let places = Matrices { a: d_gate_up.at(0), b: params.factor_on(gpu, first.gate_up), c: parts.at(0) };
         grouped(gpu, Layout::Nn, places, [s, h, 2 * inner], [2 * inner, h, h], false, by_gate_up);
         g.write(Some(gpu), n * h, |out, add| {
             let args = args![&parts, slot, Ptr::NULL, out.on_mut(gpu), n, h, k, add];

@@ -3,7 +3,7 @@
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math;
 use crate::cuda::gemm::{Layout, Matrices, product as cuda_product};
-use crate::cuda::{Gpu, Ptr, ROW_THREADS, args, row_grid};
+use crate::cuda::{Gpu, Math, Ptr, ROW_THREADS, args, row_grid};
 use crate::memory::Data;
 use crate::operations::{Part, add_product};
 use crate::params::{Params, Weight};
@@ -12,13 +12,22 @@ use crate::threads::parallel_chunks;
 
 /// `x [tokens, in]`, `w [out, in]`, `bias [out]` → `[tokens, out]`.
 pub fn linear(tape: &Tape, x: &Tensor, w: Weight, bias: Option<Weight>) -> Tensor {
+    linear_in(tape.gpu().cloned(), tape, x, w, bias)
+}
+
+/// The same in f32 also where a GPU calculates fast: for few outputs that decide much, such as a router's.
+pub fn exact_linear(tape: &Tape, x: &Tensor, w: Weight) -> Tensor {
+    linear_in(tape.gpu().map(|gpu| gpu.with_math(Math::Exact)), tape, x, w, None)
+}
+
+fn linear_in(gpu: Option<Gpu>, tape: &Tape, x: &Tensor, w: Weight, bias: Option<Weight>) -> Tensor {
     assert_eq!(x.cols(), w.cols, "linear: {} features into a weight of {} x {}", x.cols(), w.rows, w.cols);
     if let Some(b) = bias {
         assert_eq!(b.len(), w.rows, "linear: bias of {} for {} outputs", b.len(), w.rows);
     }
     add_product(Part::Linear, x.rows(), w.cols, w.rows);
     let mut y = Data::new(tape.gpu(), x.rows() * w.rows);
-    match tape.gpu() {
+    match &gpu {
         Some(gpu) => forward_cuda(gpu, tape.params(), x, w, bias, &mut y),
         None => forward_cpu(tape.params(), x, w, bias, y.host_mut()),
     }
@@ -27,7 +36,7 @@ pub fn linear(tape: &Tape, x: &Tensor, w: Weight, bias: Option<Weight>) -> Tenso
         let x = x.clone();
         tape.record(move |params| {
             if let Some(dy) = dy.take() {
-                backward(params, &x, &dy, w, bias);
+                backward(gpu.as_ref(), params, &x, &dy, w, bias);
             }
         });
     }
@@ -47,7 +56,7 @@ fn forward_cpu(params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: 
 fn forward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: &mut Data) {
     let (m, n) = (x.rows(), w.rows);
     let y = y.on_mut(gpu);
-    product_cuda(gpu, params, x.data.on(gpu).at(0), m, w, y.at(0));
+    product_cuda(gpu, params, x.data.operand(gpu).at(0), m, w, y.at(0));
     if let Some(b) = bias {
         gpu.launch("elementwise_add_bias", row_grid(m, n), ROW_THREADS, args![y, params.on(gpu, b), n]);
     }
@@ -69,24 +78,24 @@ pub(crate) fn product(params: &Params, x: &[f32], rows: usize, w: Weight, out: &
 
 /// [`product`] on a GPU.
 pub(crate) fn product_cuda(gpu: &Gpu, params: &Params, x: Ptr, rows: usize, w: Weight, out: Ptr) {
-    let places = Matrices { a: x, b: params.on(gpu, w), c: out };
+    let places = Matrices { a: x, b: params.factor_on(gpu, w), c: out };
     cuda_product(gpu, Layout::Nt, places, [rows, w.rows, w.cols], [w.cols, w.cols, w.rows], false);
 }
 
-fn backward(params: &Params, x: &Tensor, dy: &Data, w: Weight, bias: Option<Weight>) {
+fn backward(gpu: Option<&Gpu>, params: &Params, x: &Tensor, dy: &Data, w: Weight, bias: Option<Weight>) {
     let (m, k, n) = (x.rows(), w.cols, w.rows);
     add_product(Part::Linear, m, k, n);
     if let Some(g) = &x.grad {
         add_product(Part::Linear, m, k, n);
-        g.write(params.gpu(), m * k, |dx, add| input_gradient(params, dy, m, w, dx, add));
+        g.write(params.gpu(), m * k, |dx, add| input_gradient(gpu, params, dy, m, w, dx, add));
     }
-    match params.gpu() {
+    match gpu {
         Some(gpu) => {
-            let dy = dy.on(gpu);
-            weight_gradient_cuda(gpu, params, x.data.on(gpu).at(0), dy.at(0), m, w);
+            let (x, factor) = (x.data.operand(gpu), dy.operand(gpu));
+            weight_gradient_cuda(gpu, params, x.at(0), factor.at(0), m, w);
             if let Some(b) = bias {
-                let db = params.grad_on(gpu, b);
-                gpu.launch("elementwise_bias_gradient", [n.div_ceil(32), 1, 1], 256, args![dy, db, m, n]);
+                let args = args![dy.on(gpu), params.grad_on(gpu, b), m, n];
+                gpu.launch("elementwise_bias_gradient", [n.div_ceil(32), 1, 1], 256, args);
             }
         }
         None => {
@@ -105,11 +114,20 @@ fn backward(params: &Params, x: &Tensor, dy: &Data, w: Weight, bias: Option<Weig
 }
 
 /// `dx [m, k] (+)= dy [m, n] · w [n, k]`.
-fn input_gradient(params: &Params, dy: &Data, m: usize, w: Weight, dx: &mut Data, add: bool) {
+fn input_gradient(
+    gpu: Option<&Gpu>,
+    params: &Params,
+    dy: &Data,
+    m: usize,
+    w: Weight,
+    dx: &mut Data,
+    add: bool,
+) {
     let (k, n) = (w.cols, w.rows);
-    match params.gpu() {
+    match gpu {
         Some(gpu) => {
-            let places = Matrices { a: dy.on(gpu).at(0), b: params.on(gpu, w), c: dx.on_mut(gpu).at(0) };
+            let (a, b) = (dy.operand(gpu).at(0), params.factor_on(gpu, w));
+            let places = Matrices { a, b, c: dx.on_mut(gpu).at(0) };
             cuda_product(gpu, Layout::Nn, places, [m, k, n], [n, k, k], add);
         }
         None => {

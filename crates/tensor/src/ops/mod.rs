@@ -23,7 +23,7 @@ pub use cross_entropy::{
 pub use embedding::embedding;
 pub use experts::{Expert, experts};
 pub use heads::{MlaDims, Pairs, RopeTable, concat_cols, mla_heads, rope, split_cols, split_qkv};
-pub use linear::linear;
+pub use linear::{exact_linear, linear};
 pub use muon::{MUON_STEPS, Muon, muon};
 pub use rms_norm::{add_rms_norm, grouped_rms_norm, rms_norm};
 pub use router::{MAX_EXPERTS, RouterShape, Routes, balance_bias, route};

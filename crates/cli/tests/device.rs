@@ -1,0 +1,151 @@
+//! The device changes no bit: answers, scores and whole runs are those of the processor, and a run may begin on one and
+//! end on the other. The GPU is the emulated one (see CONTRIBUTING.md), so that every machine can test this.
+
+mod common;
+#[path = "../../tensor/tests/common/emulator.rs"]
+mod emulator;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::{arg, refusal, text, tiny};
+
+/// `--device emulated:…`; none where there is no C++ compiler.
+fn emulated() -> Option<String> {
+    Some(format!("emulated:{}", arg(&emulator::library()?)))
+}
+
+#[test]
+fn answers_and_scores_are_the_processors() {
+    let Some(device) = emulated() else { return };
+    let model = tiny();
+    let folder = arg(model.path());
+    let commands: [&[&str]; 4] = [
+        &["generate", folder, "--prompt", "What is 3 + 4?", "--samples", "3", "--max-new", "12", "--json"],
+        &[
+            "generate",
+            folder,
+            "--prompt",
+            "2 + 2",
+            "--top-k",
+            "5",
+            "--temperature",
+            "0.8",
+            "--max-new",
+            "9",
+            "--json",
+        ],
+        &["generate", folder, "--prompt", "2 + 2", "--temperature", "0", "--max-new", "9", "--json"],
+        &["score", folder, "--text", "Tom has 3 apples", "--json"],
+    ];
+    for command in commands {
+        let on = |device: &str| text(&[command, &["--device", device]].concat());
+        assert_eq!(on(&device), on("cpu"), "{command:?}");
+    }
+}
+
+const RECIPE: &str = r#"
+name = "devices"
+seed = 5
+[problems]
+mix = [{ task = "arithmetic", level = { operands = 2, digits = 1 } }]
+held_out = 4
+[models.moe]
+model_type = "deepseek_v3"
+hidden_size = 16
+intermediate_size = 24
+moe_intermediate_size = 8
+num_hidden_layers = 2
+num_attention_heads = 2
+kv_lora_rank = 8
+qk_nope_head_dim = 8
+qk_rope_head_dim = 8
+v_head_dim = 8
+n_routed_experts = 4
+num_experts_per_tok = 2
+num_nextn_predict_layers = 1
+max_position_embeddings = 128
+[[stage]]
+kind = "tokenizer"
+vocab_size = 300
+documents = 200
+[[stage]]
+kind = "pretrain"
+model = "moe"
+tokens = 1024
+batch_tokens = 128
+seq_len = 64
+checkpoint_every = 1
+sample_every = 0
+optimizer = { kind = "muon", learning_rate = 0.01, adam_learning_rate = 0.004 }
+[[stage]]
+kind = "grpo"
+steps = 2
+prompts = 2
+group = 2
+max_new = 6
+kl_coefficient = 0.01
+sample_every = 0
+optimizer = { kind = "adamw", learning_rate = 0.001 }
+"#;
+
+fn start(recipe: &Path, out: &Path, device: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_shoestring"))
+        .args(["run", arg(recipe), "--out", arg(out), "--device", device])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary starts")
+}
+
+/// Runs on one device until it has saved a step of the first training stage, is killed, and goes on with another. A run
+/// that was faster than the kill is thrown away.
+fn begun_and_ended(recipe: &Path, out: &Path, first: &str, then: &str) {
+    for _ in 0..50 {
+        let mut child = start(recipe, out, first);
+        let saved =
+            || std::fs::read_dir(out.join("pretrain/checkpoints")).is_ok_and(|mut dir| dir.next().is_some());
+        while !saved() && child.try_wait().expect("a child").is_none() {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        child.kill().expect("SIGKILL");
+        child.wait().expect("reaped");
+        if !out.join("pretrain/model.safetensors").exists() {
+            assert!(start(recipe, out, then).wait().expect("ends").success());
+            return;
+        }
+        std::fs::remove_dir_all(out).expect("removed");
+    }
+    panic!("the run on {first} was never killed in time");
+}
+
+#[test]
+fn a_run_begins_on_one_device_and_ends_on_another() {
+    let Some(device) = emulated() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = dir.path().join("devices.toml");
+    std::fs::write(&recipe, RECIPE).expect("written");
+    let [cpu, from_gpu, to_gpu] = ["cpu", "from_gpu", "to_gpu"].map(|name| dir.path().join(name));
+    assert!(start(&recipe, &cpu, "cpu").wait().expect("ends").success());
+    begun_and_ended(&recipe, &from_gpu, &device, "cpu");
+    begun_and_ended(&recipe, &to_gpu, "cpu", &device);
+    for stage in ["pretrain", "grpo"] {
+        let weights = |run: &Path| std::fs::read(run.join(stage).join("model.safetensors")).expect("a model");
+        assert!(weights(&from_gpu) == weights(&cpu), "{stage}: begun on the GPU");
+        assert!(weights(&to_gpu) == weights(&cpu), "{stage}: ended on the GPU");
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_refused_in_a_sentence() {
+    let model = tiny();
+    let generate = ["generate", arg(model.path()), "--prompt", "a"];
+    let with = |more: &[&'static str]| refusal(&[&generate[..], more].concat());
+    assert!(with(&["--device", "cpu", "--math", "fast"]).contains("needs a GPU"));
+    assert!(with(&["--device", "emulated:/nowhere/lib.so"]).contains("emulator"));
+    if !Path::new("/proc/driver/nvidia").exists() {
+        let said = with(&["--device", "cuda"]);
+        assert!(said.contains("driver") && said.contains("--device cpu"), "{said}");
+    }
+}
