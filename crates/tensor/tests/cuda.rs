@@ -6,7 +6,7 @@ mod common;
 use common::{Matrix, emulator, model, params_of, same_bits};
 use std::sync::Arc;
 use tensor::ops::{self, AdamW, AttentionShape, Draw, Expert, KvLayer, Muon, PAGE, RouterShape, Segment};
-use tensor::{Buf, Data, Gpu, Params, Rng, Tape, Tensor, Weight};
+use tensor::{Buf, Data, Gpu, Math, Params, Rng, Tape, Tensor, Weight};
 
 #[test]
 fn a_whole_step_has_the_bits_of_the_processor() {
@@ -257,5 +257,84 @@ fn drawn_tokens() {
             chosen.into_iter().map(|(token, logprob)| (token, logprob.to_bits())).collect::<Vec<_>>()
         };
         assert_eq!(run(Some(&gpu)), run(None), "{rows} rows of {vocab}");
+    }
+}
+
+/// Root of the mean squared difference, in units of the reference's.
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f64| x * x;
+    let error: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(g - w))).sum();
+    let size: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
+    (error / size.max(1e-30)).sqrt()
+}
+
+/// bf16 has eight bits: a product of rounded factors is off by a few thousandths, a whole model by a few hundredths.
+#[test]
+fn fast_math_is_near() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let mut rng = Rng::new(7);
+    let (n, h, o) = (130, 72, 56);
+    let x = [Matrix::random(&mut rng, n, h, 1.0)];
+    let w = [Matrix::random(&mut rng, o, h, 0.3), Matrix::random(&mut rng, 1, o, 0.3)];
+    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: 24, v_dim: 16, scale: 0.2 };
+    let qkv = [4 * 24, 2 * 24, 2 * 16].map(|w| Matrix::random(&mut rng, n, w, 1.0));
+    let segments =
+        [(70, 0), (20, 70), (40, 70)].map(|(rows, past)| Segment { rows, past, pages: Vec::new() });
+    let fast = gpu.with_math(Math::Fast);
+    let linear: &dyn Fn(&Tape, &[Tensor], &[Weight]) -> Vec<Tensor> =
+        &|tape, x, w| vec![ops::linear(tape, &x[0], w[0], Some(w[1]))];
+    let attention: &dyn Fn(&Tape, &[Tensor], &[Weight]) -> Vec<Tensor> = &|tape, x, _| {
+        vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments.to_vec().into(), None)]
+    };
+    for (what, x, w, op) in [("linear", &x[..], &w[..], linear), ("attention", &qkv[..], &[], attention)] {
+        let (want, got) = (through(None, x, w, op), through(Some(&fast), x, w, op));
+        for (i, (got, want)) in got.iter().zip(&want).enumerate().filter(|(_, (g, _))| !g.is_empty()) {
+            let off = relative(got, want);
+            assert!(off < 1e-2, "{what}: {i} is off by {off}");
+        }
+    }
+    for ((name, got), (_, want)) in model::step(false, Some(&fast)).iter().zip(model::step(false, None)) {
+        let off = relative(got, &want);
+        assert!(off < 5e-2, "{name} is off by {off}");
+    }
+}
+
+/// In fast mode too a row's result does not depend on the rows around it, on caching, or on how its prompt was cut.
+#[test]
+fn fast_rows_are_independent() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let fast = gpu.with_math(Math::Fast);
+    let mut rng = Rng::new(8);
+    let (n, h, o) = (150, 72, 200);
+    let (mut params, w) = params_of(&[Matrix::random(&mut rng, o, h, 0.3)]);
+    params.move_to(Some(&fast));
+    let tape = Tape::inference(&params);
+    let x = Matrix::random(&mut rng, n, h, 1.0);
+    let all = ops::linear(&tape, &x.constant(), w[0], None);
+    for rows in [vec![17], (40..56).collect(), (60..127).collect()] {
+        let some = ops::linear(&tape, &x.pick(&rows).constant(), w[0], None);
+        let want: Vec<f32> = rows.iter().flat_map(|&r| all.row(r).to_vec()).collect();
+        same_bits("rows of a product", some.host(), &want);
+    }
+
+    for (heads, kv_heads, qk_dim, v_dim) in [(4, 2, 24, 16), (2, 2, 128, 128), (3, 1, 80, 80)] {
+        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 0.2 };
+        let qkv = [heads * qk_dim, kv_heads * qk_dim, kv_heads * v_dim]
+            .map(|w| Matrix::random(&mut rng, n, w, 1.0));
+        let attend = |rows: std::ops::Range<usize>, segment: Segment, cache: Option<&mut KvLayer>| {
+            let [q, k, v] = qkv.each_ref().map(|m| m.pick(&rows.clone().collect::<Vec<_>>()).constant());
+            let y = ops::attention(&tape, (&q, &k, &v), shape, &vec![segment].into(), cache);
+            y.host().to_vec()
+        };
+        let want = attend(0..n, Segment { rows: n, past: 0, pages: Vec::new() }, None);
+        let mut cache = KvLayer::default();
+        cache.grow(Some(&fast), 4, &shape);
+        let mut got = Vec::new();
+        for (at, rows) in [(0, 71), (71, 1), (72, 1), (73, 60), (133, 1), (134, 16)] {
+            let segment = Segment { rows, past: at, pages: vec![2, 0, 3] };
+            got.extend(attend(at..at + rows, segment, Some(&mut cache)));
+        }
+        same_bits(&format!("cached, {shape:?}"), &got, &want);
     }
 }

@@ -20,7 +20,7 @@ use train::run::recipe::Optimizer as OptimizerConfig;
 use train::step::{Batch, StepOptions, train_step};
 
 use super::ranges;
-use crate::output::{Output, peak_memory_bytes};
+use crate::output::{Output, peak_memory_bytes, tell};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -97,9 +97,30 @@ pub struct ModelArgs {
     /// A Hugging Face config.json, or a folder with one.
     #[arg(long)]
     config: PathBuf,
+    /// On a GPU: show how long each kernel took (on stderr; the whole takes a little longer).
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+/// Begins to measure kernels if that is wanted.
+fn begin_profile(args: &ModelArgs) {
+    if let Some(gpu) = tensor::device(0).filter(|_| args.profile) {
+        gpu.profile();
+    }
+}
+
+/// Shows what was measured.
+fn end_profile(args: &ModelArgs) {
+    let Some(gpu) = tensor::device(0).filter(|_| args.profile) else { return };
+    let kernels = gpu.profiled();
+    let all: f64 = kernels.iter().map(|k| k.2).sum();
+    tell(&format!("{:>9.2} ms in kernels", all));
+    for (kernel, launches, ms) in kernels.iter().take(30) {
+        tell(&format!("{ms:>9.2} ms {:>5.1} % {launches:>7} x {kernel}", 100.0 * ms / all));
+    }
 }
 
 /// Runs a benchmark.
@@ -270,6 +291,7 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     for _ in 0..2 {
         train_step(&mut model, &mut optimizer, data.clone(), &options, 1.0);
     }
+    begin_profile(args);
     let (start, before) = (Instant::now(), operations::counts());
     let mut loss = 0.0;
     for _ in 0..steps {
@@ -277,6 +299,7 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     }
     let seconds = start.elapsed().as_secs_f64();
     let counts = operations::counts().since(&before);
+    end_profile(args);
     report(
         "training",
         &args.config,
@@ -318,9 +341,11 @@ fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: 
     let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, 1, false);
     let mut engine = Engine::new(&model, None);
     engine.run(&requests, |_| true)?;
+    begin_profile(args);
     let (start, before) = (Instant::now(), operations::counts());
     let done = engine.run(&requests, |_| true)?;
     let seconds = start.elapsed().as_secs_f64();
+    end_profile(args);
     let tokens: usize = done.iter().flatten().map(|c| c.token_ids.len()).sum();
     let more = json!({"generated_tokens": tokens, "cache_bytes": engine.cache_bytes()});
     report(
@@ -351,6 +376,7 @@ fn bench_grpo(
     let (mut tokens, mut completions, mut mismatched) = (0, 0, 0);
     for step in 0..=steps {
         if step == 1 {
+            begin_profile(args);
             (start, before, tokens, completions) = (Instant::now(), operations::counts(), 0, 0);
         }
         let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, group, true);
@@ -386,6 +412,7 @@ fn bench_grpo(
         mismatched += policy_step(&mut model, &mut optimizer, &all, &settings, 1.0).mismatched;
     }
     let seconds = start.elapsed().as_secs_f64();
+    end_profile(args);
     let more = json!({"mean_completion_tokens": tokens as f64 / f64::from(completions.max(1)), "mismatched_logprobs": mismatched});
     report(
         "GRPO",

@@ -146,13 +146,14 @@ pub(super) fn cubins(arch: &str, announce: impl FnOnce()) -> Result<Vec<Vec<u8>>
         }
         Ok(made)
     };
-    let made: Vec<Result<Vec<(usize, Vec<u8>)>, GpuError>> = std::thread::scope(|scope| {
+    std::thread::scope(|scope| -> Result<(), GpuError> {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|t| t.join().expect("the compiler does not panic")).collect()
-    });
-    for made in made {
-        made?.into_iter().for_each(|(file, cubin)| found[file] = Some(cubin));
-    }
+        for thread in threads {
+            let made = thread.join().expect("the compiler does not panic")?;
+            made.into_iter().for_each(|(file, cubin)| found[file] = Some(cubin));
+        }
+        Ok(())
+    })?;
     Ok(found.into_iter().flatten().collect())
 }
 

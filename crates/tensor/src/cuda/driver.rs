@@ -29,6 +29,12 @@ pub(super) trait Driver: Send + Sync {
     fn clear(&self, to: u64, bytes: usize) -> Result<(), GpuError>;
     /// Waits for all earlier work.
     fn synchronize(&self) -> Result<(), GpuError>;
+    /// Begins to measure how long kernels take.
+    fn profile(&self) {}
+    /// What was measured: each kernel's launches and milliseconds, and begins anew.
+    fn profiled(&self) -> Vec<(&'static str, usize, f64)> {
+        Vec::new()
+    }
     /// Starts a kernel.
     fn launch(
         &self,
@@ -51,8 +57,12 @@ pub(super) struct Cuda {
     shared: i32,
     modules: Mutex<HashMap<usize, Module>>,
     functions: RwLock<HashMap<&'static str, Function>>,
+    /// Launches between two events each, while they are measured.
+    measured: Mutex<Option<Vec<(&'static str, Event, Event)>>>,
 }
 
+#[derive(Clone, Copy)]
+struct Event(sys::CUevent);
 #[derive(Clone, Copy)]
 struct Module(sys::CUmodule);
 #[derive(Clone, Copy)]
@@ -80,6 +90,8 @@ fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
             .unwrap_or_else(|_| format!("{:?}", e.0)),
     }
 }
+
+const UNPOISONED: &str = "nothing panics under this lock";
 
 /// The GPUs that the driver sees.
 pub(super) fn devices() -> Result<Vec<DeviceInfo>, GpuError> {
@@ -150,6 +162,7 @@ impl Cuda {
                 shared,
                 modules: Mutex::default(),
                 functions: RwLock::default(),
+                measured: Mutex::default(),
             })
         }
     }
@@ -164,8 +177,16 @@ impl Cuda {
         Ok(())
     }
 
+    /// A moment in the stream, if kernels are measured.
+    fn event(&self) -> Option<Event> {
+        self.measured.lock().expect(UNPOISONED).as_ref()?;
+        let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).ok()?;
+        // SAFETY: an event and a stream of this context.
+        unsafe { result::event::record(event, self.stream) }.ok()?;
+        Some(Event(event))
+    }
+
     fn function(&self, kernel: &'static str) -> Result<Function, GpuError> {
-        const UNPOISONED: &str = "nothing panics under this lock";
         if let Some(f) = self.functions.read().expect(UNPOISONED).get(kernel) {
             return Ok(*f);
         }
@@ -255,6 +276,7 @@ impl Driver for Cuda {
         self.enter()?;
         let function = self.function(kernel)?;
         let mut params = params(args);
+        let before = self.event();
         // SAFETY: arguments as the kernel declares them (checked by `Gpu::launch`); memory is kept by slabs, which are
         // handed out again only to later work of the same stream.
         unsafe {
@@ -267,7 +289,33 @@ impl Driver for Cuda {
                 &mut params[..args.len()],
             )
         }
-        .map_err(failed(kernel))
+        .map_err(failed(kernel))?;
+        if let (Some(before), Some(after)) = (before, self.event())
+            && let Some(list) = self.measured.lock().expect(UNPOISONED).as_mut()
+        {
+            list.push((kernel, before, after));
+        }
+        Ok(())
+    }
+    fn profile(&self) {
+        *self.measured.lock().expect(UNPOISONED) = Some(Vec::new());
+    }
+    fn profiled(&self) -> Vec<(&'static str, usize, f64)> {
+        let list = self.measured.lock().expect(UNPOISONED).replace(Vec::new()).unwrap_or_default();
+        let mut sums: HashMap<&'static str, (usize, f64)> = HashMap::new();
+        if self.synchronize().is_ok() {
+            for (kernel, before, after) in list {
+                // SAFETY: events of this context, recorded and now past.
+                let ms = unsafe { result::event::elapsed(before.0, after.0) }.unwrap_or(0.0);
+                let sum = sums.entry(kernel).or_default();
+                *sum = (sum.0 + 1, sum.1 + f64::from(ms));
+                // SAFETY: as above; not used again.
+                let _ = unsafe { (result::event::destroy(before.0), result::event::destroy(after.0)) };
+            }
+        }
+        let mut sums: Vec<_> = sums.into_iter().map(|(kernel, (n, ms))| (kernel, n, ms)).collect();
+        sums.sort_by(|a, b| b.2.total_cmp(&a.2));
+        sums
     }
 }
 

@@ -1,6 +1,6 @@
-// The matrix product of the fast mode: bf16 factors, f32 sums, on tensor cores. A sum is one chain of
-// mma.m16n8k16 over k = 0, 16, 32, ... (K filled up with zeros), whatever the tile: an output's bits follow from its row
-// of A, its column of B and K. With `accumulate` the finished chain is added to what is in C.
+// The matrix product of the fast mode: bf16 factors, f32 sums, on tensor cores. A sum is one chain of mma.m16n8k16 over
+// k = 0, 16, 32, ... (K filled up with zeros), whatever the tile: an output's bits follow from its row of A, its column
+// of B and K. With `accumulate` the finished chain is added to what is in C.
 //
 // A block owns a tile of BM x BN outputs, divided among its warps. The factors stream past in stages of BK steps of k,
 // copied into shared memory while earlier ones are multiplied; of a stage, a slice of 16 steps is read into registers
@@ -16,14 +16,14 @@
 // Kernels, launched with grid (ceil(N / BN), ceil(M / BM)), the threads and the bytes of dynamic shared memory given.
 // Shared memory above 48 KiB has to be asked for.
 //
-//   name                        BM   BN  threads  bytes   alone  crowded
-//   fast_gemm_{nt,nn,tn}_128x256  128  256    256    98304     40      38
-//   fast_gemm_{nt,nn,tn}_128x128  128  128    128    65536     26      20
-//   fast_gemm_{nt,nn,tn}_64x64     64   64    128    49152      6       6
-//   fast_gemm_{nt,nn}_64x32        64   32    128    49152    3.5     3.2
-//   fast_gemm_tn_32x32             32   32    128    32768    2.5     2.2
-//   fast_gemm_{nt,nn}_16x64        16   64    128    40960    2.5     2.4
-//   fast_gemm_{nt,nn}_16x16        16   16     32    49152    2.3     0.8
+//   name                            BM   BN  threads   bytes  alone  crowded
+//   fast_gemm_{nt,nn,tn}_128x256   128  256      256   98304     40       38
+//   fast_gemm_{nt,nn,tn}_128x128   128  128      128   65536     26       20
+//   fast_gemm_{nt,nn,tn}_64x64      64   64      128   49152      6        6
+//   fast_gemm_{nt,nn}_64x32         64   32      128   49152    3.5      3.2
+//   fast_gemm_tn_32x32              32   32      128   32768    2.5      2.2
+//   fast_gemm_{nt,nn}_16x64         16   64      128   40960    2.5      2.4
+//   fast_gemm_{nt,nn}_16x16         16   16       32   49152    2.3      0.8
 // The grouped forms (at the end) take the threads and bytes of the flat ones of their shape.
 //
 // Choice as in gemm.cu: the least of max(alone, ceil(tiles / multiprocessors) * crowded), cycles of one step of k; of
@@ -46,7 +46,10 @@ DEVICE Address shared_memory() {
     return (Address)__cvta_generic_to_shared(shared);
 }
 
-// A copy that runs on while the thread goes on: the first `bytes` of 16, and zeros behind them.
+// Copies that run on while the thread goes on: 16 bytes, or the first `bytes` of them and zeros behind.
+DEVICE void start_copy(Address to, const unsigned short* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+}
 DEVICE void start_copy(Address to, const unsigned short* from, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
@@ -76,12 +79,12 @@ template <bool TURN> DEVICE void load_matrices(Address row, Pair (&x)[4]) {
 // Sixteen steps of 16 x 8 sums. A lane has rows lane / 4 and 8 further, and of each two neighbouring columns from
 // lane % 4 * 2 on; of a, the matrices (rows 0-7, steps 0-7), (rows 8-15, steps 0-7), then both of steps 8-15; of b,
 // whose rows are the columns of the sums, steps 0-7 and 8-15.
-DEVICE void multiply_add(float (&sums)[4], const Pair (&a)[4], Pair b0, Pair b1) {
+DEVICE void multiply_add(float (&sums)[4], const Pair (&a)[4], const Pair* b) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};\n"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // Rounds to nearest, ties to even; a NaN becomes 0x7fff.
@@ -93,7 +96,7 @@ DEVICE Pair round_pair(float first, float second) {
 #else
 // The same in plain C++; a card rounds sums within multiply_add otherwise, so tests against it need a tolerance.
 DEVICE Address shared_memory() { return 0; }
-DEVICE void start_copy(Address to, const unsigned short* from, int bytes) {
+DEVICE void start_copy(Address to, const unsigned short* from, int bytes = 16) {
     memset(emulator::dynamic_shared + to, 0, 16);
     if (bytes > 0) memcpy(emulator::dynamic_shared + to, from, bytes);
 }
@@ -121,14 +124,15 @@ template <bool TURN> DEVICE void load_matrices(Address row, Pair (&x)[4]) {
     emulator::yield();
 }
 DEVICE double value(Pair x, int which) { return __int_as_float((int)(which ? x & 0xffff0000u : x << 16)); }
-DEVICE void multiply_add(float (&sums)[4], const Pair (&a)[4], Pair b0, Pair b1) {
+DEVICE void multiply_add(float (&sums)[4], const Pair (&a)[4], const Pair* b) {
     const unsigned me = emulator::now, warp = me / 32 * 32;
     for (int i = 0; i < 4; ++i) shown[me][i] = a[i];
-    shown[me][4] = b0;
-    shown[me][5] = b1;
+    shown[me][4] = b[0];
+    shown[me][5] = b[1];
     emulator::yield();
     for (int i = 0; i < 4; ++i) {
-        const Pair(*of_row)[6] = shown + warp + me % 32 / 4 * 4, (*of_column)[6] = shown + warp + (me % 4 * 2 + i % 2) * 4;
+        const Pair(*of_row)[6] = shown + warp + me % 32 / 4 * 4;
+        const Pair(*of_column)[6] = shown + warp + (me % 4 * 2 + i % 2) * 4;
         double sum = sums[i];
         for (int k = 0; k < 16; ++k)
             sum += value(of_row[k % 8 / 2][i / 2 + k / 8 * 2], k % 2) * value(of_column[k % 8 / 2][4 + k / 8], k % 2);
@@ -143,21 +147,22 @@ DEVICE unsigned round_one(float x) {
 DEVICE Pair round_pair(float first, float second) { return round_one(first) | round_one(second) << 16; }
 #endif
 
-// One operand of a block: R rows (rows of A or columns of B, the product does not care), in tiles of BK steps, copied by
-// THREADS threads.
+enum Side { LEFT, RIGHT };
+
+// One operand of a block: R rows (rows of A or columns of B), in tiles of BK steps, copied by THREADS threads.
 //
 // BY_STEPS says how it lies in global and in shared memory: step after step of k ([K, rows]) or row after row
 // ([rows, K]). A line of shared memory is a sequence of chunks of 8 values. They change places within the line, so that
 // the same chunk of eight lines one after the other, what a matrix of load_matrices is, lies in different banks.
-template <int R, int BK, int THREADS, bool BY_STEPS> struct Operand {
+template <Side SIDE, int R, int BK, int THREADS, bool BY_STEPS> struct Operand {
     static constexpr int LINES = BY_STEPS ? BK : R, CHUNKS = (BY_STEPS ? R : BK) / 8;
     static constexpr int LINE = CHUNKS * 16, BYTES = LINES * LINE;
     // Threads side by side copy a line, and the others further lines.
     static constexpr int AT_ONCE = THREADS / CHUNKS, COPIES = LINES / AT_ONCE;
     static_assert(THREADS % CHUNKS == 0 && LINES % AT_ONCE == 0, "every thread copies as much");
 
-    // What a chunk's number is XORed with. Like any XOR it can be put together: from the parts of a line's number that
-    // is a sum of others which have no bit in common.
+    // What a chunk's number is XORed with. Where a line's number is a sum of parts that have no bit in common, this is
+    // the XOR of what it is for the parts; so what is known to the compiler is split off below.
     static constexpr FAST_GEMM_MEMBER int swizzle(int line) {
         return CHUNKS >= 8 ? line % 8 : line / (8 / CHUNKS) % CHUNKS;
     }
@@ -171,10 +176,9 @@ template <int R, int BK, int THREADS, bool BY_STEPS> struct Operand {
     }
 
     const unsigned short* from; // what this thread copies first of the tile
-    Address to;
+    Address to; // the tile in shared memory
     int ld, rows; // the rows that exist
-    bool aligned, starts_copies;
-    int lines, bytes; // of the tile, from the thread's first line on; of the thread's chunk in each
+    bool aligned, full;
 
     FAST_GEMM_MEMBER Operand(const unsigned short* origin, int ld, int rows) : ld(ld), rows(rows) {
         aligned = (((size_t)origin | (size_t)ld * 2) & 15) == 0;
@@ -183,48 +187,58 @@ template <int R, int BK, int THREADS, bool BY_STEPS> struct Operand {
 
     static FAST_GEMM_MEMBER int first_line() { return threadIdx.x / CHUNKS; }
     static FAST_GEMM_MEMBER int chunk() { return threadIdx.x % CHUNKS; }
+    FAST_GEMM_MEMBER Address target(int i) {
+        return to + (place(first_line(), chunk()) ^ swizzle(i * AT_ONCE) * 16) + i * AT_ONCE * LINE;
+    }
+    FAST_GEMM_MEMBER const unsigned short* source(int i) { return from + (size_t)(i * AT_ONCE) * ld; }
 
-    // Copies a tile of which `steps` exist, if any, and fills it up with zeros. This is done by `parts` calls of copy, so
-    // that other work may stand between them.
+    // Copies a tile of which `steps` exist, if any. A full one is copied by `parts` calls of copy, so that other work
+    // may stand between them.
     FAST_GEMM_MEMBER void begin_copy(Address tile, int steps) {
-        to = tile + place(first_line(), chunk());
-        lines = (BY_STEPS ? steps : rows) - first_line();
-        bytes = 2 * max(0, min(8, (BY_STEPS ? rows : steps) - chunk() * 8));
-        starts_copies = aligned && steps > 0;
-        if (!aligned && steps > 0) copy_values();
+        to = tile;
+        full = aligned && steps >= BK && rows >= R;
+        if (!full && steps > 0) copy_part(BY_STEPS ? steps : rows, BY_STEPS ? rows : steps);
     }
     FAST_GEMM_MEMBER void copy(int part, int parts) {
-        if (!starts_copies) return;
+        if (!full) return;
 #pragma unroll
         for (int i = 0; i < COPIES; ++i)
-            if (i * parts / COPIES == part)
-                start_copy(target(i), from + (size_t)(i * AT_ONCE) * ld, i * AT_ONCE < lines ? bytes : 0);
+            if (i * parts / COPIES == part) start_copy(target(i), source(i));
     }
     FAST_GEMM_MEMBER void end_copy() { from += BY_STEPS ? (size_t)BK * ld : BK; }
 
-    FAST_GEMM_MEMBER Address target(int i) { return (to ^ swizzle(i * AT_ONCE) * 16) + i * AT_ONCE * LINE; }
-
-    FAST_GEMM_MEMBER void copy_values() {
-#pragma unroll 1
-        for (int i = 0; i < COPIES; ++i) {
-            const int count = i * AT_ONCE < lines ? bytes / 2 : 0;
-            const unsigned short* values = from + (size_t)(i * AT_ONCE) * ld;
-            Pair x[4];
+    // As much as there is, and zeros.
+    FAST_GEMM_MEMBER void copy_part(int lines, int length) {
+        const int count = max(0, min(8, length - chunk() * 8)); // of the chunk's values, where there is a line
+        lines -= first_line();
+        if (aligned) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                x[j] = 2 * j < count ? values[2 * j] : 0;
-                if (2 * j + 1 < count) x[j] |= (Pair)values[2 * j + 1] << 16;
-            }
-            store_shared(target(i), x);
+            for (int i = 0; i < COPIES; ++i) start_copy(target(i), source(i), i * AT_ONCE < lines ? count * 2 : 0);
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < COPIES; ++i) copy_values(target(i), source(i), i * AT_ONCE < lines ? count : 0);
         }
     }
-
-    // Where a lane's part of the reads of a warp begins, whose rows begin at `row`, a multiple of 16.
-    static FAST_GEMM_MEMBER Address reads(int row) {
-        const int lane = threadIdx.x % 32, line = lane % 8, low = lane / 8 % 2, high = lane / 16;
-        return BY_STEPS ? place(high * 8 + line, row / 8 + low) : place(row + low * 8 + line, high);
+    static FAST_GEMM_MEMBER void copy_values(Address to, const unsigned short* from, int count) {
+        Pair x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            x[j] = 2 * j < count ? from[2 * j] : 0;
+            if (2 * j + 1 < count) x[j] |= (Pair)from[2 * j + 1] << 16;
+        }
+        store_shared(to, x);
     }
-    // Reads rows 16 t .. 16 t + 15 behind there, 16 steps from 16 s on, as multiply_add takes them.
+
+    // Where a lane's reads begin, for a warp whose rows begin at `row`, a multiple of 16. The matrices of rows 0-7 and
+    // 8-15 and of steps 0-7 and 8-15 come in the order in which multiply_add takes them: on the right, those of
+    // the same eight columns are neighbours.
+    static FAST_GEMM_MEMBER Address reads(int row) {
+        const int lane = threadIdx.x % 32, line = lane % 8, fast = lane / 8 % 2, slow = lane / 16;
+        const int row_half = SIDE == LEFT ? fast : slow, step_half = SIDE == LEFT ? slow : fast;
+        return BY_STEPS ? place(step_half * 8 + line, row / 8 + row_half)
+                        : place(row + row_half * 8 + line, step_half);
+    }
+    // Reads rows 16 t .. 16 t + 15 behind there, 16 steps from 16 s on.
     static FAST_GEMM_MEMBER void read(Address tile, Address reads, int t, int s, Pair (&x)[4]) {
         load_matrices<BY_STEPS>(tile + (reads ^ (BY_STEPS ? t : s) * 32) + (BY_STEPS ? s : t) * 16 * LINE, x);
     }
@@ -241,8 +255,8 @@ struct Place {
 template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, bool B_BY_STEPS> struct Tile {
     static constexpr int HEIGHT = BM, WIDTH = BN;
     static constexpr int WARPS_ACROSS = BN / WN, THREADS = BM / WM * WARPS_ACROSS * 32;
-    typedef Operand<BM, BK, THREADS, A_BY_STEPS> A;
-    typedef Operand<BN, BK, THREADS, B_BY_STEPS> B;
+    typedef Operand<LEFT, BM, BK, THREADS, A_BY_STEPS> A;
+    typedef Operand<RIGHT, BN, BK, THREADS, B_BY_STEPS> B;
     static constexpr Address STAGE = A::BYTES + B::BYTES;
     static constexpr int BYTES = STAGES * STAGE;
     // Blocks of 16 rows and of 16 columns of a warp, and slices of a stage.
@@ -278,8 +292,8 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
         for (int i = 0; i < TM; ++i)
 #pragma unroll
             for (int j = 0; j < TN; ++j) {
-                multiply_add(sums[i][2 * j], f.a[i], f.b[j][0], f.b[j][2]);
-                multiply_add(sums[i][2 * j + 1], f.a[i], f.b[j][1], f.b[j][3]);
+                multiply_add(sums[i][2 * j], f.a[i], f.b[j]);
+                multiply_add(sums[i][2 * j + 1], f.a[i], f.b[j] + 2);
             }
     }
 
@@ -313,8 +327,6 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
             begin_copy(a, b, previous, left); // everybody left that stage before the last barrier
 #pragma unroll
             for (int s = 0; s < SLICES; ++s) {
-                a.copy(s, SLICES);
-                b.copy(s, SLICES);
                 if (s == SLICES - 1) { // the next slice is in the next stage
                     end_copy(a, b);
                     wait_for_all_but<STAGES - 2>();
@@ -323,6 +335,8 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
                     stage = stage == shared + (STAGES - 1) * STAGE ? shared : stage + STAGE;
                 }
                 read(stage, (s + 1) % SLICES, factors[(s + 1) % 2]);
+                a.copy(s, SLICES - 1);
+                b.copy(s, SLICES - 1);
                 multiply(factors[s % 2]);
             }
         }
@@ -340,25 +354,46 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
     }
 
     FAST_GEMM_MEMBER void store(const Place& p, int ldc, bool accumulate) {
-        const bool aligned = (((size_t)p.c | (size_t)ldc * 4) & 7) == 0;
-        const int lane = threadIdx.x % 32;
 #pragma unroll
-        for (int i = 0; i < TM * 2; ++i) {
-            const int r = row + i * 8 + lane / 4;
+        for (int i = 0; i < TM; ++i) {
+            if (accumulate) {
+                float before[TN * 2][4]; // read at once, as they take long to come
+                move<false>(p, ldc, i, before);
+#pragma unroll
+                for (int j = 0; j < TN * 2; ++j)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) sums[i][j][e] = before[j][e] + sums[i][j][e];
+            }
+            move<true>(p, ldc, i, sums[i]);
+        }
+    }
+
+    // Writes the lane's values of the warp's rows 16 i .. 16 i + 15 to C, or reads what is there.
+    template <bool WRITE> FAST_GEMM_MEMBER void move(const Place& p, int ldc, int i, float (&values)[TN * 2][4]) {
+        const bool pairs = (((size_t)p.c | (size_t)ldc * 4) & 7) == 0;
+        const int lane = threadIdx.x % 32, first = column + lane % 4 * 2;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int r = row + i * 16 + half * 8 + lane / 4;
             if (r >= p.rows) continue;
-            float* line = p.c + (size_t)r * ldc;
+            float* line = p.c + (size_t)r * ldc + first;
 #pragma unroll
             for (int j = 0; j < TN * 2; ++j) {
-                const int c = column + j * 8 + lane % 4 * 2;
-                const float* pair = &sums[i / 2][j][i % 2 * 2];
-                if (aligned && c + 2 <= p.columns) {
-                    Float2* at = (Float2*)(line + c);
-                    const Float2 before = accumulate ? *at : Float2{0.0f, 0.0f};
-                    *at = accumulate ? Float2{before.a + pair[0], before.b + pair[1]} : Float2{pair[0], pair[1]};
+                float *at = line + j * 8, *pair = &values[j][half * 2];
+                const int count = p.columns - first - j * 8;
+                if (pairs && count >= 2) {
+                    if (WRITE) *(Float2*)at = Float2{pair[0], pair[1]};
+                    else {
+                        const Float2 x = *(const Float2*)at;
+                        pair[0] = x.a, pair[1] = x.b;
+                    }
                 } else {
 #pragma unroll
-                    for (int e = 0; e < 2; ++e)
-                        if (c + e < p.columns) line[c + e] = accumulate ? line[c + e] + pair[e] : pair[e];
+                    for (int e = 0; e < 2; ++e) {
+                        if (e >= count) continue;
+                        if (WRITE) at[e] = pair[e];
+                        else pair[e] = at[e];
+                    }
                 }
             }
         }
@@ -565,51 +600,51 @@ KERNEL_BOUNDED(fast_gemm_tn_32x32, 128, 4)(FAST_GEMM_FACTORS) {
 
 KERNEL_BOUNDED(fast_gemm_grouped_nt_128x256, 256, 1)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt128x256>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nt_128x128, 128, 2)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt128x128>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nt_64x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt64x64>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nt_64x32, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt64x32>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nt_16x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt16x64>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nt_16x16, 32, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt16x16>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_128x256, 256, 1)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn128x256>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_128x128, 128, 2)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn128x128>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_64x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn64x64>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_64x32, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn64x32>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_16x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn16x64>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_16x16, 32, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn16x16>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                                                  starts, groups, stride);
+                                      starts, groups, stride);
 }
 
 // Products of groups of steps (the gradient of an expert's weight): steps starts[g] .. starts[g + 1] of A and B, and
@@ -617,14 +652,18 @@ KERNEL_BOUNDED(fast_gemm_grouped_nn_16x16, 32, 4)(FAST_GEMM_FACTORS, FAST_GEMM_G
 // without steps leaves its output alone, also where it does not accumulate.
 
 KERNEL_BOUNDED(fast_gemm_grouped_tn_128x256, 256, 1)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn128x256>(a, b, c, m, n, lda, ldb, ldc, accumulate, starts, stride);
+    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn128x256>(a, b, c, m, n, lda, ldb, ldc, accumulate,
+                                       starts, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_tn_128x128, 128, 2)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn128x128>(a, b, c, m, n, lda, ldb, ldc, accumulate, starts, stride);
+    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn128x128>(a, b, c, m, n, lda, ldb, ldc, accumulate,
+                                       starts, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_tn_64x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn64x64>(a, b, c, m, n, lda, ldb, ldc, accumulate, starts, stride);
+    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn64x64>(a, b, c, m, n, lda, ldb, ldc, accumulate,
+                                       starts, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_tn_32x32, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn32x32>(a, b, c, m, n, lda, ldb, ldc, accumulate, starts, stride);
+    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn32x32>(a, b, c, m, n, lda, ldb, ldc, accumulate,
+                                       starts, stride);
 }

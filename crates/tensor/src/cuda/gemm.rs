@@ -1,6 +1,6 @@
 //! Products on a GPU: which kernel of `gemm.cu` suits a shape. All of them give the same bits.
 
-use super::{Gpu, Ptr, Slab, args};
+use super::{Gpu, Math, Ptr, Slab, args};
 
 /// How the factors lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +51,12 @@ struct Tile {
 
 macro_rules! tile {
     ($layout:literal, $rows:literal, $cols:literal, $threads:literal, $shared:literal, $alone:literal, $crowded:literal) => {
+        tile!("gemm_", $layout, $rows, $cols, $threads, $shared, $alone, $crowded)
+    };
+    ($family:literal, $layout:literal, $rows:literal, $cols:literal, $threads:literal, $shared:literal, $alone:literal, $crowded:literal) => {
         Tile {
-            flat: concat!("gemm_", $layout, "_", $rows, "x", $cols),
-            grouped: Some(concat!("gemm_grouped_", $layout, "_", $rows, "x", $cols)),
+            flat: concat!($family, $layout, "_", $rows, "x", $cols),
+            grouped: Some(concat!($family, "grouped_", $layout, "_", $rows, "x", $cols)),
             batched: None,
             symmetric: None,
             rows: $rows,
@@ -88,11 +91,37 @@ const TN: [Tile; 4] = [
     Tile { grouped: None, ..tile!("tn", 16, 32, 128, 36864, 9.0, 8.0) },
 ];
 
-fn tiles_of(layout: Layout) -> &'static [Tile] {
-    match layout {
-        Layout::Nt => &NT,
-        Layout::Nn => &NN,
-        Layout::Tn => &TN,
+macro_rules! fast_tiles {
+    ($layout:literal) => {
+        [
+            tile!("fast_gemm_", $layout, 128, 256, 256, 98304, 40.0, 38.0),
+            tile!("fast_gemm_", $layout, 128, 128, 128, 65536, 26.0, 20.0),
+            tile!("fast_gemm_", $layout, 64, 64, 128, 49152, 6.0, 6.0),
+            tile!("fast_gemm_", $layout, 64, 32, 128, 49152, 3.5, 3.2),
+            tile!("fast_gemm_", $layout, 16, 64, 128, 40960, 2.5, 2.4),
+            tile!("fast_gemm_", $layout, 16, 16, 32, 49152, 2.3, 0.8),
+        ]
+    };
+}
+
+/// The fast mode's: factors in bf16, the same sum for every output whatever the tile.
+const FAST_NT: [Tile; 6] = fast_tiles!("nt");
+const FAST_NN: [Tile; 6] = fast_tiles!("nn");
+const FAST_TN: [Tile; 4] = [
+    tile!("fast_gemm_", "tn", 128, 256, 256, 98304, 40.0, 38.0),
+    tile!("fast_gemm_", "tn", 128, 128, 128, 65536, 26.0, 20.0),
+    tile!("fast_gemm_", "tn", 64, 64, 128, 49152, 6.0, 6.0),
+    tile!("fast_gemm_", "tn", 32, 32, 128, 32768, 2.5, 2.2),
+];
+
+fn tiles_of(layout: Layout, math: Math) -> &'static [Tile] {
+    match (layout, math) {
+        (Layout::Nt, Math::Exact) => &NT,
+        (Layout::Nn, Math::Exact) => &NN,
+        (Layout::Tn, Math::Exact) => &TN,
+        (Layout::Nt, Math::Fast) => &FAST_NT,
+        (Layout::Nn, Math::Fast) => &FAST_NN,
+        (Layout::Tn, Math::Fast) => &FAST_TN,
     }
 }
 
@@ -103,7 +132,8 @@ fn choose<'t>(gpu: &Gpu, tiles: impl Iterator<Item = &'t Tile>, count: impl Fn(&
     tiles.min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("every layout has kernels")
 }
 
-/// `C [m, n] (+)= A · B`, one chain over k for every output; `[lda, ldb, ldc]` are the values of a row.
+/// `C [m, n] (+)= A · B`, one chain over k for every output; `[lda, ldb, ldc]` are the values of a row. The factors are
+/// what the GPU's mode reads (see [`super::Operand`]).
 pub(crate) fn product(
     gpu: &Gpu,
     layout: Layout,
@@ -115,7 +145,7 @@ pub(crate) fn product(
     if m == 0 || n == 0 || (k == 0 && accumulate) {
         return;
     }
-    let tile = choose(gpu, tiles_of(layout).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
+    let tile = choose(gpu, tiles_of(layout, gpu.math()).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
     let grid = [n.div_ceil(tile.cols), m.div_ceil(tile.rows), 1];
     let args = args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate];
     gpu.launch_shared(tile.flat, grid, tile.threads, tile.shared, args);
@@ -141,7 +171,7 @@ pub(crate) fn grouped(
         true => [n.div_ceil(t.cols), m.div_ceil(t.rows) + count, 1],
         false => [n.div_ceil(t.cols), m.div_ceil(t.rows), count],
     };
-    let tiles = tiles_of(layout).iter().filter(|t| t.grouped.is_some());
+    let tiles = tiles_of(layout, gpu.math()).iter().filter(|t| t.grouped.is_some());
     let tile = choose(gpu, tiles, |t| grid(t).iter().product());
     let args =
         args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate, groups.starts, count, groups.stride];

@@ -291,6 +291,15 @@ impl Gpu {
         self.inner.driver.synchronize().unwrap_or_else(|e| give_up(e));
     }
 
+    /// Begins to measure how long each kernel takes, which slows all of them a little.
+    pub fn profile(&self) {
+        self.inner.driver.profile();
+    }
+    /// What was measured since: each kernel's name, launches and milliseconds, the longest first.
+    pub fn profiled(&self) -> Vec<(&'static str, usize, f64)> {
+        self.inner.driver.profiled()
+    }
+
     /// Memory for `len` values of four bytes.
     pub(crate) fn alloc(&self, len: usize) -> Slab {
         let bytes = 4 * len;

@@ -10,6 +10,8 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("elementwise", include_str!("../ops/elementwise.cu")),
     ("embedding", include_str!("../ops/embedding.cu")),
     ("experts", include_str!("../ops/experts.cu")),
+    ("fast_attention", include_str!("../ops/fast_attention.cu")),
+    ("fast_gemm", include_str!("fast_gemm.cu")),
     ("gemm", include_str!("gemm.cu")),
     ("heads", include_str!("../ops/heads.cu")),
     ("muon", include_str!("../ops/muon.cu")),

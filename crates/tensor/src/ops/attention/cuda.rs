@@ -2,7 +2,7 @@
 
 use super::segments::{Segments, Tables};
 use super::{AttentionShape, PAGE};
-use crate::cuda::{Gpu, ROW_THREADS, Slab, args, row_grid};
+use crate::cuda::{Gpu, Math, ROW_THREADS, Slab, args, row_grid};
 
 /// A layer's cache on a GPU: rows of keys and of values, PAGE to a page.
 pub(super) struct Pages {
@@ -42,61 +42,98 @@ pub(super) fn grow(pages: &mut Option<Pages>, gpu: &Gpu, wanted: usize, shape: &
     *pages = Some(Pages { k, v, room, widths });
 }
 
-/// The sizes of heads that kernels are made for, as the suffix of their names and the shared memory that each takes.
-struct Kernel {
+/// A kernel as `attention.cu` and `fast_attention.cu` state it: its name, blocks for each tile and head, threads of a
+/// block, bytes of shared memory.
+type Kernel = (&'static str, usize, usize, usize);
+
+/// The kernels for heads up to some size.
+struct Kernels {
     /// The greatest `qk_dim` and `v_dim`.
     dims: (usize, usize),
-    forward: (&'static str, usize, usize),
-    decode: (&'static str, usize, usize),
-    keys: (&'static str, usize, usize),
-    queries: (&'static str, usize, usize, usize),
+    forward: Kernel,
+    decode: Kernel,
+    back_keys: Kernel,
+    back_queries: Kernel,
 }
 
-/// Name, (blocks of a tile, threads,) bytes of shared memory, as `attention.cu` states them.
-const KERNELS: [Kernel; 5] = [
-    Kernel {
+#[rustfmt::skip]
+const EXACT: [Kernels; 5] = [
+    Kernels {
         dims: (32, 32),
-        forward: ("attention_forward_32", 1, 48128),
-        decode: ("attention_decode_32", 256, 46240),
-        keys: ("attention_backward_keys_32", 1, 48128),
-        queries: ("attention_backward_queries_32", 1, 192, 47616),
+        forward: ("attention_forward_32", 1, 128, 48128),
+        decode: ("attention_decode_32", 8, 256, 46240),
+        back_keys: ("attention_backward_keys_32", 1, 128, 48128),
+        back_queries: ("attention_backward_queries_32", 1, 192, 47616),
     },
-    Kernel {
+    Kernels {
         dims: (64, 64),
-        forward: ("attention_forward_64", 1, 72704),
-        decode: ("attention_decode_64", 256, 41056),
-        keys: ("attention_backward_keys_64", 1, 72704),
-        queries: ("attention_backward_queries_64", 1, 192, 76288),
+        forward: ("attention_forward_64", 1, 128, 72704),
+        decode: ("attention_decode_64", 8, 256, 41056),
+        back_keys: ("attention_backward_keys_64", 1, 128, 72704),
+        back_queries: ("attention_backward_queries_64", 1, 192, 76288),
     },
-    Kernel {
+    Kernels {
         dims: (128, 128),
-        forward: ("attention_forward_128", 1, 88064),
-        decode: ("attention_decode_128", 256, 40000),
-        keys: ("attention_backward_keys_128", 2, 79872),
-        queries: ("attention_backward_queries_128", 1, 192, 93696),
+        forward: ("attention_forward_128", 1, 128, 88064),
+        decode: ("attention_decode_128", 8, 256, 40000),
+        back_keys: ("attention_backward_keys_128", 2, 128, 79872),
+        back_queries: ("attention_backward_queries_128", 1, 192, 93696),
     },
-    Kernel {
+    Kernels {
         dims: (192, 128),
-        forward: ("attention_forward_192", 1, 96256),
-        decode: ("attention_decode_256", 512, 76864),
-        keys: ("attention_backward_keys_192", 2, 96256),
-        queries: ("attention_backward_queries_192", 2, 96, 78080),
+        forward: ("attention_forward_192", 1, 128, 96256),
+        decode: ("attention_decode_256", 8, 512, 76864),
+        back_keys: ("attention_backward_keys_192", 2, 128, 96256),
+        back_queries: ("attention_backward_queries_192", 2, 96, 78080),
     },
-    Kernel {
+    Kernels {
         dims: (256, 256),
-        forward: ("attention_forward_256", 2, 77312),
-        decode: ("attention_decode_256", 512, 76864),
-        keys: ("attention_backward_keys_256", 4, 70656),
-        queries: ("attention_backward_queries_256", 2, 96, 86272),
+        forward: ("attention_forward_256", 2, 128, 77312),
+        decode: ("attention_decode_256", 8, 512, 76864),
+        back_keys: ("attention_backward_keys_256", 4, 128, 70656),
+        back_queries: ("attention_backward_queries_256", 2, 96, 86272),
     },
 ];
 
-/// Query heads of a key/value head that one block of a decoding kernel serves.
-const DECODE_HEADS: usize = 8;
+#[rustfmt::skip]
+const FAST: [Kernels; 4] = [
+    Kernels {
+        dims: (64, 64),
+        forward: ("fast_attention_forward_64", 1, 128, 24576),
+        decode: ("fast_attention_decode_64", 16, 256, 19456),
+        back_keys: ("fast_attention_backward_keys_64", 1, 128, 33280),
+        back_queries: ("fast_attention_backward_queries_64", 1, 128, 32768),
+    },
+    Kernels {
+        dims: (128, 128),
+        forward: ("fast_attention_forward_128", 1, 128, 49152),
+        decode: ("fast_attention_decode_128", 16, 256, 21504),
+        back_keys: ("fast_attention_backward_keys_128", 1, 128, 66048),
+        back_queries: ("fast_attention_backward_queries_128", 1, 128, 65536),
+    },
+    Kernels {
+        dims: (192, 128),
+        forward: ("fast_attention_forward_192", 1, 128, 65536),
+        decode: ("fast_attention_decode_192", 16, 256, 23552),
+        back_keys: ("fast_attention_backward_keys_192", 1, 128, 82432),
+        back_queries: ("fast_attention_backward_queries_192", 1, 128, 81920),
+    },
+    Kernels {
+        dims: (256, 256),
+        forward: ("fast_attention_forward_256", 1, 128, 98304),
+        decode: ("fast_attention_decode_256", 16, 256, 25600),
+        back_keys: ("fast_attention_backward_keys_256", 2, 128, 82048),
+        back_queries: ("fast_attention_backward_queries_256", 1, 128, 98304),
+    },
+];
 
-fn kernel(shape: &AttentionShape) -> &'static Kernel {
-    let fits = |k: &&Kernel| shape.qk_dim <= k.dims.0 && shape.v_dim <= k.dims.1;
-    KERNELS.iter().find(fits).unwrap_or_else(|| panic!("attention: no GPU kernel for {shape:?}"))
+fn kernels(gpu: &Gpu, shape: &AttentionShape) -> &'static Kernels {
+    let all: &[Kernels] = match gpu.math() {
+        Math::Exact => &EXACT,
+        Math::Fast => &FAST,
+    };
+    let fits = |k: &&Kernels| shape.qk_dim <= k.dims.0 && shape.v_dim <= k.dims.1;
+    all.iter().find(fits).unwrap_or_else(|| panic!("attention: no GPU kernel for {shape:?}"))
 }
 
 /// `q`, `k`, `v` → `out [tokens, heads * v_dim]`, `lse [tokens, heads]`; with a cache, keys and values go there first.
@@ -111,7 +148,7 @@ pub(super) fn forward(
 ) {
     let t = segments.tables(cache.is_some());
     let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale } = *shape;
-    let kernel = kernel(shape);
+    let kernels = kernels(gpu, shape);
     let (k, v) = match cache {
         Some(pages) => {
             for (from, to, width) in [(k, &pages.k, pages.widths.0), (v, &pages.v, pages.widths.1)] {
@@ -124,16 +161,17 @@ pub(super) fn forward(
     };
     let (table, pages) = (t.segments.on(gpu), t.pages.on(gpu));
     if !t.rows.is_empty() {
-        let (name, parts, shared) = kernel.forward;
+        let (name, parts, threads, shared) = kernels.forward;
         let grid = [t.rows.len() / 2, heads, parts];
         let (tiles, cached) = (t.rows.on(gpu), cache.is_some());
         let args =
             args![q, k, v, table, tiles, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, cached];
-        gpu.launch_shared(name, grid, 128, shared, args);
+        gpu.launch_shared(name, grid, threads, shared, args);
     }
     if !t.single.is_empty() {
-        let (name, threads, shared) = kernel.decode;
-        let grid = [t.single.len(), kv_heads, (heads / kv_heads).div_ceil(DECODE_HEADS)];
+        // A decoding block has some of the query heads of a key/value head.
+        let (name, queries, threads, shared) = kernels.decode;
+        let grid = [t.single.len(), kv_heads, (heads / kv_heads).div_ceil(queries)];
         let list = t.single.on(gpu);
         let args = args![q, k, v, table, list, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale];
         gpu.launch_shared(name, grid, threads, shared, args);
@@ -152,14 +190,14 @@ pub(super) fn backward(
     let t: &Tables = segments.tables(false);
     let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale } = *shape;
     let tokens = t.row_segment.len();
-    let kernel = kernel(shape);
+    let kernels = kernels(gpu, shape);
     let (pairs, table) = (tokens * heads, t.segments.on(gpu));
     let delta = gpu.alloc(pairs);
     let args = args![y, dy, &delta, pairs as i64, v_dim];
     gpu.launch("attention_delta", [pairs.div_ceil(16), 1, 1], 256, args);
 
     let (dk_part, dv_part) = (gpu.alloc(t.keys * kv_heads * qk_dim), gpu.alloc(t.keys * kv_heads * v_dim));
-    let (name, parts, shared) = kernel.keys;
+    let (name, parts, threads, shared) = kernels.back_keys;
     let args = args![
         q,
         k,
@@ -177,26 +215,17 @@ pub(super) fn backward(
         v_dim,
         scale
     ];
-    gpu.launch_shared(name, [t.back_keys.len() / 2, kv_heads, parts], 128, shared, args);
+    gpu.launch_shared(name, [t.back_keys.len() / 2, kv_heads, parts], threads, shared, args);
 
-    let (name, parts, threads, shared) = kernel.queries;
-    let args = args![
-        q,
-        k,
-        v,
-        dy,
-        lse,
-        &delta,
-        table,
-        t.back_rows.on(gpu),
-        dq,
-        heads,
-        kv_heads,
-        qk_dim,
-        v_dim,
-        scale
-    ];
-    gpu.launch_shared(name, [t.back_rows.len() / 2, heads, parts], threads, shared, args);
+    // The exact kernels' tiles of rows are the processor's.
+    let tiles = match gpu.math() {
+        Math::Exact => &t.back_rows,
+        Math::Fast => &t.rows,
+    };
+    let (name, parts, threads, shared) = kernels.back_queries;
+    let args =
+        args![q, k, v, dy, lse, &delta, table, tiles.on(gpu), dq, heads, kv_heads, qk_dim, v_dim, scale];
+    gpu.launch_shared(name, [tiles.len() / 2, heads, parts], threads, shared, args);
 
     for (part, grad, width) in [(&dk_part, dk, kv_heads * qk_dim), (&dv_part, dv, kv_heads * v_dim)] {
         let args = args![part, table, t.row_segment.on(gpu), grad, segments.len(), width];
