@@ -334,7 +334,7 @@ impl<'m> Lane<'m> {
                     tokens: Vec::new(),
                     logprobs: Vec::new(),
                 };
-                let (id, logprob) = r.sampling.choose(logits, &mut token_rng(r, sample, 0));
+                let (id, logprob) = r.sampling.choose(logits, [&r.prompt, &[]], &mut token_rng(r, sample, 0));
                 match (r.max_new > 0).then(|| run.accept(&mut seq, id, logprob)) {
                     None => drop(run.finish(seq, FinishReason::Length)),
                     Some(Some(reason)) => drop(run.finish(seq, reason)),
@@ -422,6 +422,7 @@ impl<'m> Lane<'m> {
                 let r = &requests[seq.request];
                 *out = r.sampling.choose(
                     &logits[(at + i) * vocab..][..vocab],
+                    [&r.prompt, &seq.tokens],
                     &mut token_rng(r, seq.sample, seq.tokens.len()),
                 );
             }

@@ -8,7 +8,7 @@ use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment};
 use tensor::{Params, Rng, Tape, Tensor, Weight};
 
 use crate::config::{ModelConfig, TensorKind, tensor_specs};
-use crate::files::{self, FileError, WeightType};
+use crate::files::{self, FileError, GenerationConfig, WeightType};
 use crate::gqa::Gqa;
 use crate::kv_cache::KvCache;
 use crate::mla::Mla;
@@ -20,6 +20,7 @@ const FIRST_POSITIONS: usize = 4096;
 /// A model: its configuration, its parameters, and where in the arena each layer finds its own.
 pub struct Model {
     config: ModelConfig,
+    generation: GenerationConfig,
     params: Params,
     embed: Weight,
     blocks: Vec<Block>,
@@ -121,6 +122,7 @@ impl Model {
             norm: params.weight("model.norm.weight"),
             eps: config.rms_norm_eps() as f32,
             rope: rope_table(&config, positions),
+            generation: GenerationConfig::of_model(&config),
             config,
             params,
             embed,
@@ -137,6 +139,7 @@ impl Model {
         let specs = tensor_specs(&folder.config);
         folder.weights.compare(&specs).check(dir)?;
         let mut model = Model::zeros(folder.config);
+        model.generation = folder.generation;
         let places: Vec<Weight> = model.params.list().iter().map(|p| p.weight).collect();
         let data = model.params.data_mut();
         for (spec, w) in specs.into_iter().zip(places) {
@@ -152,7 +155,7 @@ impl Model {
     /// Writes `config.json`, `generation_config.json` and the weights as float32 in shards of at most 4 GiB.
     pub fn save(&self, dir: &Path) -> Result<(), FileError> {
         files::write_config(dir, &self.config, WeightType::F32)?;
-        files::write_generation_config(dir, &files::GenerationConfig::of_model(&self.config))?;
+        files::write_generation_config(dir, &self.generation)?;
         let tensors =
             self.params.list().iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
         files::write_weights(dir, tensors, WeightType::F32, 4 << 30)?;
@@ -162,6 +165,14 @@ impl Model {
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+    /// How the model wants to be sampled from, and where its answers end.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+    /// The same, for what is learnt about it; it is saved with the model.
+    pub fn generation_mut(&mut self) -> &mut GenerationConfig {
+        &mut self.generation
     }
     /// The parameters.
     pub fn params(&self) -> &Params {

@@ -1,6 +1,7 @@
 //! Evaluation: a model's completions of problems, scored, with intervals.
 //!
-//! Every problem is answered once greedily and `samples` times by sampling. A problem's completions are a function of
+//! Every problem is answered once greedily and `samples` times by sampling, with the filters and the penalty of repetition
+//! that the model's folder wishes. A problem's completions are a function of
 //! the seed, its prompt and the model alone: neither the other problems nor their order change them.
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use tasks::{Problem, Verdict, Verifier, answer_of};
 use tensor::Rng;
 use thiserror::Error;
 
+use crate::speaker::stop_tokens;
 use crate::stats::{Estimate, majority, wilson};
 
 /// Problems of one run of the engine: enough to keep it full, few enough to stop soon when asked to.
@@ -220,15 +222,6 @@ pub fn evaluate(
     })
 }
 
-/// The tokens that end a completion: the end tokens of the tokenizer and of the model.
-pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
-    let mut ids = model.config().eos_token_id().to_vec();
-    ids.extend(tokenizer.eos_id());
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
 /// What a completion says: control tokens are left out, `<think>` and `<answer>` tags stay, whatever kind of token the
 /// tokenizer makes of them.
 ///
@@ -255,6 +248,7 @@ fn requests(
 ) -> Result<Vec<Request>, EvaluateError> {
     let context = model.config().max_position_embeddings().min(model.positions());
     let stop_tokens = stop_tokens(model, tokenizer);
+    let wished = Sampling::wished(model.generation(), 1.0);
     let mut requests = Vec::with_capacity(2 * problems.len());
     for (i, problem) in problems.iter().enumerate() {
         let prompt = encode_prompt(tokenizer, &[Message::user(problem.prompt.as_str())])
@@ -266,12 +260,12 @@ fn requests(
         let greedy = Request {
             samples: 1,
             max_new: s.max_new.min(context - prompt.len()),
-            sampling: Sampling::greedy(),
+            sampling: Sampling { temperature: 0.0, ..wished },
             stop_tokens: stop_tokens.clone(),
             seed: Rng::at(s.seed, &path).next_u64(),
             prompt,
         };
-        let sampling = Sampling { temperature: s.temperature, ..Sampling::default() };
+        let sampling = Sampling { temperature: s.temperature, ..wished };
         let samples = Request { samples: s.samples, sampling, ..greedy.clone() };
         requests.extend([greedy, samples]);
     }

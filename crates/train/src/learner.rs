@@ -11,13 +11,14 @@ use tensor::operations;
 
 use crate::TrainError;
 use crate::context::{Context, Progress};
-use crate::evaluate::{completion_text, stop_tokens};
+use crate::evaluate::completion_text;
 use crate::ledger::{Meter, StageCost};
 use crate::optim::Optimizer;
 use crate::optim::schedule::Schedule;
 use crate::run::checkpoint;
 use crate::run::metrics::{Metrics, keys};
 use crate::run::recipe;
+use crate::speaker::stop_tokens;
 
 /// Skipped steps in a row after which a run goes back to its last checkpoint.
 const SKIPS: u32 = 3;

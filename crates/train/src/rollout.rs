@@ -6,7 +6,8 @@ use model::Model;
 use tasks::{Problem, Reward, RewardConfig, Verifier};
 
 use crate::TrainError;
-use crate::evaluate::{completion_text, stop_tokens};
+use crate::evaluate::completion_text;
+use crate::speaker::stop_tokens;
 
 /// How answers are sampled.
 #[derive(Clone, Copy, Debug)]
@@ -15,8 +16,8 @@ pub struct SampleSettings {
     pub group: usize,
     /// Tokens of an answer at most.
     pub max_new: usize,
-    /// Temperature.
-    pub temperature: f32,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
     /// Seed of the first problem; the others count up.
     pub seed: u64,
 }
@@ -53,7 +54,6 @@ pub fn sample(
     s: SampleSettings,
 ) -> Result<(Vec<Group>, u64), TrainError> {
     let stop_tokens = stop_tokens(model, tokenizer);
-    let sampling = Sampling { temperature: s.temperature, ..Sampling::default() };
     let mut requests = Vec::with_capacity(problems.len());
     for (i, p) in problems.iter().enumerate() {
         let prompt = encode_prompt(tokenizer, &[Message::user(p.prompt.clone())])?;
@@ -62,7 +62,7 @@ pub fn sample(
             prompt,
             samples: s.group,
             max_new: s.max_new,
-            sampling,
+            sampling: s.sampling,
             stop_tokens: stop_tokens.clone(),
             seed,
         });

@@ -63,7 +63,7 @@ pub struct Eval {
     /// Sampled answers of each problem (K).
     #[arg(long, value_name = "K", default_value_t = 8, value_parser = ranges::count)]
     samples: usize,
-    /// Of the samples.
+    /// Of the samples (top_k, top_p, min_p and repetition_penalty are those of generation_config.json, if it has any).
     #[arg(long, value_name = "T", default_value = "1", value_parser = ranges::temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Tokens of an answer at most; the context may end it before.

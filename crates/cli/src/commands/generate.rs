@@ -77,18 +77,22 @@ pub struct SamplingArgs {
     /// Only tokens at least this fraction as likely as the most likely one (default: generation_config.json's, else 0).
     #[arg(long, value_name = "P", value_parser = ranges::share)]
     min_p: Option<f32>,
+    /// Makes tokens of the prompt and the answer so far less likely: divides their positive logits and multiplies their
+    /// negative ones (default: generation_config.json's, else 1).
+    #[arg(long, value_name = "R", value_parser = ranges::penalty)]
+    repetition_penalty: Option<f32>,
 }
 
 impl SamplingArgs {
     /// What was asked for, else what the model's folder says, else `temperature` and nothing filtered.
     pub fn resolve(&self, loaded: &Loaded, temperature: f32) -> Sampling {
-        let g = &loaded.generation;
-        let own = if g.do_sample == Some(false) { Some(0.0) } else { g.temperature };
+        let wished = Sampling::wished(loaded.model.generation(), temperature);
         Sampling {
-            temperature: self.temperature.or(own).unwrap_or(temperature),
-            top_k: self.top_k.or(g.top_k).unwrap_or(0),
-            top_p: self.top_p.or(g.top_p).unwrap_or(1.0),
-            min_p: self.min_p.or(g.min_p).unwrap_or(0.0),
+            temperature: self.temperature.unwrap_or(wished.temperature),
+            top_k: self.top_k.unwrap_or(wished.top_k),
+            top_p: self.top_p.unwrap_or(wished.top_p),
+            min_p: self.min_p.unwrap_or(wished.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(wished.repetition_penalty),
         }
     }
 }
@@ -119,7 +123,7 @@ pub fn run(a: &Generate) -> Result<()> {
     let prompts = prompts(a)?;
     let mut loaded = Loaded::open(&a.model)?;
     let ids = prompts.iter().map(|p| encode(&loaded.tokenizer, p, a.raw)).collect::<Result<Vec<_>>>()?;
-    let max_new = a.max_new.or(loaded.generation.max_new_tokens.filter(|&n| n > 0)).unwrap_or(256);
+    let max_new = a.max_new.or(loaded.model.generation().max_new_tokens.filter(|&n| n > 0)).unwrap_or(256);
     let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
     let context = reserve(&mut loaded.model, longest.saturating_add(max_new));
     let sampling = a.sampling.resolve(&loaded, 1.0);

@@ -43,6 +43,34 @@ impl ModelFolder {
     }
 }
 
+/// What `transformers` knows to do while it generates and this engine does not, each with the values that mean "as usual".
+const UNSUPPORTED: [(&str, &str); 24] = [
+    ("num_beams", "[1, 1.0]"),
+    ("num_beam_groups", "[1, 1.0]"),
+    ("penalty_alpha", "[0, 0.0]"),
+    ("dola_layers", "[]"),
+    ("typical_p", "[1, 1.0]"),
+    ("top_h", "[1, 1.0]"),
+    ("epsilon_cutoff", "[0, 0.0]"),
+    ("eta_cutoff", "[0, 0.0]"),
+    ("encoder_repetition_penalty", "[1, 1.0]"),
+    ("no_repeat_ngram_size", "[0]"),
+    ("encoder_no_repeat_ngram_size", "[0]"),
+    ("min_length", "[0]"),
+    ("min_new_tokens", "[0]"),
+    ("bad_words_ids", "[[]]"),
+    ("force_words_ids", "[[]]"),
+    ("constraints", "[[]]"),
+    ("forced_bos_token_id", "[]"),
+    ("forced_eos_token_id", "[]"),
+    ("suppress_tokens", "[[]]"),
+    ("begin_suppress_tokens", "[[]]"),
+    ("sequence_bias", "[[], {}]"),
+    ("exponential_decay_length_penalty", "[]"),
+    ("guidance_scale", "[1, 1.0]"),
+    ("stop_strings", "[[]]"),
+];
+
 /// How a model wants to be sampled from; `None` where its folder does not say.
 ///
 /// Where `transformers` finds nothing either, it takes the most likely token (`do_sample` false), and when
@@ -94,6 +122,14 @@ impl GenerationConfig {
             let (low, high) = range.into_inner();
             Err(ConfigError::unsupported(key, found, format!("must be between {low} and {high}")))
         };
+        for (key, usual) in UNSUPPORTED {
+            let usual: Vec<Value> = serde_json::from_str(usual)?;
+            keys.only(
+                key,
+                &usual,
+                "must not be set, for it would change what is generated: take the key out",
+            )?;
+        }
         Ok(GenerationConfig {
             bos_token_id: keys.token_id("bos_token_id")?,
             eos_token_id: keys.token_ids("eos_token_id")?,

@@ -10,13 +10,14 @@ use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm};
 use crate::run::recipe::{Data, SftStage};
+use crate::speaker::teach_ends;
 use crate::step::StepOptions;
 
 /// Training problems of this stage come after those of pretraining.
 const FIRST_PROBLEM: u64 = 1 << 32;
 
 pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError> {
-    let (model, tokenizer) = ctx.model(&s.from)?;
+    let (mut model, tokenizer) = ctx.model(&s.from)?;
     let seq_len = s.seq_len.min(model.config().max_position_embeddings());
     let fixed = match &s.data {
         Data::Problems => None,
@@ -26,6 +27,13 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
         }
     };
     let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
+    match &fixed {
+        Some(docs) => teach_ends(ctx, &s.name, &mut model, &tokenizer, docs),
+        None => {
+            let first = worked(ctx, &tokenizer, mix.as_ref(), 0, s.hurried_share)?;
+            teach_ends(ctx, &s.name, &mut model, &tokenizer, &[first]);
+        }
+    }
     let rhythm = Rhythm {
         total: s.steps,
         scheduled: s.steps,
