@@ -16,6 +16,7 @@ mod atomic;
 pub mod chat;
 pub mod corpus;
 pub mod error;
+mod input;
 pub mod pack;
 mod parquet_rows;
 pub mod records;
@@ -28,8 +29,9 @@ pub use chat::{
 };
 pub use corpus::{Corpus, TextDocument, read_texts, read_texts_with};
 pub use error::DataError;
+pub use input::open_text;
 pub use pack::{Document, Packed, chunk_document, pack, plan_batches};
-pub use records::{Conversation, read_conversations, read_jsonl, write_jsonl};
+pub use records::{Conversation, Place, Records, write_jsonl};
 pub use shards::{ShardWriter, Shards};
 pub use split::{is_held_out, permutation};
 pub use tokenizer::{DecodeStream, Tokenizer, TrainOptions, Trust};

@@ -29,7 +29,8 @@ Examples:
   shoestring eval my-model --problems mine.jsonl --verifier numeric
   shoestring eval my-model --problems mine.jsonl --verifier-cmd 'python3 check.py --strict'
 
-A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\":
+A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\"
+(gzip and Parquet are read too);
 expression needs {\"numbers\": [6, 25, 4], \"target\": 46} there, regex may have a \"pattern\"; choice has a letter from A to E as answer.
 Every problem is answered once greedily (pass@1) and K times by sampling: pass@K counts problems with a right answer
 among the K, maj@K those whose most frequent answer is right. Intervals are of 95 %.

@@ -294,11 +294,12 @@ fn prompts(a: &Generate) -> Result<Vec<Prompt>> {
     Ok(prompts)
 }
 
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    if path.as_os_str() != "-" {
-        return std::fs::read(path);
-    }
+fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes)?;
+    if path.as_os_str() == "-" {
+        std::io::stdin().lock().read_to_end(&mut bytes)?;
+    } else {
+        data::open_text(path)?.read_to_end(&mut bytes)?;
+    }
     Ok(bytes)
 }

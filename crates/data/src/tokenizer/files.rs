@@ -77,7 +77,10 @@ impl Tokenizer {
 }
 
 fn read(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    let mut bytes = fs::read(path).map_err(io_error("read", path))?;
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
     String::from_utf8(bytes).map_err(|e| DataError::NotUtf8 {
         path: path.to_owned(),
         offset: e.utf8_error().valid_up_to() as u64,

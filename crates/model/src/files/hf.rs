@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{FileError, TensorReport, WeightsReader, atomic};
 use crate::config::keys::Keys;
-use crate::config::{ConfigError, MAX_CONFIG_BYTES, ModelConfig, tensor_specs, write::token_ids};
+use crate::config::{ConfigError, ModelConfig, read_json, tensor_specs, write::token_ids};
 
 const GENERATION_FILE: &str = "generation_config.json";
 
@@ -174,22 +174,14 @@ fn shortest(x: f32) -> f64 {
 pub fn read_generation_config(dir: &Path, config: &ModelConfig) -> Result<GenerationConfig, FileError> {
     let of_model = GenerationConfig::of_model(config);
     let path = dir.join(GENERATION_FILE);
-    let length = match std::fs::metadata(&path) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(of_model),
-        Err(error) => return Err(FileError::io("read", &path)(error)),
+    let value = match read_json(&path) {
+        Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(of_model);
+        }
+        value => value?,
     };
-    let refused = |source| {
-        let source = Box::new(source);
-        FileError::Config(ConfigError::InFile { path: path.clone(), source })
-    };
-    if length > MAX_CONFIG_BYTES {
-        let too_large = ConfigError::TooLarge { path, found: length };
-        return Err(FileError::Config(too_large));
-    }
-    let text = std::fs::read(&path).map_err(FileError::io("read", &path))?;
-    let value = serde_json::from_slice(&text).map_err(|error| refused(error.into()))?;
-    let mut generation = GenerationConfig::from_value(&value).map_err(refused)?;
+    let mut generation = GenerationConfig::from_value(&value)
+        .map_err(|source| ConfigError::InFile { path, source: Box::new(source) })?;
     generation.bos_token_id = generation.bos_token_id.or(of_model.bos_token_id);
     generation.pad_token_id = generation.pad_token_id.or(of_model.pad_token_id);
     if generation.eos_token_id.is_empty() {

@@ -293,7 +293,8 @@ fn read_index(path: &Path) -> Result<Index, FileError> {
         return Err(bad(format!("it has {length} bytes; at most {MAX_INDEX_BYTES} are read")));
     }
     let text = std::fs::read(path).map_err(FileError::io("read", path))?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+    let index: Index = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
     let plain = |shard: &&String| {
         shard.ends_with(".safetensors") && !shard.contains(['/', '\\', '\0']) && !shard.starts_with('.')
     };

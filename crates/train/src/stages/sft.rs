@@ -1,6 +1,6 @@
 //! `sft`: supervised fine-tuning on conversations, with the loss on the assistant's turns.
 
-use data::{Document, Message, Tokenizer, encode_chat, pack, permutation, read_conversations};
+use data::{Conversation, Document, Message, Records, Tokenizer, encode_chat, pack, permutation};
 use serde_json::json;
 use tasks::Style;
 
@@ -115,27 +115,27 @@ fn worked(
     Ok(encode_chat(tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into())
 }
 
-/// The conversations of a JSONL file. One that does not fit is an error that names its number.
+/// The conversations of a file. One that does not fit is an error that names its place.
 pub(super) fn conversations(
     tokenizer: &Tokenizer,
     path: &std::path::Path,
     seq_len: usize,
 ) -> Result<Vec<Document>, TrainError> {
     let mut docs = Vec::new();
-    for (i, c) in read_conversations(path)?.into_iter().enumerate() {
-        let place = |what: &dyn std::fmt::Display| {
-            TrainError::Recipe(format!("{}: conversation {}: {what}", path.display(), i + 1))
-        };
+    for record in Records::<Conversation>::open(path, &["messages"])? {
+        let (place, c) = record?;
         if !c.messages.iter().any(|m| m.role == "assistant") {
-            return Err(place(&"there is no assistant's turn, so there is nothing to learn"));
+            let what = "there is no assistant's turn, so there is nothing to learn";
+            return Err(place.error(what).into());
         }
-        let doc: Document = encode_chat(tokenizer, &c.messages).map_err(|e| place(&e))?.into();
+        let doc: Document =
+            encode_chat(tokenizer, &c.messages).map_err(|e| place.error(e.to_string()))?.into();
         if doc.ids.len() < 2 {
             continue;
         }
         if doc.ids.len() > seq_len + 1 {
             return Err(TrainError::TooLong {
-                what: format!("{}: conversation {}", path.display(), i + 1),
+                what: place.to_string(),
                 tokens: doc.ids.len(),
                 limit: seq_len + 1,
                 remedy: "raise `seq_len`, or shorten it",
