@@ -124,7 +124,7 @@ mod tests {
             (br#"{"prompt":"a","answer":"([","verifier":"regex"}"#, "pattern is broken"),
             (br#"{"prompt":"a","answer":"3","verifier":"expression"}"#, "lacks numbers and target"),
             (br#"{"prompt":"a","answer":"5","verifier":"choice"}"#, "no letter from A to E"),
-            (b"\xff\xfe", "not UTF-8"),
+            (b"\xff\xff", "not UTF-8"),
             (b"\n\n", "no problems"),
         ] {
             let error = load(text).unwrap_err().to_string();

@@ -10,7 +10,7 @@ use data::{Message, Tokenizer, encode_prompt};
 use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use serde_json::{Value, json};
-use tasks::verify::Rational;
+use tasks::verify::Number;
 use tasks::{Problem, Verdict, Verifier, answer_of};
 use tensor::Rng;
 use thiserror::Error;
@@ -287,14 +287,14 @@ fn outcome(verdicts: &[Verdict], texts: &[String]) -> Outcome {
 /// An answer as it is counted: equal numbers are one answer, however they are written.
 #[derive(Debug, PartialEq)]
 enum Vote {
-    Number(Rational),
+    Number(Number),
     Text(String),
 }
 
 fn vote(completion: &str) -> Option<Vote> {
     let answer = answer_of(completion).filter(|a| !a.is_empty())?;
     let text = || answer.split_whitespace().collect::<Vec<_>>().join(" ");
-    Some(Rational::parse(answer).map_or_else(|| Vote::Text(text()), Vote::Number))
+    Some(Number::parse(answer).map_or_else(|| Vote::Text(text()), Vote::Number))
 }
 
 fn scores(outcomes: &[&Outcome], samples: usize) -> Scores {
