@@ -1,4 +1,4 @@
-//! Where answers end and how a model wants to be sampled: the same for every command, and kept by training.
+//! Where answers begin and end and how a model wants to be sampled: the same for every command, and kept by training.
 
 mod common;
 
@@ -116,4 +116,64 @@ fn what_fine_tuning_teaches_as_an_end_is_an_end() {
     edit(dir.path(), "tokenizer_config.json", "chat_template", json!(plain));
     let said = run(&dir.path().join("again"));
     assert!(said.contains("warning: sft: 1 of its turns end in no control token"), "{said}");
+}
+
+/// A prompt that opens the thought has begun the answer: it is well formed, kept by `reject`, and learnt from.
+#[test]
+fn a_thought_that_the_prompt_opens_is_part_of_the_answer() {
+    let tokenizer = tokenizer();
+    let template = tokenizer
+        .chat_template()
+        .expect("a template")
+        .replace("'<|assistant|>' -}}\n{%- endif -%}\n", "'<|assistant|><think>\\n' -}}\n{%- endif -%}\n");
+    let tokenizer = tokenizer.with_chat_template(template);
+    let dir = puppet(&tokenizer, "<|assistant|><think>\n</think><answer>4</answer><|end|>");
+    let lines: String = (0..20)
+        .map(|i| json!({"prompt": format!("Number {i}: 2 + 2?"), "answer": "4", "verifier": "numeric", "solution": "so"}).to_string() + "\n")
+        .collect();
+    std::fs::write(dir.path().join("mine.jsonl"), lines).expect("written");
+    let recipe = dir.path().join("r.toml");
+    let text = format!(
+        "name = 'r'\n[problems]\njsonl = {:?}\n\
+         [[stage]]\nkind = 'grpo'\nfrom = {model:?}\nsteps = 1\nprompts = 2\ngroup = 2\nmax_new = 8\n\
+         [[stage]]\nkind = 'reject'\nfrom = {model:?}\nproblems = 4\nsamples = 1\nmax_new = 8\n\
+         [[stage]]\nkind = 'sft'\nfrom = {model:?}\nsteps = 1\nbatch_tokens = 256\nseq_len = 128\ndata = {{ stage = 'reject' }}\n",
+        arg(&dir.path().join("mine.jsonl")),
+        model = arg(dir.path()),
+    );
+    std::fs::write(&recipe, text).expect("written");
+    let out = dir.path().join("out");
+    let done = shoestring(&["run", arg(&recipe), "--out", arg(&out)]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("read");
+    let step: Value = serde_json::from_str(metrics.lines().next().expect("a line")).expect("JSON");
+    let text = step.to_string();
+    assert!(text.contains("\"format\":1.0"), "{text}");
+    let traces = std::fs::read_to_string(out.join("reject/traces.jsonl")).expect("read");
+    assert_eq!(traces.lines().count(), 4);
+    assert!(traces.contains(r"<think>\n</think><answer>4</answer>"), "{traces}");
+}
+
+/// A problem that leaves no room for an answer is named before the first step.
+#[test]
+fn a_prompt_that_is_too_long_is_named_before_the_first_step() {
+    let tokenizer = tokenizer();
+    let dir = puppet(&tokenizer, "<|assistant|><think></think><answer>4</answer><|end|>");
+    let line = |i: usize| {
+        let prompt = format!("Number {i}: {}", "x".repeat(if i == 17 { 400 } else { 4 }));
+        json!({"prompt": prompt, "answer": "4"}).to_string() + "\n"
+    };
+    std::fs::write(dir.path().join("mine.jsonl"), (1..=30).map(line).collect::<String>()).expect("written");
+    let recipe = dir.path().join("r.toml");
+    let text = format!(
+        "name = 'r'\n[problems]\njsonl = {:?}\n[[stage]]\nkind = 'grpo'\nfrom = {:?}\nsteps = 40\nprompts = 1\ngroup = 2\nmax_new = 8\n",
+        arg(&dir.path().join("mine.jsonl")),
+        arg(dir.path()),
+    );
+    std::fs::write(&recipe, text).expect("written");
+    let done = shoestring(&["run", arg(&recipe), "--out", arg(&dir.path().join("out"))]);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{said}");
+    assert!(said.contains("problem 17 has ") && said.contains("the limit is 248"), "{said}");
+    assert!(!dir.path().join("out/metrics.jsonl").exists(), "nothing was trained");
 }

@@ -173,6 +173,18 @@ pub enum DataError {
         index: usize,
     },
 
+    /// An assistant's turn without the thought that its prompt has begun.
+    #[error(
+        "the chat template begins the answer of message {index} with {opening:?}, but its content does not: let it begin with \
+         <think>, or change the template's generation prompt"
+    )]
+    Unopened {
+        /// The assistant message, counted from 0.
+        index: usize,
+        /// What the prompt ends with.
+        opening: String,
+    },
+
     /// A shard file that is damaged, foreign or of another version.
     #[error("{} is not a whole token shard: its {field} is {found}, expected {expected}; write it again", path.display())]
     Shard {

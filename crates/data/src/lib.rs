@@ -33,7 +33,7 @@ pub use input::open_text;
 pub use pack::{Document, Packed, chunk_document, pack, plan_batches};
 pub use records::{Conversation, Place, Records, write_jsonl};
 pub use shards::{ShardWriter, Shards};
-pub use split::{is_held_out, permutation};
+pub use split::{hash_bytes, is_held_out, permutation};
 pub use tokenizer::{DecodeStream, Tokenizer, TrainOptions, Trust};
 
 /// The result of anything in this crate that can fail.

@@ -15,7 +15,7 @@ use tasks::{Problem, Verdict, Verifier, answer_of};
 use tensor::Rng;
 use thiserror::Error;
 
-use crate::speaker::stop_tokens;
+use crate::speaker::{answer_text, stop_tokens};
 use crate::stats::{Estimate, majority, wilson};
 
 /// Problems of one run of the engine: enough to keep it full, few enough to stop soon when asked to.
@@ -180,7 +180,7 @@ pub fn evaluate(
             drawn.chunks(2).map(|pair| pair.iter().flatten().collect()).collect();
         let mut texts = Vec::with_capacity(drawn.len());
         for (j, all) in drawn.iter().enumerate() {
-            let decode = |c: &&Completion| completion_text(tokenizer, &c.token_ids);
+            let decode = |c: &&Completion| answer_text(tokenizer, &pairs[2 * j].prompt, &c.token_ids);
             let decoded: Result<Vec<String>, _> = all.iter().map(decode).collect();
             texts.push(decoded.map_err(|source| EvaluateError::Data { problem: first + j + 1, source })?);
         }

@@ -1,13 +1,13 @@
 //! Sampling answers to problems and scoring them: what reinforcement and rejection sampling share.
 
 use data::{Message, Tokenizer, encode_prompt};
-use engine::{Completion, Engine, FinishReason, Request, Sampling};
+use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use tasks::{Problem, Reward, RewardConfig, Verifier};
 
 use crate::TrainError;
-use crate::evaluate::completion_text;
-use crate::speaker::stop_tokens;
+use crate::problems::PROMPT_REMEDY;
+use crate::speaker::{answer_text, stop_tokens};
 
 /// How answers are sampled.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub struct SampleSettings {
 pub struct Answer {
     /// Tokens and log-probabilities.
     pub completion: Completion,
-    /// Its text, tags included.
+    /// Its text, tags included, also the one that the prompt has opened.
     pub text: String,
     /// What it earns.
     pub reward: Reward,
@@ -68,10 +68,20 @@ pub fn sample(
         });
     }
     let mut engine = Engine::new(model, None);
-    let results = engine.run(&requests, |_| true)?;
+    let results = engine.run(&requests, |_| true).map_err(|error| match error {
+        EngineError::TooLong { request, prompt, max_new, context } => TrainError::TooLong {
+            what: format!("the prompt of the problem {:?}", problems[request].prompt),
+            tokens: prompt,
+            limit: context.saturating_sub(max_new),
+            remedy: PROMPT_REMEDY,
+        },
+        error => error.into(),
+    })?;
     let mut texts = Vec::new();
-    for c in results.iter().flatten() {
-        texts.push(completion_text(tokenizer, &c.token_ids)?);
+    for (request, completions) in requests.iter().zip(&results) {
+        for c in completions {
+            texts.push(answer_text(tokenizer, &request.prompt, &c.token_ids)?);
+        }
     }
     let items: Vec<(&Problem, &str)> =
         texts.iter().enumerate().map(|(i, t)| (&problems[i / s.group], t.as_str())).collect();

@@ -9,6 +9,7 @@ use model::{Model, ModelConfig};
 
 use crate::TrainError;
 use crate::context::Context;
+use crate::evaluate::completion_text;
 
 /// Reads a folder with a model and its tokenizer.
 ///
@@ -34,6 +35,25 @@ pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
     ids.sort_unstable();
     ids.dedup();
     ids
+}
+
+/// What a prompt has begun of the answer already: some chat templates open the thought themselves, with `<think>` and
+/// perhaps a line end.
+///
+/// # Errors
+/// As [`Tokenizer::decode`].
+pub fn opening(tokenizer: &Tokenizer, prompt: &[u32]) -> data::Result<String> {
+    let end = completion_text(tokenizer, &prompt[prompt.len().saturating_sub(8)..])?;
+    let opened = end.rfind("<think>").filter(|at| end[*at..].trim_end() == "<think>");
+    Ok(opened.map_or_else(String::new, |at| end[at..].to_owned()))
+}
+
+/// An answer in full: what the prompt has begun of it and what the model wrote.
+///
+/// # Errors
+/// As [`Tokenizer::decode`].
+pub fn answer_text(tokenizer: &Tokenizer, prompt: &[u32], completion: &[u32]) -> data::Result<String> {
+    Ok(opening(tokenizer, prompt)? + &completion_text(tokenizer, completion)?)
 }
 
 /// Makes the tokens that end the turns of `docs` ends of the model's answers: it is about to learn to write them, and

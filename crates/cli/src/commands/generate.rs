@@ -250,8 +250,7 @@ fn reason(reason: FinishReason) -> &'static str {
 
 /// Whether a prompt ends with an opened thought: some chat templates write `<think>` themselves.
 pub fn begins_in_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<bool> {
-    let end = &prompt[prompt.len().saturating_sub(8)..];
-    Ok(completion_text(tokenizer, end)?.trim_end().ends_with("<think>"))
+    Ok(!train::speaker::opening(tokenizer, prompt)?.is_empty())
 }
 
 fn encode(tokenizer: &Tokenizer, prompt: &Prompt, raw: bool) -> Result<Vec<u32>> {

@@ -111,6 +111,37 @@ pub fn encode_prompt(tok: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> 
 /// of the whole ([`DataError::NotPrefix`]).
 pub fn encode_chat(tok: &Tokenizer, messages: &[Message]) -> Result<Sample> {
     check_roles(messages)?;
+    let mut messages = messages.to_vec();
+    loop {
+        match encode_turns(tok, &messages) {
+            // Once for each turn, which then begins as its prompt ends.
+            Err(DataError::NotPrefix { index }) => reopen(tok, &mut messages, index)?,
+            encoded => return encoded,
+        }
+    }
+}
+
+/// Lets an assistant's turn begin with what its prompt ends with, where the template opens the thought itself: the turn's own
+/// `<think>` becomes the template's, white space included.
+fn reopen(tok: &Tokenizer, messages: &mut [Message], index: usize) -> Result<()> {
+    const OPEN: &str = "<think>";
+    let before = render::render(tok, &messages[..index], true)?;
+    let opening = before.rfind(OPEN).map(|at| &before[at..]).filter(|opening| opening.trim_end() == OPEN);
+    let Some(opening) = opening else { return Err(DataError::NotPrefix { index }) };
+    let content = &mut messages[index].content;
+    let thought = content.trim_start().strip_prefix(OPEN).map(str::trim_start);
+    match thought.map(|thought| format!("{opening}{thought}")) {
+        Some(reopened) if reopened != *content => {
+            *content = reopened;
+            Ok(())
+        }
+        Some(_) => Err(DataError::NotPrefix { index }),
+        None => Err(DataError::Unopened { index, opening: opening.to_owned() }),
+    }
+}
+
+/// [`encode_chat`] of contents as they are.
+fn encode_turns(tok: &Tokenizer, messages: &[Message]) -> Result<Sample> {
     let trust = |m: &Message| if m.is_assistant() { Trust::Full } else { Trust::None };
     let full = trace::render_marked(tok, messages, false, &trust)?;
 

@@ -86,6 +86,24 @@ fn loss_mask_of_a_plain_template() {
     assert!(sample.ids.starts_with(&encode_prompt(&tok, &messages[..1]).unwrap()));
 }
 
+/// Protects: where the generation prompt opens the thought, a turn that thinks is learned from there on, and one that does
+/// not is refused with the reason.
+#[test]
+fn a_prompt_that_opens_the_thought_is_gone_on_from() {
+    let opens = DEFAULT_TEMPLATE
+        .replace("'<|assistant|>' -}}\n{%- endif -%}\n", "'<|assistant|><think>\\n' -}}\n{%- endif -%}\n");
+    assert_ne!(opens, DEFAULT_TEMPLATE);
+    let tok = with_template(&opens);
+    for content in ["<think>two</think>4", "<think>\ntwo</think>4", " <think>\n\ntwo</think>4"] {
+        let messages = [Message::user("2 + 2?"), Message::assistant(content)];
+        let sample = encode_chat(&tok, &messages).unwrap();
+        assert_eq!(learned(&tok, &sample), "two</think>4<|end|>", "{content:?}");
+        assert!(sample.ids.starts_with(&encode_prompt(&tok, &messages[..1]).unwrap()));
+    }
+    let e = encode_chat(&tok, &[Message::user("2 + 2?"), Message::assistant("4")]).unwrap_err();
+    assert!(matches!(&e, DataError::Unopened { index: 1, opening } if opening == "<think>\n"), "{e}");
+}
+
 /// Protects: a template that rewrites history is refused for training instead of giving a wrong mask.
 #[test]
 fn inconsistent_templates_are_refused() {

@@ -11,7 +11,7 @@ use tensor::{Tape, ops};
 use super::StageResult;
 use super::grpo::note_unfiltered;
 use super::pretrain::step_outcome;
-use super::sft::{conversations, nth};
+use super::sft::{all_too_long, conversations, left_out_words, nth};
 use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm, StepOutcome};
@@ -68,10 +68,15 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
             let first = worked(&tokenizer, ctx.problems()?.train(mix.as_ref(), FIRST_PROBLEM), 0)?;
             teach_ends(ctx, &s.name, &mut model, &tokenizer, &[first]);
         }
-        DistillMethod::OnPolicy => note_unfiltered(ctx, &s.name, &model),
+        DistillMethod::OnPolicy => {
+            note_unfiltered(ctx, &s.name, &model);
+            let source = ctx.problems()?;
+            source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
+        }
     }
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
     let seed = ctx.recipe.seed;
+    let mut left_out = 0;
     let cost = learner.run(
         ctx,
         &s.name,
@@ -95,12 +100,12 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
                 };
                 step_outcome(l, pack(&docs), options, factor)
             }
-            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor),
+            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor, &mut left_out),
             DistillMethod::OnPolicy => on_policy_step(ctx, s, l, &teacher, mix.as_ref(), step, factor),
         },
         |_, _, _| Ok(()),
     )?;
-    let summary = format!("{} steps, {} traces", total, traces.len());
+    let summary = format!("{total} steps, {} traces{}", traces.len(), left_out_words(left_out));
     Ok(StageResult { cost, summary, figures: json!({"steps": total, "traces": traces.len()}) })
 }
 
@@ -118,17 +123,25 @@ fn logits_step(
     teacher: &Model,
     mix: Option<&Mix>,
     factor: f32,
+    left_out: &mut u64,
 ) -> Result<StepOutcome, TrainError> {
     let source = ctx.problems()?;
     let mut docs = Vec::new();
-    let mut tokens = 0;
+    let (mut tokens, mut too_long) = (0, 0);
     while tokens < s.batch_tokens {
         let index = FIRST_PROBLEM + l.cursor;
         l.cursor += 1;
         let doc = worked(&l.tokenizer, source.train(mix, index), index)?;
-        if doc.ids.len() <= s.seq_len.min(l.model.config().max_position_embeddings()) + 1 {
+        let limit = s.seq_len.min(l.model.config().max_position_embeddings()) + 1;
+        if doc.ids.len() <= limit {
             tokens += doc.ids.len() - 1;
             docs.push(doc);
+            continue;
+        }
+        *left_out += 1;
+        too_long += 1;
+        if too_long > 1000 && docs.is_empty() {
+            return Err(all_too_long(&s.name, doc.ids.len(), limit));
         }
     }
     let batch = pack(&docs);

@@ -29,7 +29,9 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
     let (model, tokenizer) = ctx.model(&s.from)?;
     note_unfiltered(ctx, &s.name, &model);
     let mut reference = if s.kl_coefficient > 0.0 { Some(ctx.model(&s.from)?.0) } else { None };
-    let mix = ctx.problems()?.training_mix(&s.mix)?;
+    let source = ctx.problems()?;
+    let mix = source.training_mix(&s.mix)?;
+    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
     let budget = budget(ctx, s)?;
     let rhythm = Rhythm {
         total: s.steps,
@@ -261,7 +263,7 @@ fn update(
 
 fn greedy_accuracy(ctx: &Context, s: &GrpoStage, l: &Learner) -> Result<f64, TrainError> {
     let source = ctx.problems()?;
-    let problems: Vec<_> = source.held_out().iter().take(EVAL_PROBLEMS).cloned().collect();
+    let problems: Vec<_> = source.held_out().take(EVAL_PROBLEMS).cloned().collect();
     let n = problems.len().max(1) as f64;
     let sampling = Sampling { temperature: 0.0, ..Sampling::wished(l.model.generation(), 1.0) };
     let settings = SampleSettings { group: 1, max_new: s.max_new, sampling, seed: 0 };

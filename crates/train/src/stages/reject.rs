@@ -20,6 +20,7 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
     let (model, tokenizer) = ctx.model(&s.from)?;
     let source = ctx.problems()?;
     let mix = source.training_mix(&s.mix)?;
+    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
     let sampling =
         Sampling { temperature: s.temperature as f32, ..Sampling::wished(model.generation(), 1.0) };
     let mut meter = ctx.meter(&s.name, None);

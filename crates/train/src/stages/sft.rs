@@ -51,6 +51,7 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     };
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
     let seed = ctx.recipe.seed;
+    let mut left_out = 0u64;
     let cost = learner.run(
         ctx,
         &s.name,
@@ -68,13 +69,9 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
                 };
                 if doc.ids.len() > seq_len + 1 {
                     too_long += 1;
+                    left_out += 1;
                     if too_long > 1000 && docs.is_empty() {
-                        return Err(TrainError::TooLong {
-                            what: format!("every worked problem of stage `{}`", s.name),
-                            tokens: doc.ids.len(),
-                            limit: seq_len + 1,
-                            remedy: "raise `seq_len`",
-                        });
+                        return Err(all_too_long(&s.name, doc.ids.len(), seq_len + 1));
                     }
                     continue;
                 }
@@ -87,9 +84,22 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     )?;
     Ok(StageResult {
         cost,
-        summary: format!("loss {:.3}", learner.usual_loss),
+        summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(left_out)),
         figures: json!({"loss": learner.usual_loss}),
     })
+}
+
+pub(super) fn all_too_long(stage: &str, tokens: usize, limit: usize) -> TrainError {
+    let what = format!("every worked problem of stage `{stage}`");
+    TrainError::TooLong { what, tokens, limit, remedy: "raise `seq_len`" }
+}
+
+/// Says how many documents were longer than `seq_len`, if any were.
+pub(super) fn left_out_words(left_out: u64) -> String {
+    match left_out {
+        0 => String::new(),
+        n => format!(", {n} worked problems longer than `seq_len` left out"),
+    }
 }
 
 /// Document `index` of an endless, in every epoch newly shuffled list.
