@@ -163,6 +163,18 @@ pub enum DataError {
         index: usize,
     },
 
+    /// A field of a message that spells a control token.
+    #[error(
+        "the field `{field}` of message {index} contains the text of a control token, which only an assistant's may; remove \
+         the token's text from it"
+    )]
+    ControlField {
+        /// The message, counted from 0.
+        index: usize,
+        /// The field.
+        field: String,
+    },
+
     /// A conversation whose rendered form is not the continuation of its own beginning.
     #[error(
         "the chat template does not render the conversation up to message {index} as the beginning of the whole \

@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parquet::record::Row;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::atomic::AtomicFile;
-use crate::chat::Message;
 use crate::error::io_error;
 use crate::input::open_text;
 use crate::parquet_rows::{ParquetRows, to_json};
@@ -19,13 +18,6 @@ use crate::{DataError, Result};
 
 /// The longest line that is read, in bytes: a guard against a file without line ends filling the memory.
 pub const MAX_LINE_BYTES: u64 = 256 << 20;
-
-/// A conversation as training data keeps it: `{"messages": [{"role": …, "content": …}, …]}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Conversation {
-    /// The turns, oldest first.
-    pub messages: Vec<Message>,
-}
 
 /// Where a record stands: a line, counted from 1, or a row of a Parquet file, counted from 0.
 #[derive(Clone, Debug, PartialEq, Eq)]

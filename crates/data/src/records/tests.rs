@@ -7,6 +7,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use super::*;
+use crate::{Conversation, Message};
 
 fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     let path = dir.join(name);
@@ -55,10 +56,8 @@ fn write_parquet(path: &Path, rows: usize) {
 fn jsonl_round_trip() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new/folder/chat.jsonl");
-    let conversations = vec![
-        Conversation { messages: vec![Message::user("a\n\"b\""), Message::assistant("ü")] },
-        Conversation { messages: vec![] },
-    ];
+    let conversations =
+        vec![Conversation::of([Message::user("a\n\"b\""), Message::assistant("ü")]), Conversation::of([])];
     write_jsonl(&path, &conversations).unwrap();
     assert_eq!(read::<Conversation>(&path).unwrap(), conversations);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
@@ -97,7 +96,7 @@ fn parquet_conversations() {
     assert_eq!(found[2].messages, [Message::user("2?"), Message::assistant("é")]);
     let e = Records::<serde_json::Value>::open(&path, &["text"]).err().unwrap().to_string();
     assert!(e.contains("has no column `text`: its columns are messages"), "{e}");
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, serde::Deserialize)]
     struct Other {
         #[allow(dead_code)]
         messages: u32,

@@ -18,6 +18,11 @@ pub enum Trust {
     None,
 }
 
+/// A text in small letters without its white space.
+pub(super) fn squeezed(text: &str) -> String {
+    text.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect()
+}
+
 impl Tokenizer {
     /// Encodes trusted text: special and added tokens in it are recognised, nothing is added around it.
     ///
@@ -91,9 +96,20 @@ impl Tokenizer {
         self.protected.contains(&id)
     }
 
-    /// Whether a text holds a character with which some protected token begins.
+    /// Whether a text spells a protected token, in any case and with blanks anywhere, or begins or ends as a part of one,
+    /// which what stands beside it could complete: a template may trim, fold and join what it is given.
     pub(crate) fn may_spell_token(&self, text: &str) -> bool {
-        text.chars().any(|c| self.openers.contains(&c))
+        if !text.chars().any(|c| self.openers.contains(&c) || self.closers.contains(&c)) {
+            return false;
+        }
+        let text = squeezed(text);
+        self.spellings.iter().any(|token| {
+            let parts = |n: &usize| token.is_char_boundary(*n) && *n > 1 && token.len() - n > 1;
+            let partly = |n: usize| text.ends_with(&token[..n]) || text.starts_with(&token[n..]);
+            text.contains(token.as_str())
+                || token.contains(text.as_str())
+                || (1..token.len()).filter(parts).any(partly)
+        })
     }
 
     fn raw(&self, text: &str, trust: Trust, offsets: OffsetType) -> Result<Encoding> {

@@ -33,8 +33,10 @@ pub struct Tokenizer {
     special: HashSet<u32>,
     /// Ids that untrusted text must never give: the added tokens but for those that are mere white space.
     protected: HashSet<u32>,
-    /// The first characters of the texts of protected tokens: text without any of them spells none.
+    /// The texts of protected tokens as [`encode::squeezed`], and their first and last characters as they stand.
+    spellings: Vec<String>,
     openers: HashSet<char>,
+    closers: HashSet<char>,
     vocab_size: usize,
     eos: Option<String>,
     bos: Option<String>,
@@ -153,11 +155,10 @@ impl Tokenizer {
         };
         let special = ids(&|t| t.special);
         let protected = ids(&is_protected);
-        let openers = added
-            .iter()
-            .filter(|(_, t)| is_protected(t))
-            .filter_map(|(_, t)| t.content.chars().next())
-            .collect();
+        let texts = || added.iter().filter(|(_, t)| is_protected(t)).map(|(_, t)| t.content.as_str());
+        let spellings = texts().map(encode::squeezed).collect();
+        let openers = texts().filter_map(|t| t.chars().next()).collect();
+        let closers = texts().filter_map(|t| t.chars().next_back()).collect();
 
         let mut assistant_vocabulary = inner.get_added_vocabulary().clone();
         assistant_vocabulary.set_encode_special_tokens(true);
@@ -202,7 +203,9 @@ impl Tokenizer {
             plain_vocabulary,
             special,
             protected,
+            spellings,
             openers,
+            closers,
             vocab_size,
             eos,
             bos,

@@ -1,7 +1,7 @@
 //! `distill`: what a teacher knows, taught to a student: by its accepted traces, by its distribution over every token
 //! of worked solutions, or by scoring the student's own answers.
 
-use data::{Document, Message, Tokenizer, encode_chat, pack};
+use data::{Conversation, Document, Message, Tokenizer, encode_chat, pack};
 use engine::Sampling;
 use model::{Model, whole};
 use serde_json::json;
@@ -47,7 +47,7 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
     }
     let traces = match (&s.traces, s.method) {
         (Some(stage), DistillMethod::Traces) => {
-            conversations(&tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), seq_len)?
+            conversations(ctx, &tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), seq_len)?
         }
         _ => Vec::new(),
     };
@@ -112,7 +112,8 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
 /// A problem with its worked solution, as a conversation.
 fn worked(tokenizer: &Tokenizer, problem: Problem, index: u64) -> Result<Document, TrainError> {
     let answer = tasks::corpus::completion(&problem, Style::Careful, index);
-    Ok(encode_chat(tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into())
+    let turns = [Message::user(problem.prompt), Message::assistant(answer)];
+    Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
 }
 
 /// `KL(teacher ‖ student)` over the answers of worked problems.

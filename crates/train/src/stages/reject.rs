@@ -48,9 +48,8 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
             good.sort_by_key(|a| a.completion.token_ids.len());
             good.dedup_by(|a, b| a.text == b.text);
             for a in good.into_iter().take(s.keep) {
-                kept.push(Conversation {
-                    messages: vec![Message::user(g.problem.prompt.clone()), Message::assistant(a.text)],
-                });
+                let turns = [Message::user(g.problem.prompt.clone()), Message::assistant(a.text)];
+                kept.push(Conversation::of(turns));
             }
         }
         let elapsed = clock.elapsed().as_secs_f64();

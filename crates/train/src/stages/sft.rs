@@ -1,6 +1,11 @@
 //! `sft`: supervised fine-tuning on conversations, with the loss on the assistant's turns.
 
-use data::{Conversation, Document, Message, Records, Tokenizer, encode_chat, pack, permutation};
+use std::collections::BTreeMap;
+
+use data::{
+    Conversation, DataError, Document, Message, Records, Tokenizer, encode_chat, fields_left_out, pack,
+    permutation,
+};
 use serde_json::json;
 use tasks::Style;
 
@@ -21,9 +26,9 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     let seq_len = s.seq_len.min(model.config().max_position_embeddings());
     let fixed = match &s.data {
         Data::Problems => None,
-        Data::Jsonl { jsonl } => Some(conversations(&tokenizer, jsonl, seq_len)?),
+        Data::Jsonl { jsonl } => Some(conversations(ctx, &tokenizer, jsonl, seq_len)?),
         Data::Stage { stage } => {
-            Some(conversations(&tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), seq_len)?)
+            Some(conversations(ctx, &tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), seq_len)?)
         }
     };
     let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
@@ -122,24 +127,30 @@ fn worked(
     let hurried = tasks::Rng::new(&[ctx.recipe.seed, index, 0x5f7]).chance(hurried_share);
     let style = if hurried { Style::Hurried } else { Style::Careful };
     let answer = tasks::corpus::completion(&problem, style, index);
-    Ok(encode_chat(tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into())
+    let turns = [Message::user(problem.prompt), Message::assistant(answer)];
+    Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
 }
 
 /// The conversations of a file. One that does not fit is an error that names its place.
 pub(super) fn conversations(
+    ctx: &Context,
     tokenizer: &Tokenizer,
     path: &std::path::Path,
     seq_len: usize,
 ) -> Result<Vec<Document>, TrainError> {
     let mut docs = Vec::new();
-    for record in Records::<Conversation>::open(path, &["messages"])? {
+    let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
+    for record in Records::<Conversation>::open(path, &[])? {
         let (place, c) = record?;
-        if !c.messages.iter().any(|m| m.role == "assistant") {
-            let what = "there is no assistant's turn, so there is nothing to learn";
+        if !c.messages.iter().any(|m| m.role == "assistant" && m.learned) {
+            let what = "there is no assistant's turn to learn, whose weight is not 0";
             return Err(place.error(what).into());
         }
-        let doc: Document =
-            encode_chat(tokenizer, &c.messages).map_err(|e| place.error(e.to_string()))?.into();
+        let refused = |e: DataError| place.error(e.to_string());
+        let doc: Document = encode_chat(tokenizer, &c).map_err(refused)?.into();
+        for field in fields_left_out(tokenizer, &c).map_err(refused)? {
+            *left_out.entry(field).or_default() += 1;
+        }
         if doc.ids.len() < 2 {
             continue;
         }
@@ -152,6 +163,12 @@ pub(super) fn conversations(
             });
         }
         docs.push(doc);
+    }
+    for (field, count) in left_out {
+        ctx.reporter.note(&format!(
+            "note: {}: the chat template leaves `{field}` out in {count} conversations, so that it is not learnt",
+            path.display()
+        ));
     }
     if docs.is_empty() {
         return Err(TrainError::Recipe(format!(
