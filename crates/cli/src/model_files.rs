@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use data::Tokenizer;
 use model::Model;
 
+use crate::output::tell;
+
 /// A model with what it takes to speak to it.
 pub struct Loaded {
     /// The model.
@@ -24,7 +26,7 @@ impl Loaded {
                 dir.display()
             );
         }
-        let (model, tokenizer) = train::speaker::load(dir)?;
+        let (model, tokenizer) = train::speaker::load(dir, tell)?;
         Ok(Loaded { model, tokenizer })
     }
 
@@ -37,7 +39,9 @@ impl Loaded {
 /// Reads the weights alone.
 pub fn open_model(dir: &Path) -> Result<Model> {
     check_folder(dir)?;
-    Ok(Model::load(dir)?)
+    let model = Model::load(dir)?;
+    model.notices().iter().for_each(|text| tell(text));
+    Ok(model)
 }
 
 /// Makes room for sequences of `wanted` tokens as far as the model's context goes; returns the context's length.

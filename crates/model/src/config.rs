@@ -269,6 +269,14 @@ pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
 }
 
 impl ModelConfig {
+    /// Gives the head weights of its own.
+    pub(crate) fn untie(&mut self) {
+        match self {
+            ModelConfig::Deepseek(c) => c.tie_word_embeddings = false,
+            ModelConfig::Dense(c) => c.tie_word_embeddings = false,
+        }
+    }
+
     /// Reads a configuration from the text of a `config.json`, old style or `transformers` 5.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         Self::from_value(&serde_json::from_str(text)?)

@@ -21,6 +21,7 @@ const FIRST_POSITIONS: usize = 4096;
 pub struct Model {
     config: ModelConfig,
     generation: GenerationConfig,
+    notices: Vec<String>,
     params: Params,
     embed: Weight,
     blocks: Vec<Block>,
@@ -123,6 +124,7 @@ impl Model {
             eps: config.rms_norm_eps() as f32,
             rope: rope_table(&config, positions),
             generation: GenerationConfig::of_model(&config),
+            notices: Vec::new(),
             config,
             params,
             embed,
@@ -140,6 +142,7 @@ impl Model {
         folder.weights.compare(&specs).check(dir)?;
         let mut model = Model::zeros(folder.config);
         model.generation = folder.generation;
+        model.notices = folder.notices;
         let places: Vec<Weight> = model.params.list().iter().map(|p| p.weight).collect();
         let data = model.params.data_mut();
         for (spec, w) in specs.into_iter().zip(places) {
@@ -173,6 +176,10 @@ impl Model {
     /// The same, for what is learnt about it; it is saved with the model.
     pub fn generation_mut(&mut self) -> &mut GenerationConfig {
         &mut self.generation
+    }
+    /// What was noticed when the model was read, for whoever uses it.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
     /// The parameters.
     pub fn params(&self) -> &Params {

@@ -82,7 +82,7 @@ impl Context<'_> {
     /// The model and tokenizer of an earlier stage or a Hugging Face folder.
     pub fn model(&self, reference: &str) -> Result<(Model, Tokenizer), TrainError> {
         let dir = self.dir(reference)?;
-        let (mut model, tokenizer) = speaker::load(&dir)?;
+        let (mut model, tokenizer) = speaker::load(&dir, |text| self.reporter.note(text))?;
         model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
         Ok((model, tokenizer))
     }

@@ -11,19 +11,27 @@ use crate::TrainError;
 use crate::context::Context;
 use crate::evaluate::completion_text;
 
-/// Reads a folder with a model and its tokenizer.
+/// Reads a folder with a model and its tokenizer; `notice` is told what whoever uses them should know.
 ///
 /// # Errors
 /// Files that are missing or broken, and a tokenizer that is not the model's.
-pub fn load(dir: &Path) -> Result<(Model, Tokenizer), TrainError> {
+pub fn load(dir: &Path, notice: impl Fn(&str)) -> Result<(Model, Tokenizer), TrainError> {
     // The tokenizer is small: what is wrong with it is said before the weights are read.
     let tokenizer = Tokenizer::load(dir)?;
     let (tokens, vocab) =
         (tokenizer.vocab_size(), ModelConfig::load(dir).map_err(FileError::from)?.vocab_size());
-    if tokens > vocab {
-        return Err(TrainError::TokenizerMismatch { path: dir.to_path_buf(), tokens, vocab });
+    let mismatch = || TrainError::TokenizerMismatch { path: dir.to_path_buf(), tokens, vocab };
+    let (tokenizer, beyond) = tokenizer.with_rows(vocab).ok_or_else(mismatch)?;
+    if let Some(first) = beyond.first() {
+        let n = beyond.len();
+        notice(&format!(
+            "note: the tokenizer in {} has {n} more than the model's {vocab} ids, from {first:?} on, which can be neither typed nor drawn",
+            dir.display()
+        ));
     }
-    Ok((Model::load(dir)?, tokenizer))
+    let model = Model::load(dir)?;
+    model.notices().iter().for_each(|text| notice(text));
+    Ok((model, tokenizer))
 }
 
 /// The tokens that end an answer: those of the tokenizer, of the model, and of its `generation_config.json`.

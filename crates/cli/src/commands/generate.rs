@@ -54,7 +54,8 @@ pub struct Generate {
     /// End a continuation where this string begins; may be given several times.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// Continue the text as it stands, without the chat template; control tokens that it spells are recognised.
+    /// Continue the text as it stands, without the chat template, behind the beginning-of-sequence token if the tokenizer puts
+    /// one there; control tokens that it spells are recognised.
     #[arg(long)]
     raw: bool,
     /// Print one JSON object: samples[] of {prompt_ids, token_ids, logprobs, text, finish_reason}.
@@ -255,7 +256,7 @@ pub fn begins_in_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<bool> 
 
 fn encode(tokenizer: &Tokenizer, prompt: &Prompt, raw: bool) -> Result<Vec<u32>> {
     let ids = if raw || tokenizer.chat_template().is_none() {
-        tokenizer.encode(&prompt.text)
+        tokenizer.encode_whole(&prompt.text)
     } else {
         encode_prompt(tokenizer, &[Message::user(prompt.text.as_str())])
     };

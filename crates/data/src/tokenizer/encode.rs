@@ -32,6 +32,20 @@ impl Tokenizer {
         self.encode_at(text, Trust::Full)
     }
 
+    /// Encodes a text that stands for itself, outside of any chat, as `AutoTokenizer` does: trusted, and with the ids around it
+    /// that `tokenizer.json` puts there, such as a beginning-of-sequence token.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        Ok([&self.begin[..], &self.encode(text)?, &self.end].concat())
+    }
+
+    /// The ids with which a text begins, before its own; none for most tokenizers.
+    pub fn beginning(&self) -> &[u32] {
+        &self.begin
+    }
+
     /// Encodes text that a user typed: whatever it spells, no id of a special or added token comes out.
     ///
     /// Added tokens that consist of white space alone carry no control meaning and stay recognised.
@@ -48,6 +62,12 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_untrusted`].
     pub fn encode_at(&self, text: &str, trust: Trust) -> Result<Vec<u32>> {
         let ids = self.raw(text, trust, OffsetType::None)?.get_ids().to_vec();
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.rows) {
+            let token = self.token_text(*id).unwrap_or_default();
+            let rows = self.rows;
+            let problem = format!("it holds {token:?}, whose id {id} has no row among the model's {rows}");
+            return Err(DataError::Encode { problem });
+        }
         if ids.iter().any(|&id| self.is_forbidden(id, trust)) {
             return self.encode_around(text, trust, 0);
         }

@@ -20,8 +20,10 @@ pub struct ModelFolder {
     pub generation: GenerationConfig,
     /// Its weights, checked to be those of `config`.
     pub weights: WeightsReader,
-    /// Tensors that were left out, for a notice; the rest of the report is empty.
+    /// Tensors that were left out; the rest of the report is empty.
     pub report: TensorReport,
+    /// What whoever uses the model should know.
+    pub notices: Vec<String>,
 }
 
 impl ModelFolder {
@@ -36,11 +38,34 @@ impl ModelFolder {
                 c.num_nextn_predict_layers = 0;
             }
         }
+        let mut notices = Vec::new();
+        if config.tie_word_embeddings() && head_differs(&config, &weights)? {
+            notices.push(format!(
+                "note: config.json in {} ties the head to the embedding, but lm_head.weight is there and differs: it is used, as \
+                 transformers does",
+                dir.display()
+            ));
+            config.untie();
+        }
         let report = weights.compare(&tensor_specs(&config));
         report.check(dir)?;
         let generation = read_generation_config(dir, &config)?;
-        Ok(ModelFolder { config, generation, weights, report })
+        Ok(ModelFolder { config, generation, weights, report, notices })
     }
+}
+
+/// Whether a folder holds a head of the embedding's shape with other numbers.
+fn head_differs(config: &ModelConfig, weights: &WeightsReader) -> Result<bool, FileError> {
+    let (embed, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let shape = [config.vocab_size(), config.hidden_size()];
+    if [embed, head].iter().any(|name| weights.shape(name) != Some(&shape[..])) {
+        return Ok(false);
+    }
+    let read = |name| {
+        let mut values = vec![0.0; shape[0] * shape[1]];
+        weights.read_f32(name, &shape, &mut values).map(|()| values)
+    };
+    Ok(read(embed)? != read(head)?)
 }
 
 /// What `transformers` knows to do while it generates and this engine does not, each with the values that mean "as usual".

@@ -246,7 +246,7 @@ fn main_layers(specs: &[TensorSpec]) -> usize {
 /// layers that the configuration does not ask for.
 fn may_be_left_out(name: &str, main_layers: usize) -> bool {
     if name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq") {
-        // lm_head gets here only where it is tied; the embedding is what counts, as in transformers.
+        // lm_head gets here only where it is tied and a copy of the embedding.
         return true;
     }
     let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
