@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use data::Tokenizer;
-use model::files::{GenerationConfig, read_generation_config};
-use model::{Model, ModelConfig};
+use model::Model;
+
+use crate::output::tell;
 
 /// A model with what it takes to speak to it.
 pub struct Loaded {
@@ -13,51 +14,34 @@ pub struct Loaded {
     pub model: Model,
     /// Its tokenizer, whose ids all lie within the model's vocabulary.
     pub tokenizer: Tokenizer,
-    /// How it wants to be sampled from.
-    pub generation: GenerationConfig,
 }
 
 impl Loaded {
     /// Reads a folder with a model and its tokenizer.
     pub fn open(dir: &Path) -> Result<Loaded> {
         check_folder(dir)?;
-        // The tokenizer is small: what is wrong with it is said before the weights are read.
-        let tokenizer = tokenizer(dir)?;
-        let config = ModelConfig::load(dir)?;
-        let (ids, vocab) = (tokenizer.vocab_size(), config.vocab_size());
-        if ids > vocab {
+        if !dir.join("tokenizer.json").exists() {
             bail!(
-                "the tokenizer in {} does not fit its model: its ids go up to {}, the model's vocabulary only to {}; \
-                 put the tokenizer.json that the model was trained with into the folder",
-                dir.display(),
-                ids - 1,
-                vocab - 1
+                "{} holds no tokenizer.json: put the model's tokenizer into the folder (`score --ids` works without one)",
+                dir.display()
             );
         }
-        let model = Model::load(dir)?;
-        let generation = read_generation_config(dir, &config)?;
-        Ok(Loaded { model, tokenizer, generation })
+        let (model, tokenizer) = train::speaker::load(dir, tell)?;
+        Ok(Loaded { model, tokenizer })
     }
 
-    /// The tokens that end an answer: those of the tokenizer, the model and its `generation_config.json`.
+    /// The tokens that end an answer.
     pub fn stop_tokens(&self) -> Vec<u32> {
-        let mut ids = train::evaluate::stop_tokens(&self.model, &self.tokenizer);
-        ids.extend(
-            self.generation
-                .eos_token_id
-                .iter()
-                .filter(|&&id| (id as usize) < self.model.config().vocab_size()),
-        );
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        train::speaker::stop_tokens(&self.model, &self.tokenizer)
     }
 }
 
 /// Reads the weights alone.
 pub fn open_model(dir: &Path) -> Result<Model> {
     check_folder(dir)?;
-    Ok(Model::load(dir)?)
+    let model = Model::load(dir)?;
+    model.notices().iter().for_each(|text| tell(text));
+    Ok(model)
 }
 
 /// Makes room for sequences of `wanted` tokens as far as the model's context goes; returns the context's length.
@@ -65,16 +49,6 @@ pub fn reserve(model: &mut Model, wanted: usize) -> usize {
     let context = model.config().max_position_embeddings();
     model.reserve_positions(wanted.min(context));
     context
-}
-
-fn tokenizer(dir: &Path) -> Result<Tokenizer> {
-    if !dir.join("tokenizer.json").exists() {
-        bail!(
-            "{} holds no tokenizer.json: put the model's tokenizer into the folder (`score --ids` works without one)",
-            dir.display()
-        );
-    }
-    Ok(Tokenizer::load(dir)?)
 }
 
 /// Refuses what is no model folder, and names model folders further down if there are any.

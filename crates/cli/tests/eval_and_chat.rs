@@ -59,7 +59,7 @@ fn eval_refuses_what_it_cannot_use() {
     let broken = dir.path().join("broken.jsonl");
     std::fs::write(&broken, "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\":\n").expect("written");
     let line = refusal(&["eval", &model, "--problems", arg(&broken)]);
-    assert!(line.contains("broken.jsonl, line 2"), "{line}");
+    assert!(line.contains("broken.jsonl line 2"), "{line}");
     std::fs::write(&broken, "").expect("written");
     assert!(refusal(&["eval", &model, "--problems", arg(&broken)]).contains("no problems"));
     std::fs::write(&broken, format!("{{\"prompt\": \"{}\", \"answer\": \"b\"}}\n", "long ".repeat(200)))

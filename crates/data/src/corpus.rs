@@ -1,15 +1,14 @@
 //! Text from files and folders, document by document.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
-use parquet::record::RowAccessor;
 use serde::Deserialize;
 
 use crate::error::io_error;
-use crate::parquet_rows::ParquetRows;
-use crate::records::JsonLines;
+use crate::input::{PACKED, open_text};
+use crate::records::Records;
 use crate::{DataError, Result};
 
 /// The file types that [`read_texts`] takes from a folder.
@@ -48,7 +47,8 @@ pub struct Corpus {
 /// Reads a file, or the files of a folder and its subfolders in the order of their paths.
 ///
 /// A folder gives the files with the extensions of [`TEXT_EXTENSIONS`]; a single file is taken whatever its name.
-/// `.jsonl` gives the field `text` of each line, `.parquet` the column `text`, anything else is text. Names that
+/// `.jsonl` gives the field `text` of each line, `.parquet` the column `text`, anything else is text; `.gz` behind any of
+/// them is unpacked. Names that
 /// begin with a dot and links to folders are passed over. Empty documents are left out.
 ///
 /// # Errors
@@ -107,8 +107,15 @@ fn list(folder: &Path, wanted: &dyn Fn(&str) -> bool, files: &mut Vec<PathBuf>) 
     Ok(())
 }
 
+/// The ending that says what a file holds, in small letters: of `a.txt.gz` it is `txt`.
 fn extension(path: &Path) -> String {
-    path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase()
+    let ending = |path: &Path| path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let last = ending(path);
+    if PACKED.contains(&last.as_str()) {
+        ending(Path::new(path.file_stem().unwrap_or_default()))
+    } else {
+        last
+    }
 }
 
 impl Corpus {
@@ -171,20 +178,20 @@ struct Source {
 
 enum Kind {
     Text(TextFile),
-    Lines(JsonLines<TextRecord>),
-    Parquet(ParquetRows, std::vec::IntoIter<String>, u64),
+    Records(Records<TextRecord>),
 }
 
 #[derive(Deserialize)]
 struct TextRecord {
-    text: String,
+    /// A null is an empty text; no text at all is an error.
+    #[serde(deserialize_with = "Option::deserialize")]
+    text: Option<String>,
 }
 
 impl Source {
     fn open(path: PathBuf) -> Result<Source> {
         let kind = match extension(&path).as_str() {
-            "jsonl" => Kind::Lines(JsonLines::open(&path)?),
-            "parquet" => Kind::Parquet(ParquetRows::open(&path, &["text"])?, Vec::new().into_iter(), 0),
+            "jsonl" | "parquet" => Kind::Records(Records::open(&path, &["text"])?),
             _ => Kind::Text(TextFile::open(&path)?),
         };
         Ok(Source { path, kind })
@@ -194,58 +201,35 @@ impl Source {
     fn read(&mut self) -> Result<Option<String>> {
         match &mut self.kind {
             Kind::Text(file) => file.read(&self.path),
-            Kind::Lines(lines) => Ok(lines.next().transpose()?.map(|record| record.text)),
-            Kind::Parquet(rows, texts, row) => loop {
-                if let Some(text) = texts.next() {
-                    return Ok(Some(text));
-                }
-                let Some(group) = rows.next_group()? else { return Ok(None) };
-                let mut group_texts = Vec::with_capacity(group.len());
-                for found in group {
-                    group_texts.push(row_text(&found, &self.path, *row)?);
-                    *row += 1;
-                }
-                *texts = group_texts.into_iter();
-            },
+            Kind::Records(records) => {
+                let record = records.next().transpose()?;
+                Ok(record.map(|(_, record)| record.text.unwrap_or_default()))
+            }
         }
     }
 }
 
-/// The one column of a row; a null is an empty text.
-fn row_text(row: &parquet::record::Row, path: &Path, index: u64) -> Result<String> {
-    if row.is_null(0).unwrap_or(false) {
-        return Ok(String::new());
-    }
-    if let Ok(text) = row.get_string(0) {
-        return Ok(text.clone());
-    }
-    let bytes = row.get_bytes(0).ok().map(|b| b.data().to_vec());
-    bytes.and_then(|b| String::from_utf8(b).ok()).ok_or_else(|| DataError::Row {
-        path: path.to_owned(),
-        row: index,
-        problem: "the column `text` holds something else, expected UTF-8 text".to_owned(),
-    })
-}
-
 /// A text file, read in pieces.
 struct TextFile {
-    file: File,
+    reader: Box<dyn BufRead + Send>,
     buffer: Vec<u8>,
-    /// The offset in the file of the buffer's first byte.
+    /// The offset in the text of the buffer's first byte.
     offset: u64,
     ended: bool,
 }
 
 impl TextFile {
     fn open(path: &Path) -> Result<TextFile> {
-        let file = File::open(path).map_err(io_error("open", path))?;
-        Ok(TextFile { file, buffer: Vec::new(), offset: 0, ended: false })
+        let reader = open_text(path)?;
+        Ok(TextFile { reader, buffer: Vec::new(), offset: 0, ended: false })
     }
 
     fn read(&mut self, path: &Path) -> Result<Option<String>> {
         if !self.ended {
             let missing = (PIECE_BYTES + 1).saturating_sub(self.buffer.len()) as u64;
-            let read = (&mut self.file)
+            let read = self
+                .reader
+                .by_ref()
                 .take(missing)
                 .read_to_end(&mut self.buffer)
                 .map_err(io_error("read", path))?;
@@ -266,16 +250,11 @@ impl TextFile {
         let end = if self.ended { valid } else { cut(&self.buffer[..valid]) };
         let rest = self.buffer.split_off(end);
         let piece = std::mem::replace(&mut self.buffer, rest);
-        let first = self.offset == 0;
         self.offset += end as u64;
-        let text = String::from_utf8(piece).map_err(|e| DataError::NotUtf8 {
+        String::from_utf8(piece).map(Some).map_err(|e| DataError::NotUtf8 {
             path: path.to_owned(),
             offset: self.offset - end as u64 + e.utf8_error().valid_up_to() as u64,
-        })?;
-        Ok(Some(match text.strip_prefix('\u{feff}') {
-            Some(rest) if first => rest.to_owned(),
-            _ => text,
-        }))
+        })
     }
 }
 

@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::records::Place;
+
 /// Anything that can go wrong between a file or a message and token ids.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,13 +42,20 @@ pub enum DataError {
         offset: u64,
     },
 
-    /// A broken line of a JSONL file.
-    #[error("{} line {line}: {problem}", path.display())]
-    Line {
+    /// A file that is no text, by its first bytes.
+    #[error("{} is {found}, which is not read: unpack or convert it (gzip is read as it is)", path.display())]
+    Foreign {
         /// The file.
         path: PathBuf,
-        /// The line, counted from 1.
-        line: u64,
+        /// What it is.
+        found: &'static str,
+    },
+
+    /// A record of a file that is not of the expected form.
+    #[error("{place}: {problem}")]
+    Record {
+        /// The file, and the line or row in it.
+        place: Place,
         /// What was found there and what was expected.
         problem: String,
     },
@@ -68,17 +77,6 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        problem: String,
-    },
-
-    /// A row of a Parquet file that is not of the expected form.
-    #[error("{} row {row}: {problem}", path.display())]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// The row, counted from 0.
-        row: u64,
-        /// What was found there and what was expected.
         problem: String,
     },
 
@@ -165,6 +163,18 @@ pub enum DataError {
         index: usize,
     },
 
+    /// A field of a message that spells a control token.
+    #[error(
+        "the field `{field}` of message {index} contains the text of a control token, which only an assistant's may; remove \
+         the token's text from it"
+    )]
+    ControlField {
+        /// The message, counted from 0.
+        index: usize,
+        /// The field.
+        field: String,
+    },
+
     /// A conversation whose rendered form is not the continuation of its own beginning.
     #[error(
         "the chat template does not render the conversation up to message {index} as the beginning of the whole \
@@ -173,6 +183,18 @@ pub enum DataError {
     NotPrefix {
         /// The assistant message, counted from 0.
         index: usize,
+    },
+
+    /// An assistant's turn without the thought that its prompt has begun.
+    #[error(
+        "the chat template begins the answer of message {index} with {opening:?}, but its content does not: let it begin with \
+         <think>, or change the template's generation prompt"
+    )]
+    Unopened {
+        /// The assistant message, counted from 0.
+        index: usize,
+        /// What the prompt ends with.
+        opening: String,
     },
 
     /// A shard file that is damaged, foreign or of another version.

@@ -16,6 +16,7 @@ mod atomic;
 pub mod chat;
 pub mod corpus;
 pub mod error;
+mod input;
 pub mod pack;
 mod parquet_rows;
 pub mod records;
@@ -24,14 +25,16 @@ pub mod split;
 pub mod tokenizer;
 
 pub use chat::{
-    DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Message, Sample, encode_chat, encode_prompt, render_chat,
+    Conversation, DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Given, Message, Sample, encode_chat,
+    encode_prompt, fields_left_out, render_chat,
 };
 pub use corpus::{Corpus, TextDocument, read_texts, read_texts_with};
 pub use error::DataError;
+pub use input::open_text;
 pub use pack::{Document, Packed, chunk_document, pack, plan_batches};
-pub use records::{Conversation, read_conversations, read_jsonl, write_jsonl};
+pub use records::{Place, Records, write_jsonl};
 pub use shards::{ShardWriter, Shards};
-pub use split::{is_held_out, permutation};
+pub use split::{hash_bytes, is_held_out, permutation};
 pub use tokenizer::{DecodeStream, Tokenizer, TrainOptions, Trust};
 
 /// The result of anything in this crate that can fail.

@@ -4,9 +4,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parquet::basic::Compression;
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Row;
+use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
+use serde_json::Value;
 
 use crate::error::{guard, io_error};
 use crate::{DataError, Result};
@@ -76,11 +78,22 @@ impl ParquetRows {
         Ok(Some(rows))
     }
 
-    /// Refuses a row group whose metadata announces more than can be meant, before anything is unpacked.
+    /// Refuses a row group whose metadata announces more than can be meant, or a compression that is not read, before
+    /// anything is unpacked.
     fn check_size(&self, index: usize) -> Result<()> {
         let group = self.reader.metadata().row_group(index);
         let mut bytes = 0i64;
         for column in group.columns() {
+            let codec = column.compression();
+            if !matches!(
+                codec,
+                Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_)
+            ) {
+                let problem = format!(
+                    "it is compressed with {codec}; snappy, gzip and zstd are read, so write it with one of them"
+                );
+                return Err(DataError::Parquet { path: self.path.clone(), problem });
+            }
             let top = column.column_path().parts().first().map_or("", String::as_str);
             if self.columns.is_empty() || self.columns.iter().any(|c| c == top) {
                 bytes = bytes.saturating_add(column.uncompressed_size().max(0));
@@ -96,6 +109,41 @@ impl ParquetRows {
             });
         }
         Ok(())
+    }
+}
+
+/// A row as an object of its columns.
+///
+/// # Errors
+/// Bytes that are not UTF-8, in words.
+pub(crate) fn to_json(row: &Row) -> std::result::Result<Value, String> {
+    let field = |(name, field): (&String, &Field)| {
+        let value = of_field(field).map_err(|problem| format!("column `{name}` holds {problem}"))?;
+        Ok((name.clone(), value))
+    };
+    row.get_column_iter().map(field).collect::<std::result::Result<_, _>>().map(Value::Object)
+}
+
+/// A value as JSON. Bytes are text: many writers forget to say so, and no record that is read here has other ones.
+fn of_field(field: &Field) -> std::result::Result<Value, String> {
+    match field {
+        Field::Bytes(bytes) => match bytes.as_utf8() {
+            Ok(text) => Ok(text.into()),
+            Err(_) => Err("bytes that are not UTF-8, expected text".to_owned()),
+        },
+        Field::Group(row) => to_json(row),
+        Field::ListInternal(list) => list.elements().iter().map(of_field).collect(),
+        Field::MapInternal(map) => {
+            let entry = |(key, value): &(Field, Field)| {
+                let key = match of_field(key)? {
+                    Value::String(text) => text,
+                    other => other.to_string(),
+                };
+                Ok((key, of_field(value)?))
+            };
+            map.entries().iter().map(entry).collect::<std::result::Result<_, _>>().map(Value::Object)
+        }
+        other => Ok(other.to_json_value()),
     }
 }
 

@@ -1,34 +1,43 @@
-//! Records of one JSON object per line, read and written with exact places in the errors.
+//! Records, one JSON object a line or one row of a Parquet file, read and written with exact places in the errors.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::fmt;
+use std::io::{BufRead, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use parquet::record::Row;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::atomic::AtomicFile;
-use crate::chat::Message;
 use crate::error::io_error;
-use crate::{DataError, Result, parquet_rows};
+use crate::input::open_text;
+use crate::parquet_rows::{ParquetRows, to_json};
+use crate::{DataError, Result};
 
 /// The longest line that is read, in bytes: a guard against a file without line ends filling the memory.
 pub const MAX_LINE_BYTES: u64 = 256 << 20;
 
-/// A conversation as training data keeps it: `{"messages": [{"role": …, "content": …}, …]}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Conversation {
-    /// The turns, oldest first.
-    pub messages: Vec<Message>,
+/// Where a record stands: a line, counted from 1, or a row of a Parquet file, counted from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    path: Arc<Path>,
+    unit: &'static str,
+    number: u64,
 }
 
-/// Reads a JSONL file whole. Empty lines are skipped.
-///
-/// # Errors
-/// The first line that is not JSON of the form of `T`, with its number, or an unreadable file.
-pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    JsonLines::open(path)?.collect()
+impl Place {
+    /// An error about this record.
+    pub fn error(&self, problem: impl Into<String>) -> DataError {
+        DataError::Record { place: self.clone(), problem: problem.into() }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.path.display(), self.unit, self.number)
+    }
 }
 
 /// Writes a JSONL file, one record per line, whole or not at all.
@@ -40,130 +49,111 @@ pub fn write_jsonl<'a, T: Serialize + 'a>(
     records: impl IntoIterator<Item = &'a T>,
 ) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    for (i, record) in records.into_iter().enumerate() {
-        let mut line = serde_json::to_vec(record).map_err(|e| DataError::Line {
-            path: path.to_owned(),
-            line: i as u64 + 1,
-            problem: format!("the record cannot be written as JSON: {e}"),
-        })?;
+    let mut place = Place { path: path.into(), unit: "line", number: 0 };
+    for record in records {
+        place.number += 1;
+        let mut line = serde_json::to_vec(record)
+            .map_err(|e| place.error(format!("the record cannot be written as JSON: {e}")))?;
         line.push(b'\n');
         file.write(&line)?;
     }
     file.commit()
 }
 
-/// Reads conversations from JSONL, or from Parquet where the file's name ends in `.parquet`.
-///
-/// # Errors
-/// As [`read_jsonl`]; for Parquet a missing column `messages` or a row of another form.
-pub fn read_conversations(path: &Path) -> Result<Vec<Conversation>> {
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet")) {
-        read_parquet(path, &["messages"])
-    } else {
-        read_jsonl(path)
-    }
-}
-
-/// Reads rows of a Parquet file as records: each row becomes an object of the named columns, or of all columns
-/// where none is named, and is then read like a line of JSONL.
-///
-/// # Errors
-/// A missing column, a row that is not of the form of `T`, or a damaged file.
-pub fn read_parquet<T: DeserializeOwned>(path: &Path, columns: &[&str]) -> Result<Vec<T>> {
-    let mut rows = parquet_rows::ParquetRows::open(path, columns)?;
-    let mut records = Vec::new();
-    while let Some(group) = rows.next_group()? {
-        for row in group {
-            let record = serde_json::from_value(row.to_json_value()).map_err(|e| DataError::Row {
-                path: path.to_owned(),
-                row: records.len() as u64,
-                problem: format!("not of the expected form: {}", without_position(&e)),
-            })?;
-            records.push(record);
-        }
-    }
-    Ok(records)
-}
-
-/// A JSONL file, read line by line.
-#[derive(Debug)]
-pub struct JsonLines<T> {
-    path: PathBuf,
-    reader: BufReader<File>,
-    line: u64,
-    buffer: Vec<u8>,
+/// The records of a file, one after the other, each with its place: lines of JSON (also in gzip; empty ones are skipped),
+/// or the rows of a file whose name ends in `.parquet`, each as an object of its columns. After an error it ends.
+pub struct Records<T> {
+    place: Place,
+    source: Source,
     done: bool,
     record: PhantomData<fn() -> T>,
 }
 
-impl<T: DeserializeOwned> JsonLines<T> {
-    /// Opens a file; nothing is read yet.
+enum Source {
+    Lines { reader: Box<dyn BufRead + Send>, buffer: Vec<u8> },
+    Rows { file: Box<ParquetRows>, group: std::vec::IntoIter<Row> },
+}
+
+impl<T: DeserializeOwned> Records<T> {
+    /// Opens a file; nothing is read yet. Of a Parquet file the named columns are read, or all where none is named.
     ///
     /// # Errors
-    /// A file that cannot be opened.
-    pub fn open(path: &Path) -> Result<JsonLines<T>> {
-        let file = File::open(path).map_err(io_error("open", path))?;
-        Ok(JsonLines {
-            path: path.to_owned(),
-            reader: BufReader::with_capacity(1 << 16, file),
-            line: 0,
-            buffer: Vec::new(),
-            done: false,
-            record: PhantomData,
-        })
+    /// A file that cannot be opened or is of another kind, or a Parquet file without one of the columns.
+    pub fn open(path: &Path, columns: &[&str]) -> Result<Records<T>> {
+        let is_parquet = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"));
+        let source = if is_parquet {
+            let file = Box::new(ParquetRows::open(path, columns)?);
+            Source::Rows { file, group: Vec::new().into_iter() }
+        } else {
+            Source::Lines { reader: open_text(path)?, buffer: Vec::new() }
+        };
+        let unit = if is_parquet { "row" } else { "line" };
+        let place = Place { path: path.into(), unit, number: 0 };
+        Ok(Records { place, source, done: false, record: PhantomData })
     }
 
-    fn read_record(&mut self) -> Result<Option<T>> {
-        loop {
-            self.buffer.clear();
-            self.line += 1;
-            let read = (&mut self.reader)
-                .take(MAX_LINE_BYTES + 1)
-                .read_until(b'\n', &mut self.buffer)
-                .map_err(io_error("read", &self.path))?;
-            if read == 0 {
-                return Ok(None);
-            }
-            if read as u64 > MAX_LINE_BYTES {
-                return Err(self.problem(format!(
-                    "longer than {MAX_LINE_BYTES} bytes, expected one JSON object per line"
-                )));
-            }
-            let mut bytes = self.buffer.as_slice();
-            if self.line == 1 {
-                bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-            }
-            let bytes = bytes.trim_ascii();
-            if bytes.is_empty() {
-                continue;
-            }
-            return match serde_json::from_slice(bytes) {
-                Ok(record) => Ok(Some(record)),
-                Err(e) => {
-                    let column = e.column();
-                    Err(self.problem(format!(
-                        "not a JSON object of the expected form: {} (column {column})",
-                        without_position(&e)
-                    )))
+    fn read(&mut self) -> Result<Option<(Place, T)>> {
+        match &mut self.source {
+            Source::Lines { reader, buffer } => read_line(&mut self.place, reader, buffer),
+            Source::Rows { file, group } => loop {
+                if let Some(row) = group.next() {
+                    let place = self.place.clone();
+                    self.place.number += 1;
+                    let value = to_json(&row).map_err(|problem| place.error(problem))?;
+                    let record = serde_json::from_value(value).map_err(|e| {
+                        place.error(format!("not of the expected form: {}", without_position(&e)))
+                    })?;
+                    return Ok(Some((place, record)));
                 }
-            };
+                let Some(next) = file.next_group()? else { return Ok(None) };
+                *group = next.into_iter();
+            },
         }
-    }
-
-    fn problem(&self, problem: String) -> DataError {
-        DataError::Line { path: self.path.clone(), line: self.line, problem }
     }
 }
 
-impl<T: DeserializeOwned> Iterator for JsonLines<T> {
-    type Item = Result<T>;
+fn read_line<T: DeserializeOwned>(
+    place: &mut Place,
+    reader: &mut impl BufRead,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<(Place, T)>> {
+    loop {
+        buffer.clear();
+        place.number += 1;
+        let path = PathBuf::from(&*place.path);
+        let read = reader
+            .by_ref()
+            .take(MAX_LINE_BYTES + 1)
+            .read_until(b'\n', buffer)
+            .map_err(io_error("read", &path))?;
+        if read == 0 {
+            return Ok(None);
+        }
+        if read as u64 > MAX_LINE_BYTES {
+            let problem = format!("longer than {MAX_LINE_BYTES} bytes, expected one JSON object per line");
+            return Err(place.error(problem));
+        }
+        let bytes = buffer.trim_ascii();
+        if bytes.is_empty() {
+            continue;
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| place.error("it is not UTF-8"))?;
+        let record = serde_json::from_str(text).map_err(|e| {
+            let (what, column) = (without_position(&e), e.column());
+            place.error(format!("not a JSON object of the expected form: {what} (column {column})"))
+        })?;
+        return Ok(Some((place.clone(), record)));
+    }
+}
 
-    /// The next record; after an error the iterator ends.
-    fn next(&mut self) -> Option<Result<T>> {
+impl<T: DeserializeOwned> Iterator for Records<T> {
+    type Item = Result<(Place, T)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
         if self.done {
             return None;
         }
-        let item = self.read_record().transpose();
+        let item = self.read().transpose();
         self.done = !matches!(item, Some(Ok(_)));
         item
     }

@@ -56,7 +56,7 @@ fn mix(mut z: u64) -> u64 {
 }
 
 /// FNV-1a over the bytes, started and finished with the seed mixed in.
-pub(crate) fn hash_bytes(bytes: &[u8], seed: u64) -> u64 {
+pub fn hash_bytes(bytes: &[u8], seed: u64) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325 ^ mix(seed.wrapping_add(GOLDEN));
     for &byte in bytes {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);

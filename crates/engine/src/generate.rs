@@ -12,7 +12,7 @@ use tensor::{Rng, Tape, Tensor, ops, threads};
 use thiserror::Error;
 
 use crate::pages::Pages;
-use crate::sampler::{Sampling, choose};
+use crate::sampler::{Sampling, Wish, choose};
 
 /// One prompt and how to continue it.
 #[derive(Clone, Debug)]
@@ -340,9 +340,12 @@ impl<'m> Lane<'m> {
                 p.next_sample = samples.end;
                 let params = self.model.params();
                 let rows = ops::pick_rows(params, logits, &vec![0; count]);
-                let mut wishes: Vec<_> =
-                    samples.clone().map(|sample| (r.sampling, token_rng(r, sample, 0))).collect();
-                let chosen = choose(params, &rows, &mut wishes);
+                let wish = |sample| Wish {
+                    sampling: r.sampling,
+                    seen: [&r.prompt[..], &[]],
+                    rng: token_rng(r, sample, 0),
+                };
+                let chosen = choose(params, &rows, &samples.clone().map(wish).collect::<Vec<_>>());
                 for (sample, (id, logprob)) in samples.zip(chosen) {
                     let mut seq = Running::new(p.request, sample);
                     match (r.max_new > 0).then(|| run.accept(&mut seq, id, logprob)) {
@@ -436,11 +439,13 @@ impl<'m> Lane<'m> {
         } else {
             ops::pick_rows(params, &logits, &(0..running.len() as u32).collect::<Vec<_>>())
         };
-        let wish = |seq: &Running| {
-            let r = &requests[seq.request];
-            (r.sampling, token_rng(r, seq.sample, seq.tokens.len()))
+        let wish = |seq| {
+            let Running { request, sample, tokens, .. }: &Running = seq;
+            let r = &requests[*request];
+            let rng = token_rng(r, *sample, tokens.len());
+            Wish { sampling: r.sampling, seen: [&r.prompt, tokens], rng }
         };
-        let chosen = choose(params, &of_running, &mut running.iter().map(wish).collect::<Vec<_>>());
+        let chosen = choose(params, &of_running, &running.iter().map(wish).collect::<Vec<_>>());
         let mut still = Vec::with_capacity(running.len());
         for (mut seq, (id, logprob)) in running.drain(..).zip(chosen) {
             match run.accept(&mut seq, id, logprob) {

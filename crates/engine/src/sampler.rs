@@ -1,5 +1,8 @@
 //! From logits to a token.
 
+use std::borrow::Cow;
+
+use model::files::GenerationConfig;
 use tensor::cpu::math;
 use tensor::ops::{self, Draw, argmax, normalizer, walk};
 use tensor::{Params, Rng, Tensor, threads};
@@ -15,11 +18,14 @@ pub struct Sampling {
     pub top_p: f32,
     /// Only tokens at least this fraction as likely as the most likely one; 0 for all.
     pub min_p: f32,
+    /// Divides positive logits of tokens that the prompt or the answer holds already and multiplies negative ones, before
+    /// everything else; 1 for none.
+    pub repetition_penalty: f32,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
     }
 }
 
@@ -29,18 +35,47 @@ impl Sampling {
         Sampling { temperature: 0.0, ..Sampling::default() }
     }
 
-    /// Whether some tokens are left out.
+    /// Whether tokens are left out or penalised, which is done in the host's memory.
     fn filters(&self) -> bool {
-        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0 || self.repetition_penalty != 1.0
     }
 
-    /// Chooses from a row of logits; `rng` is used for one number at most. Ties go to the lower id.
+    /// As a model's folder says that it wants to be sampled; `temperature` where that says nothing of it.
+    pub fn wished(generation: &GenerationConfig, temperature: f32) -> Sampling {
+        let g = generation;
+        let own = if g.do_sample == Some(false) { Some(0.0) } else { g.temperature };
+        Sampling {
+            temperature: own.unwrap_or(temperature),
+            top_k: g.top_k.unwrap_or(0),
+            top_p: g.top_p.unwrap_or(1.0),
+            min_p: g.min_p.unwrap_or(0.0),
+            repetition_penalty: g.repetition_penalty.unwrap_or(1.0),
+        }
+    }
+
+    /// Chooses from a row of logits after the tokens `seen`; `rng` is used for one number at most. Ties go to the lower
+    /// id.
     ///
-    /// The log-probability is the model's own (temperature 1, nothing filtered), bit for bit the trainer's.
-    fn choose(&self, logits: &[f32], rng: &mut Rng) -> (u32, f32) {
+    /// The log-probability is the model's own (temperature 1, nothing filtered or penalised), bit for bit the trainer's.
+    fn choose(&self, logits: &[f32], seen: [&[u32]; 2], rng: &mut Rng) -> (u32, f32) {
         let (lse, _) = normalizer(logits);
-        let token = if self.temperature <= 0.0 { argmax(logits) } else { self.draw(logits, rng) };
+        let wanted = self.penalised(logits, seen);
+        let token = if self.temperature <= 0.0 { argmax(&wanted) } else { self.draw(&wanted, rng) };
         (token as u32, logits[token] - lse)
+    }
+
+    /// The logits after the penalty of repetition, which is paid once however often a token was seen.
+    fn penalised<'a>(&self, logits: &'a [f32], seen: [&[u32]; 2]) -> Cow<'a, [f32]> {
+        if self.repetition_penalty == 1.0 {
+            return Cow::Borrowed(logits);
+        }
+        let mut out = logits.to_vec();
+        for &id in seen.into_iter().flatten() {
+            let x = logits[id as usize];
+            out[id as usize] =
+                if x < 0.0 { x * self.repetition_penalty } else { x / self.repetition_penalty };
+        }
+        Cow::Owned(out)
     }
 
     fn draw(&self, logits: &[f32], rng: &mut Rng) -> usize {
@@ -76,19 +111,30 @@ impl Sampling {
     }
 }
 
+/// What a row's token is to be: how it is chosen, after which tokens, and by which number.
+#[derive(Clone, Copy)]
+pub(crate) struct Wish<'a> {
+    pub(crate) sampling: Sampling,
+    /// The prompt and what was drawn so far.
+    pub(crate) seen: [&'a [u32]; 2],
+    pub(crate) rng: Rng,
+}
+
 /// Chooses for every row of `logits [rows, vocab]`, on the GPU if they lie there and nothing is filtered.
-pub(crate) fn choose(params: &Params, logits: &Tensor, wishes: &mut [(Sampling, Rng)]) -> Vec<(u32, f32)> {
-    if !wishes.iter().any(|(s, _)| s.filters()) {
-        let draw =
-            |(s, rng): &mut (Sampling, Rng)| Draw { temperature: s.temperature, uniform: rng.uniform() };
-        return ops::sample(params, logits, &wishes.iter_mut().map(draw).collect::<Vec<_>>());
+pub(crate) fn choose(params: &Params, logits: &Tensor, wishes: &[Wish]) -> Vec<(u32, f32)> {
+    if !wishes.iter().any(|w| w.sampling.filters()) {
+        let draw = |&Wish { sampling, mut rng, .. }: &Wish| Draw {
+            temperature: sampling.temperature,
+            uniform: rng.uniform(),
+        };
+        return ops::sample(params, logits, &wishes.iter().map(draw).collect::<Vec<_>>());
     }
     let mut chosen = vec![(0, 0.0); wishes.len()];
-    let (all, vocab, wishes) = (logits.host(), logits.cols(), &*wishes);
+    let (all, vocab) = (logits.host(), logits.cols());
     threads::parallel_chunks(&mut chosen, 4, |at, out| {
         for (i, out) in out.iter_mut().enumerate() {
-            let (sampling, mut rng) = wishes[at + i];
-            *out = sampling.choose(&all[(at + i) * vocab..][..vocab], &mut rng);
+            let Wish { sampling, seen, mut rng } = wishes[at + i];
+            *out = sampling.choose(&all[(at + i) * vocab..][..vocab], seen, &mut rng);
         }
     });
     chosen
@@ -103,7 +149,8 @@ mod tests {
         let logits: Vec<f32> = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.ln()).collect();
         let count = |s: Sampling| {
             let mut seen = [0usize; 4];
-            (0..20_000).for_each(|i| seen[s.choose(&logits, &mut Rng::at(7, &[i])).0 as usize] += 1);
+            (0..20_000)
+                .for_each(|i| seen[s.choose(&logits, [&[], &[]], &mut Rng::at(7, &[i])).0 as usize] += 1);
             seen.map(|n| n as f32 / 20_000.0)
         };
         let all = count(Sampling::default());
@@ -115,5 +162,20 @@ mod tests {
         assert_eq!(count(Sampling { min_p: 0.2, ..Sampling::default() })[3], 0.0);
         assert_eq!(count(Sampling::greedy()), [1.0, 0.0, 0.0, 0.0]);
         assert!(count(Sampling { temperature: 0.5, ..Sampling::default() })[0] > 0.65);
+    }
+
+    /// As `RepetitionPenaltyLogitsProcessor` of transformers: once for each token of prompt and answer, before the
+    /// temperature, and what is reported stays the model's own.
+    #[test]
+    fn what_was_seen_pays_the_penalty_of_repetition_once() {
+        let logits = [2.0f32, 1.5, -1.0, -1.2];
+        let s = Sampling { repetition_penalty: 1.3, ..Sampling::greedy() };
+        let mut rng = Rng::new(1);
+        assert_eq!(s.penalised(&logits, [&[0, 2, 0], &[2, 0]])[..], [2.0 / 1.3, 1.5, -1.3, -1.2]);
+        assert_eq!(s.choose(&logits, [&[0], &[]], &mut rng).0, 0);
+        assert_eq!(Sampling { repetition_penalty: 1.4, ..s }.choose(&logits, [&[0], &[]], &mut rng).0, 1);
+        let (token, logprob) =
+            Sampling { repetition_penalty: 2.0, ..s }.choose(&logits, [&[], &[0]], &mut rng);
+        assert_eq!((token, logprob), (1, logits[1] - normalizer(&logits).0));
     }
 }

@@ -23,7 +23,7 @@ pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, RopeTablesSpec, YarnScali
 pub use tensors::{TensorKind, TensorSpec, tensor_specs};
 
 /// The largest JSON configuration that is read, in bytes.
-pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// A model's architecture and sizes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -255,7 +255,28 @@ impl ConfigError {
     }
 }
 
+/// Reads a JSON file of a model folder, with or without a byte order mark.
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
+    let read = |source| ConfigError::Read { path: path.to_path_buf(), source };
+    let found = std::fs::metadata(path).map_err(read)?.len();
+    if found > MAX_CONFIG_BYTES {
+        return Err(ConfigError::TooLarge { path: path.to_path_buf(), found });
+    }
+    let bytes = std::fs::read(path).map_err(read)?;
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    serde_json::from_slice(text)
+        .map_err(|error| ConfigError::InFile { path: path.to_path_buf(), source: Box::new(error.into()) })
+}
+
 impl ModelConfig {
+    /// Gives the head weights of its own.
+    pub(crate) fn untie(&mut self) {
+        match self {
+            ModelConfig::Deepseek(c) => c.tie_word_embeddings = false,
+            ModelConfig::Dense(c) => c.tie_word_embeddings = false,
+        }
+    }
+
     /// Reads a configuration from the text of a `config.json`, old style or `transformers` 5.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         Self::from_value(&serde_json::from_str(text)?)
@@ -285,13 +306,8 @@ impl ModelConfig {
         if path.is_dir() {
             path.push("config.json");
         }
-        let read = |source| ConfigError::Read { path: path.clone(), source };
-        let found = std::fs::metadata(&path).map_err(read)?.len();
-        if found > MAX_CONFIG_BYTES {
-            return Err(ConfigError::TooLarge { path, found });
-        }
-        let text = std::fs::read_to_string(&path).map_err(read)?;
-        Self::from_json(&text).map_err(|source| ConfigError::InFile { path, source: Box::new(source) })
+        let value = read_json(&path)?;
+        Self::from_value(&value).map_err(|source| ConfigError::InFile { path, source: Box::new(source) })
     }
 
     /// The `config.json` of this model, in the keys that `transformers` 4.5x and 5 both read.

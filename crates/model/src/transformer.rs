@@ -8,7 +8,7 @@ use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment, Segm
 use tensor::{Ints, Params, Rng, Tape, Tensor, Weight};
 
 use crate::config::{ModelConfig, TensorKind, tensor_specs};
-use crate::files::{self, FileError, WeightType};
+use crate::files::{self, FileError, GenerationConfig, WeightType};
 use crate::gqa::Gqa;
 use crate::kv_cache::KvCache;
 use crate::mla::Mla;
@@ -20,6 +20,8 @@ const FIRST_POSITIONS: usize = 4096;
 /// A model: its configuration, its parameters, and where in the arena each layer finds its own.
 pub struct Model {
     config: ModelConfig,
+    generation: GenerationConfig,
+    notices: Vec<String>,
     params: Params,
     embed: Weight,
     blocks: Vec<Block>,
@@ -122,6 +124,8 @@ impl Model {
             norm: params.weight("model.norm.weight"),
             eps: config.rms_norm_eps() as f32,
             rope: rope_table(&config, positions),
+            generation: GenerationConfig::of_model(&config),
+            notices: Vec::new(),
             config,
             params,
             embed,
@@ -138,6 +142,8 @@ impl Model {
         let specs = tensor_specs(&folder.config);
         folder.weights.compare(&specs).check(dir)?;
         let mut model = Model::zeros(folder.config);
+        model.generation = folder.generation;
+        model.notices = folder.notices;
         let places: Vec<Weight> = model.params.list().iter().map(|p| p.weight).collect();
         let data = model.params.data_mut();
         for (spec, w) in specs.into_iter().zip(places) {
@@ -154,7 +160,7 @@ impl Model {
     /// Writes `config.json`, `generation_config.json` and the weights as float32 in shards of at most 4 GiB.
     pub fn save(&self, dir: &Path) -> Result<(), FileError> {
         files::write_config(dir, &self.config, WeightType::F32)?;
-        files::write_generation_config(dir, &files::GenerationConfig::of_model(&self.config))?;
+        files::write_generation_config(dir, &self.generation)?;
         let tensors =
             self.params.list().iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
         files::write_weights(dir, tensors, WeightType::F32, 4 << 30)?;
@@ -164,6 +170,18 @@ impl Model {
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+    /// How the model wants to be sampled from, and where its answers end.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+    /// The same, for what is learnt about it; it is saved with the model.
+    pub fn generation_mut(&mut self) -> &mut GenerationConfig {
+        &mut self.generation
+    }
+    /// What was noticed when the model was read, for whoever uses it.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
     /// The parameters.
     pub fn params(&self) -> &Params {

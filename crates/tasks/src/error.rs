@@ -26,24 +26,12 @@ pub enum Error {
     /// A mix without a usable entry.
     #[error("mix of tasks: {0}")]
     Mix(String),
-    /// A file that cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A line of a problem file that is not a problem.
-    #[error("{}, line {line}: {what}", path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong with it.
-        what: String,
-    },
+    /// A file that cannot be read, or a record of it that is not a problem.
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    /// A file without problems.
+    #[error("{} holds no problems; expected lines of {{\"prompt\": …, \"answer\": …}}", .0.display())]
+    NoProblems(PathBuf),
     /// An external command that cannot be started or does not deliver problems.
     #[error("external command `{command}`: {what}")]
     External {

@@ -1,9 +1,11 @@
-//! The user's own problems: JSON lines of `{"prompt", "answer", "meta"?, "verifier"?, "solution"?}`.
+//! The user's own problems: records of `{"prompt", "answer", "meta"?, "verifier"?, "solution"?}`.
 
 use crate::verify::ByTask;
 use crate::{Error, Problem, Result, Verifier, verifier};
+use data::Records;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use std::path::Path;
 
 #[derive(Deserialize)]
@@ -11,7 +13,7 @@ use std::path::Path;
 struct Record {
     prompt: String,
     #[serde(default)]
-    answer: Answer,
+    answer: Option<Box<RawValue>>,
     #[serde(default)]
     meta: Value,
     #[serde(default)]
@@ -22,57 +24,31 @@ struct Record {
     solution: Option<String>,
 }
 
-/// Files often hold `"answer": 42`: a number is as good as its text.
-#[derive(Deserialize, Default)]
-#[serde(untagged)]
-enum Answer {
-    Text(String),
-    Number(serde_json::Number),
-    #[default]
-    Missing,
-}
-
-/// Reads problems from a JSON-lines file; empty lines are skipped.
+/// Reads problems from a file of JSON lines (also in gzip; empty lines are skipped) or from a Parquet file.
 ///
 /// # Errors
-/// An unreadable or empty file, and the first line that is not a problem, with its number.
+/// An unreadable or empty file, and the first record that is not a problem, with its place.
 pub fn load_problems(path: impl AsRef<Path>) -> Result<Vec<Problem>> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    let fail = |line: usize, what: String| Error::Line { path: path.to_owned(), line, what };
     let mut problems = Vec::new();
-    for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
-        let line = std::str::from_utf8(line).map_err(|_| fail(i + 1, "is not UTF-8".into()))?.trim();
-        if !line.is_empty() {
-            problems.push(parse(line).map_err(|what| fail(i + 1, what))?);
-        }
+    for record in Records::<Record>::open(path, &[])? {
+        let (place, record) = record?;
+        problems.push(problem(record).map_err(|what| place.error(what))?);
     }
     if problems.is_empty() {
-        return Err(fail(
-            1,
-            "the file holds no problems; expected lines of {\"prompt\": …, \"answer\": …}".into(),
-        ));
+        return Err(Error::NoProblems(path.to_owned()));
     }
     Ok(problems)
 }
 
-fn parse(line: &str) -> std::result::Result<Problem, String> {
-    let record: Record = serde_json::from_str(line).map_err(|e| {
-        // It is a line of its own, which the caller counts.
-        let text = e.to_string();
-        text.rsplit_once(" at line 1 ").map_or(text.clone(), |(what, at)| format!("{what} at {at}"))
-    })?;
+fn problem(record: Record) -> std::result::Result<Problem, String> {
     if record.prompt.trim().is_empty() {
         return Err("`prompt` is empty".into());
     }
     if let Some(name) = &record.verifier {
         verifier(name).map_err(|e| e.to_string())?;
     }
-    let answer = match record.answer {
-        Answer::Text(text) => text,
-        Answer::Number(number) => number.to_string(),
-        Answer::Missing => String::new(),
-    };
+    let answer = record.answer.map_or(Ok(String::new()), |answer| answer_text(answer.get()))?;
     // Only these verifiers can do without an answer: the rest compare with it.
     let self_sufficient = matches!(record.verifier.as_deref(), Some("expression" | "regex" | "format"));
     if answer.trim().is_empty() && !self_sufficient {
@@ -93,6 +69,16 @@ fn parse(line: &str) -> std::result::Result<Problem, String> {
     }
 }
 
+/// An answer's text. Files often hold `"answer": 42`: a number is as good as its text, to its last digit.
+fn answer_text(json: &str) -> std::result::Result<String, String> {
+    match json.bytes().next() {
+        Some(b'"') => serde_json::from_str(json).map_err(|e| format!("`answer`: {e}")),
+        Some(b'-' | b'0'..=b'9') => Ok(json.to_owned()),
+        _ if json == "null" => Ok(String::new()),
+        _ => Err(format!("`answer` is {json}, expected text or a number")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,13 +93,21 @@ mod tests {
     #[test]
     fn reads_problems() {
         let problems = load(
-            b"{\"prompt\":\"2+2?\",\"answer\":4,\"solution\":\"two and two\"}\n\n{\"prompt\":\"B?\",\"answer\":\"B\",\"verifier\":\"choice\",\"meta\":{\"x\":1}}\n",
+            b"\xef\xbb\xbf{\"prompt\":\"2+2?\",\"answer\":4,\"solution\":\"two and two\"}\n\n{\"prompt\":\"B?\",\"answer\":\"B\",\"verifier\":\"choice\",\"meta\":{\"x\":1}}\n{\"prompt\":\"many\",\"answer\":123456789012345678901234567890}",
         )
         .unwrap();
-        assert_eq!(problems.len(), 2);
+        assert_eq!(problems.len(), 3);
+        assert_eq!(problems[2].answer, "123456789012345678901234567890", "to the last digit");
         assert_eq!((problems[0].answer.as_str(), problems[0].task.as_str()), ("4", "user"));
         assert_eq!(problems[0].solution.as_deref(), Some("two and two"));
         assert_eq!(problems[1].verifier.as_deref(), Some("choice"));
+    }
+
+    /// Rows of Parquet come as parsed JSON.
+    #[test]
+    fn rows_are_records_too() {
+        let record = serde_json::from_value(serde_json::json!({"prompt": "a", "answer": 4})).unwrap();
+        assert_eq!(problem(record).unwrap().answer, "4");
     }
 
     /// A broken line is found by its number, before any training starts.
@@ -123,13 +117,14 @@ mod tests {
             (&b"{\"prompt\":\"a\",\"answer\":\"b\"}\n{\"prompt\":"[..], "line 2"),
             (b"{\"question\":\"a\",\"answer\":\"b\"}", "question"),
             (b"{\"prompt\":\"a\"}", "`answer` is missing"),
+            (b"{\"prompt\":\"a\",\"answer\":[1]}", "`answer` is [1], expected text or a number"),
             (b"{\"prompt\":\" \",\"answer\":\"b\"}", "`prompt` is empty"),
             (b"{\"prompt\":\"a\",\"answer\":\"b\",\"verifier\":\"exakt\"}", "did you mean `exact`?"),
             (br#"{"prompt":"a","answer":"b","verifier":"numeric"}"#, "is not a number"),
             (br#"{"prompt":"a","answer":"([","verifier":"regex"}"#, "pattern is broken"),
             (br#"{"prompt":"a","answer":"3","verifier":"expression"}"#, "lacks numbers and target"),
             (br#"{"prompt":"a","answer":"5","verifier":"choice"}"#, "no letter from A to E"),
-            (b"\xff\xfe", "not UTF-8"),
+            (b"\xff\xff", "not UTF-8"),
             (b"\n\n", "no problems"),
         ] {
             let error = load(text).unwrap_err().to_string();

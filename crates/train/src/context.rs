@@ -11,6 +11,7 @@ use crate::ledger::{Meter, StageCost};
 use crate::problems::ProblemSource;
 use crate::run::folder::RunFolder;
 use crate::run::recipe::{Recipe, Reference};
+use crate::speaker;
 
 /// Positions that training prepares for, where a model's context is longer.
 const MOST_POSITIONS: usize = 1 << 15;
@@ -81,11 +82,7 @@ impl Context<'_> {
     /// The model and tokenizer of an earlier stage or a Hugging Face folder.
     pub fn model(&self, reference: &str) -> Result<(Model, Tokenizer), TrainError> {
         let dir = self.dir(reference)?;
-        let (mut model, tokenizer) = (Model::load(&dir)?, Tokenizer::load(&dir)?);
-        let (tokens, vocab) = (tokenizer.vocab_size(), model.config().vocab_size());
-        if tokens > vocab {
-            return Err(TrainError::TokenizerMismatch { path: dir, tokens, vocab });
-        }
+        let (mut model, tokenizer) = speaker::load(&dir, |text| self.reporter.note(text))?;
         model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
         Ok((model, tokenizer))
     }

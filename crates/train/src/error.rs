@@ -40,7 +40,11 @@ pub enum TrainError {
     #[error(transparent)]
     Evaluate(#[from] crate::evaluate::EvaluateError),
     /// The tokenizer gives ids that the model has not.
-    #[error("the tokenizer of {} has {tokens} ids, but the model's vocabulary is {vocab}: they do not belong together", path.display())]
+    #[error(
+        "the tokenizer in {} does not fit its model: its ids go up to {}, the model's vocabulary only to {}; put the \
+         tokenizer.json that the model was trained with into the folder",
+        path.display(), tokens - 1, vocab - 1
+    )]
     TokenizerMismatch {
         /// The model.
         path: PathBuf,

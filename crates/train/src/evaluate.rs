@@ -1,6 +1,7 @@
 //! Evaluation: a model's completions of problems, scored, with intervals.
 //!
-//! Every problem is answered once greedily and `samples` times by sampling. A problem's completions are a function of
+//! Every problem is answered once greedily and `samples` times by sampling, with the filters and the penalty of repetition
+//! that the model's folder wishes. A problem's completions are a function of
 //! the seed, its prompt and the model alone: neither the other problems nor their order change them.
 
 use std::collections::BTreeMap;
@@ -9,11 +10,12 @@ use data::{Message, Tokenizer, encode_prompt};
 use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use serde_json::{Value, json};
-use tasks::verify::Rational;
+use tasks::verify::Number;
 use tasks::{Problem, Verdict, Verifier, answer_of};
 use tensor::Rng;
 use thiserror::Error;
 
+use crate::speaker::{answer_text, stop_tokens};
 use crate::stats::{Estimate, majority, wilson};
 
 /// Problems of one run of the engine: enough to keep it full, few enough to stop soon when asked to.
@@ -178,7 +180,7 @@ pub fn evaluate(
             drawn.chunks(2).map(|pair| pair.iter().flatten().collect()).collect();
         let mut texts = Vec::with_capacity(drawn.len());
         for (j, all) in drawn.iter().enumerate() {
-            let decode = |c: &&Completion| completion_text(tokenizer, &c.token_ids);
+            let decode = |c: &&Completion| answer_text(tokenizer, &pairs[2 * j].prompt, &c.token_ids);
             let decoded: Result<Vec<String>, _> = all.iter().map(decode).collect();
             texts.push(decoded.map_err(|source| EvaluateError::Data { problem: first + j + 1, source })?);
         }
@@ -220,15 +222,6 @@ pub fn evaluate(
     })
 }
 
-/// The tokens that end a completion: the end tokens of the tokenizer and of the model.
-pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
-    let mut ids = model.config().eos_token_id().to_vec();
-    ids.extend(tokenizer.eos_id());
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
 /// What a completion says: control tokens are left out, `<think>` and `<answer>` tags stay, whatever kind of token the
 /// tokenizer makes of them.
 ///
@@ -255,6 +248,7 @@ fn requests(
 ) -> Result<Vec<Request>, EvaluateError> {
     let context = model.config().max_position_embeddings().min(model.positions());
     let stop_tokens = stop_tokens(model, tokenizer);
+    let wished = Sampling::wished(model.generation(), 1.0);
     let mut requests = Vec::with_capacity(2 * problems.len());
     for (i, problem) in problems.iter().enumerate() {
         let prompt = encode_prompt(tokenizer, &[Message::user(problem.prompt.as_str())])
@@ -266,12 +260,12 @@ fn requests(
         let greedy = Request {
             samples: 1,
             max_new: s.max_new.min(context - prompt.len()),
-            sampling: Sampling::greedy(),
+            sampling: Sampling { temperature: 0.0, ..wished },
             stop_tokens: stop_tokens.clone(),
             seed: Rng::at(s.seed, &path).next_u64(),
             prompt,
         };
-        let sampling = Sampling { temperature: s.temperature, ..Sampling::default() };
+        let sampling = Sampling { temperature: s.temperature, ..wished };
         let samples = Request { samples: s.samples, sampling, ..greedy.clone() };
         requests.extend([greedy, samples]);
     }
@@ -293,14 +287,14 @@ fn outcome(verdicts: &[Verdict], texts: &[String]) -> Outcome {
 /// An answer as it is counted: equal numbers are one answer, however they are written.
 #[derive(Debug, PartialEq)]
 enum Vote {
-    Number(Rational),
+    Number(Number),
     Text(String),
 }
 
 fn vote(completion: &str) -> Option<Vote> {
     let answer = answer_of(completion).filter(|a| !a.is_empty())?;
     let text = || answer.split_whitespace().collect::<Vec<_>>().join(" ");
-    Some(Rational::parse(answer).map_or_else(|| Vote::Text(text()), Vote::Number))
+    Some(Number::parse(answer).map_or_else(|| Vote::Text(text()), Vote::Number))
 }
 
 fn scores(outcomes: &[&Outcome], samples: usize) -> Scores {

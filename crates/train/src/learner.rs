@@ -11,13 +11,13 @@ use tensor::operations;
 
 use crate::TrainError;
 use crate::context::{Context, Progress};
-use crate::evaluate::{completion_text, stop_tokens};
 use crate::ledger::{Meter, StageCost};
 use crate::optim::Optimizer;
 use crate::optim::schedule::Schedule;
 use crate::run::checkpoint;
 use crate::run::metrics::{Metrics, keys};
 use crate::run::recipe;
+use crate::speaker::{answer_text, stop_tokens};
 
 /// Skipped steps in a row after which a run goes back to its last checkpoint.
 const SKIPS: u32 = 3;
@@ -231,7 +231,7 @@ impl Learner {
     fn sample(&self, ctx: &Context, stage: &str, step: u64, metrics: &mut Metrics) -> Result<(), TrainError> {
         let (prompt, ids) = match &ctx.problems {
             Some(p) if self.tokenizer.chat_template().is_some() => {
-                let prompt = p.held_out()[0].prompt.clone();
+                let prompt = p.held_out().next().map_or_else(String::new, |p| p.prompt.clone());
                 let ids = data::encode_prompt(&self.tokenizer, &[data::Message::user(prompt.clone())])?;
                 (prompt, ids)
             }
@@ -242,8 +242,8 @@ impl Learner {
         let stop_tokens = stop_tokens(&self.model, &self.tokenizer);
         let request =
             Request { prompt: ids, samples: 1, max_new, sampling: Sampling::greedy(), stop_tokens, seed: 0 };
-        let done = Engine::new(&self.model, None).run(&[request], |_| true)?;
-        let text = completion_text(&self.tokenizer, &done[0][0].token_ids)?;
+        let done = Engine::new(&self.model, None).run(std::slice::from_ref(&request), |_| true)?;
+        let text = answer_text(&self.tokenizer, &request.prompt, &done[0][0].token_ids)?;
         metrics.text(step, "sample", &format!("{prompt}\n\n{text}"))?;
         ctx.reporter.sample(stage, step, &prompt, &text);
         Ok(())

@@ -15,6 +15,7 @@ pub mod problems;
 pub mod report;
 pub mod rollout;
 pub mod run;
+pub mod speaker;
 mod stages;
 pub mod stats;
 pub mod step;

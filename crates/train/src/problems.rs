@@ -1,16 +1,20 @@
 //! The problems of a run and what scores them, as the recipe says: the built-in mix, a file, or a command.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use data::is_held_out;
+use data::{Message, Tokenizer, encode_prompt, hash_bytes};
+use model::Model;
 use tasks::verify::external;
 use tasks::{Mix, MixEntry, Problem, Split, Style, Verifier, corpus};
 
 use crate::TrainError;
 use crate::run::recipe::{Problems, TaskMix, Verifier as VerifierChoice, VerifierCommand};
 
-/// Of a file's problems, one in so many is held out.
-const HELD_OUT_ONE_IN: u64 = 10;
+/// Of a file's problems, one in so many is held out where the recipe does not say how many, and so many at most.
+const HELD_OUT_ONE_IN: usize = 10;
+/// Problems held out by default.
+pub const HELD_OUT: usize = 200;
 
 /// Documents from this index on are never trained on.
 pub const HELD_OUT_START: u64 = 1 << 40;
@@ -18,15 +22,24 @@ pub const HELD_OUT_START: u64 = 1 << 40;
 /// Where problems come from, and their verifier.
 pub struct ProblemSource {
     origin: Origin,
-    held_out: Vec<Problem>,
+    /// Numbered as a list is.
+    held_out: Vec<(usize, Problem)>,
     verifier: Box<dyn Verifier>,
     seed: u64,
 }
 
 enum Origin {
     Mix(Mix),
-    List(Vec<Problem>),
+    /// Each with its number in the file, or among what the command drew, counted from 1.
+    List(Vec<(usize, Problem)>),
 }
+
+/// What to do about a prompt that leaves no room for an answer.
+pub const PROMPT_REMEDY: &str =
+    "shorten it or leave it out, lower `max_new`, or take a model with a longer context";
+
+/// Of an endless mix, the problems whose length is looked at beforehand.
+const MEASURED: u64 = 1000;
 
 /// The mix of a recipe's entries.
 pub fn mix(entries: &[TaskMix]) -> Result<Mix, TrainError> {
@@ -47,22 +60,37 @@ fn start(c: &VerifierCommand) -> Result<external::ExternalVerifier, TrainError> 
     Ok(external::ExternalVerifier::start(command)?)
 }
 
+type Numbered = Vec<(usize, Problem)>;
+
+/// Parts a file's problems into those to train on and exactly `held_out` others, with their numbers. Which they are depends
+/// on their prompts and the seed alone. A prompt that stands in the file twice is on one side, and held out once.
+fn split(all: Vec<Problem>, held_out: Option<usize>, seed: u64) -> Result<(Numbered, Numbered), String> {
+    let mut prompts: Vec<&str> = all.iter().map(|p| p.prompt.as_str()).collect();
+    prompts.sort_by_key(|p| (hash_bytes(p.as_bytes(), seed), *p));
+    prompts.dedup();
+    let n = held_out.unwrap_or((prompts.len() / HELD_OUT_ONE_IN).clamp(1, HELD_OUT));
+    if n >= prompts.len() {
+        return Err(format!(
+            "it holds {} different problems, of which {n} are to be kept for evaluation: give more, or lower `problems.held_out`",
+            prompts.len()
+        ));
+    }
+    let kept: HashSet<String> = prompts[..n].iter().map(|p| (*p).to_owned()).collect();
+    let (held, train): (Numbered, Numbered) = (1..).zip(all).partition(|(_, p)| kept.contains(&p.prompt));
+    let mut seen = HashSet::new();
+    let held = held.into_iter().filter(|(_, p)| seen.insert(p.prompt.clone())).collect();
+    Ok((train, held))
+}
+
 impl ProblemSource {
     /// Draws or reads the problems.
     pub fn open(p: &Problems, seed: u64) -> Result<ProblemSource, TrainError> {
         let mut of_command: Option<external::ExternalVerifier> = None;
+        let held_out = p.held_out.unwrap_or(HELD_OUT);
         let (origin, held_out) = if let Some(path) = &p.jsonl {
-            let all = tasks::load_problems(path)?;
-            let (held, train): (Vec<_>, Vec<_>) =
-                all.into_iter().partition(|q| is_held_out(q.prompt.as_bytes(), seed, HELD_OUT_ONE_IN));
-            if train.is_empty() || held.is_empty() {
-                let what = format!(
-                    "{}: too few problems to keep one in {HELD_OUT_ONE_IN} for evaluation; give at least 50",
-                    path.display()
-                );
-                return Err(TrainError::Recipe(what));
-            }
-            (Origin::List(train), held.into_iter().take(p.held_out).collect())
+            let (train, held) = split(tasks::load_problems(path)?, p.held_out, seed)
+                .map_err(|what| TrainError::Recipe(format!("{}: {what}", path.display())))?;
+            (Origin::List(train), held)
         } else if !p.command.is_empty() {
             let command = VerifierCommand { command: p.command.clone(), workers: 2, timeout_seconds: 10.0 };
             let external = start(&command)?;
@@ -78,12 +106,15 @@ impl ProblemSource {
                     .take(count)
                     .collect())
             };
-            let (train, held) = (draw(Split::Train, p.count)?, draw(Split::HeldOut, p.held_out)?);
+            let numbered = |problems: Vec<Problem>| (1..).zip(problems).collect();
+            let train = numbered(draw(Split::Train, p.count)?);
+            let held = numbered(draw(Split::HeldOut, held_out)?);
             of_command = Some(external);
             (Origin::List(train), held)
         } else {
             let mix = mix(&p.mix)?;
-            let held = (0..p.held_out as u64).map(|i| mix.problem(Split::HeldOut, seed, i)).collect();
+            let drawn = (0..held_out as u64).map(|i| mix.problem(Split::HeldOut, seed, i));
+            let held = (1..).zip(drawn).collect();
             (Origin::Mix(mix), held)
         };
         let verifier: Box<dyn Verifier> = match (&p.verifier, of_command) {
@@ -94,7 +125,7 @@ impl ProblemSource {
         };
         if let Origin::List(train) = &origin
             && let Some((problem, fault)) =
-                train.iter().chain(&held_out).find_map(|p| Some((p, verifier.fault(p)?)))
+                train.iter().chain(&held_out).find_map(|(_, p)| Some((p, verifier.fault(p)?)))
         {
             let what = format!("no answer could score on the problem {:?}: {fault}", problem.prompt);
             return Err(TrainError::Recipe(what));
@@ -111,13 +142,61 @@ impl ProblemSource {
     pub fn train(&self, mix: Option<&Mix>, index: u64) -> Problem {
         match (&self.origin, mix) {
             (_, Some(mix)) | (Origin::Mix(mix), None) => mix.problem(Split::Train, self.seed, index),
-            (Origin::List(list), None) => list[(index % list.len() as u64) as usize].clone(),
+            (Origin::List(list), None) => list[(index % list.len() as u64) as usize].1.clone(),
         }
     }
 
     /// The problems kept for evaluation.
-    pub fn held_out(&self) -> &[Problem] {
-        &self.held_out
+    pub fn held_out(&self) -> impl Iterator<Item = &Problem> {
+        self.held_out.iter().map(|(_, problem)| problem)
+    }
+
+    /// Refuses problems whose prompts leave no room for answers of `max_new` tokens: all of a list, and of an endless mix
+    /// some from `first` on.
+    ///
+    /// # Errors
+    /// The first prompt that is too long or cannot be encoded, with its number and how many others there are.
+    pub fn check_lengths(
+        &self,
+        model: &Model,
+        tokenizer: &Tokenizer,
+        mix: Option<&Mix>,
+        first: u64,
+        max_new: usize,
+    ) -> Result<(), TrainError> {
+        let context = model.config().max_position_embeddings().min(model.positions());
+        let limit = context.saturating_sub(max_new);
+        let drawn: Vec<(usize, Problem)>;
+        let list = match (&self.origin, mix) {
+            (Origin::List(list), None) => list,
+            _ => {
+                drawn = (1..).zip((0..MEASURED).map(|i| self.train(mix, first + i))).collect();
+                &drawn
+            }
+        };
+        let mut found: Option<(String, usize)> = None;
+        let mut others = 0;
+        for (kind, number, problem) in list
+            .iter()
+            .map(|(n, p)| ("problem", n, p))
+            .chain(self.held_out.iter().map(|(n, p)| ("held-out problem", n, p)))
+        {
+            let name = format!("{kind} {number}");
+            let prompt = encode_prompt(tokenizer, &[Message::user(problem.prompt.as_str())])
+                .map_err(|error| TrainError::Recipe(format!("{name}: {error}")))?;
+            if prompt.len() > limit {
+                others += usize::from(found.is_some());
+                found.get_or_insert((name, prompt.len()));
+            }
+        }
+        let Some((name, tokens)) = found else { return Ok(()) };
+        let others = match others {
+            0 => String::new(),
+            1 => " (and one other is too long)".to_owned(),
+            n => format!(" (and {n} others are too long)"),
+        };
+        let what = format!("the prompt of {name}{others}");
+        Err(TrainError::TooLong { what, tokens, limit, remedy: PROMPT_REMEDY })
     }
 
     /// What scores completions.
@@ -134,7 +213,7 @@ impl ProblemSource {
             (Origin::List(_), None) => {
                 let held_out = index >= HELD_OUT_START && !self.held_out.is_empty();
                 let p = if held_out {
-                    self.held_out[((index - HELD_OUT_START) % self.held_out.len() as u64) as usize].clone()
+                    self.held_out[((index - HELD_OUT_START) % self.held_out.len() as u64) as usize].1.clone()
                 } else {
                     self.train(None, index)
                 };
@@ -143,5 +222,35 @@ impl ProblemSource {
                 corpus::pretrain_document(&p, style, &mut rng)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(n: usize) -> Vec<Problem> {
+        let problem = |i: usize| {
+            let record = serde_json::json!({"prompt": format!("problem {i}"), "answer": "1"});
+            serde_json::from_value(record).expect("a problem")
+        };
+        (0..n).map(problem).collect()
+    }
+
+    /// As many are held out as the recipe asks for, none of them is trained on, and others stay on their side.
+    #[test]
+    fn as_many_are_held_out_as_asked() {
+        let (train, held) = split(problems(600), Some(100), 1).expect("a split");
+        assert_eq!((train.len(), held.len()), (500, 100));
+        assert!(train.iter().all(|(_, p)| held.iter().all(|(_, q)| p.prompt != q.prompt)));
+        assert!(held.iter().all(|(n, p)| p.prompt == format!("problem {}", n - 1)), "numbers are the file's");
+        let twice = [problems(60), problems(60)].concat();
+        let (train, held) = split(twice, Some(20), 1).expect("a split");
+        assert_eq!((train.len(), held.len()), (80, 20));
+        assert_eq!(split(problems(600), None, 1).expect("a split").1.len(), 60);
+        assert_eq!(split(problems(9000), None, 1).expect("a split").1.len(), 200);
+        assert_eq!(split(problems(5), None, 1).expect("a split").1.len(), 1);
+        assert!(split(problems(100), Some(100), 1).unwrap_err().contains("100 different problems"));
+        assert!(split(problems(1), None, 1).is_err());
     }
 }

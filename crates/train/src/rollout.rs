@@ -1,12 +1,13 @@
 //! Sampling answers to problems and scoring them: what reinforcement and rejection sampling share.
 
 use data::{Message, Tokenizer, encode_prompt};
-use engine::{Completion, Engine, FinishReason, Request, Sampling};
+use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use tasks::{Problem, Reward, RewardConfig, Verifier};
 
 use crate::TrainError;
-use crate::evaluate::{completion_text, stop_tokens};
+use crate::problems::PROMPT_REMEDY;
+use crate::speaker::{answer_text, stop_tokens};
 
 /// How answers are sampled.
 #[derive(Clone, Copy, Debug)]
@@ -15,8 +16,8 @@ pub struct SampleSettings {
     pub group: usize,
     /// Tokens of an answer at most.
     pub max_new: usize,
-    /// Temperature.
-    pub temperature: f32,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
     /// Seed of the first problem; the others count up.
     pub seed: u64,
 }
@@ -25,7 +26,7 @@ pub struct SampleSettings {
 pub struct Answer {
     /// Tokens and log-probabilities.
     pub completion: Completion,
-    /// Its text, tags included.
+    /// Its text, tags included, also the one that the prompt has opened.
     pub text: String,
     /// What it earns.
     pub reward: Reward,
@@ -53,7 +54,6 @@ pub fn sample(
     s: SampleSettings,
 ) -> Result<(Vec<Group>, u64), TrainError> {
     let stop_tokens = stop_tokens(model, tokenizer);
-    let sampling = Sampling { temperature: s.temperature, ..Sampling::default() };
     let mut requests = Vec::with_capacity(problems.len());
     for (i, p) in problems.iter().enumerate() {
         let prompt = encode_prompt(tokenizer, &[Message::user(p.prompt.clone())])?;
@@ -62,16 +62,26 @@ pub fn sample(
             prompt,
             samples: s.group,
             max_new: s.max_new,
-            sampling,
+            sampling: s.sampling,
             stop_tokens: stop_tokens.clone(),
             seed,
         });
     }
     let mut engine = Engine::new(model, None);
-    let results = engine.run(&requests, |_| true)?;
+    let results = engine.run(&requests, |_| true).map_err(|error| match error {
+        EngineError::TooLong { request, prompt, max_new, context } => TrainError::TooLong {
+            what: format!("the prompt of the problem {:?}", problems[request].prompt),
+            tokens: prompt,
+            limit: context.saturating_sub(max_new),
+            remedy: PROMPT_REMEDY,
+        },
+        error => error.into(),
+    })?;
     let mut texts = Vec::new();
-    for c in results.iter().flatten() {
-        texts.push(completion_text(tokenizer, &c.token_ids)?);
+    for (request, completions) in requests.iter().zip(&results) {
+        for c in completions {
+            texts.push(answer_text(tokenizer, &request.prompt, &c.token_ids)?);
+        }
     }
     let items: Vec<(&Problem, &str)> =
         texts.iter().enumerate().map(|(i, t)| (&problems[i / s.group], t.as_str())).collect();

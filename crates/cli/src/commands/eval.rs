@@ -29,8 +29,14 @@ Examples:
   shoestring eval my-model --problems mine.jsonl --verifier numeric
   shoestring eval my-model --problems mine.jsonl --verifier-cmd 'python3 check.py --strict'
 
-A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\":
+A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\"
+(gzip and Parquet are read too);
 expression needs {\"numbers\": [6, 25, 4], \"target\": 46} there, regex may have a \"pattern\"; choice has a letter from A to E as answer.
+`numeric` takes an answer that is one number and nothing else: 42, 42., .5, 1e3, 1,234.50 or 1 234, 22/7, -42 with either minus,
+a currency before it and a percent sign behind it ($42 and 42 % are 42), and LaTeX around it ($42$, \\boxed{42},
+\\frac{1}{2}). It takes no words (42 apples, 42 million), mixed numbers (1 1/2) or decimal commas. `numeric_strict` takes 42,
+-42, +42, 1,234, 3.50 and 22/7 alone.
+
 Every problem is answered once greedily (pass@1) and K times by sampling: pass@K counts problems with a right answer
 among the K, maj@K those whose most frequent answer is right. Intervals are of 95 %.
 
@@ -51,7 +57,7 @@ pub struct Eval {
     /// it draws an even mix.
     #[arg(long, value_name = "NAME", group = "what")]
     task: Vec<String>,
-    /// What scores answers: exact, numeric, expression, choice, regex, format, or task for what each problem asks for.
+    /// What scores answers: exact, numeric, numeric_strict, expression, choice, regex, format, or task for what each problem asks for.
     #[arg(long, value_name = "NAME", default_value = "task")]
     verifier: String,
     /// A program that scores answers instead; words are split as a shell does.
@@ -63,7 +69,7 @@ pub struct Eval {
     /// Sampled answers of each problem (K).
     #[arg(long, value_name = "K", default_value_t = 8, value_parser = ranges::count)]
     samples: usize,
-    /// Of the samples.
+    /// Of the samples (top_k, top_p, min_p and repetition_penalty are those of generation_config.json, if it has any).
     #[arg(long, value_name = "T", default_value = "1", value_parser = ranges::temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Tokens of an answer at most; the context may end it before.

@@ -54,7 +54,8 @@ pub struct Generate {
     /// End a continuation where this string begins; may be given several times.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// Continue the text as it stands, without the chat template; control tokens that it spells are recognised.
+    /// Continue the text as it stands, without the chat template, behind the beginning-of-sequence token if the tokenizer puts
+    /// one there; control tokens that it spells are recognised.
     #[arg(long)]
     raw: bool,
     /// Print one JSON object: samples[] of {prompt_ids, token_ids, logprobs, text, finish_reason}.
@@ -77,18 +78,22 @@ pub struct SamplingArgs {
     /// Only tokens at least this fraction as likely as the most likely one (default: generation_config.json's, else 0).
     #[arg(long, value_name = "P", value_parser = ranges::share)]
     min_p: Option<f32>,
+    /// Makes tokens of the prompt and the answer so far less likely: divides their positive logits and multiplies their
+    /// negative ones (default: generation_config.json's, else 1).
+    #[arg(long, value_name = "R", value_parser = ranges::penalty)]
+    repetition_penalty: Option<f32>,
 }
 
 impl SamplingArgs {
     /// What was asked for, else what the model's folder says, else `temperature` and nothing filtered.
     pub fn resolve(&self, loaded: &Loaded, temperature: f32) -> Sampling {
-        let g = &loaded.generation;
-        let own = if g.do_sample == Some(false) { Some(0.0) } else { g.temperature };
+        let wished = Sampling::wished(loaded.model.generation(), temperature);
         Sampling {
-            temperature: self.temperature.or(own).unwrap_or(temperature),
-            top_k: self.top_k.or(g.top_k).unwrap_or(0),
-            top_p: self.top_p.or(g.top_p).unwrap_or(1.0),
-            min_p: self.min_p.or(g.min_p).unwrap_or(0.0),
+            temperature: self.temperature.unwrap_or(wished.temperature),
+            top_k: self.top_k.unwrap_or(wished.top_k),
+            top_p: self.top_p.unwrap_or(wished.top_p),
+            min_p: self.min_p.unwrap_or(wished.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(wished.repetition_penalty),
         }
     }
 }
@@ -119,7 +124,7 @@ pub fn run(a: &Generate) -> Result<()> {
     let prompts = prompts(a)?;
     let mut loaded = Loaded::open(&a.model)?;
     let ids = prompts.iter().map(|p| encode(&loaded.tokenizer, p, a.raw)).collect::<Result<Vec<_>>>()?;
-    let max_new = a.max_new.or(loaded.generation.max_new_tokens.filter(|&n| n > 0)).unwrap_or(256);
+    let max_new = a.max_new.or(loaded.model.generation().max_new_tokens.filter(|&n| n > 0)).unwrap_or(256);
     let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
     let context = reserve(&mut loaded.model, longest.saturating_add(max_new));
     let sampling = a.sampling.resolve(&loaded, 1.0);
@@ -246,13 +251,12 @@ fn reason(reason: FinishReason) -> &'static str {
 
 /// Whether a prompt ends with an opened thought: some chat templates write `<think>` themselves.
 pub fn begins_in_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<bool> {
-    let end = &prompt[prompt.len().saturating_sub(8)..];
-    Ok(completion_text(tokenizer, end)?.trim_end().ends_with("<think>"))
+    Ok(!train::speaker::opening(tokenizer, prompt)?.is_empty())
 }
 
 fn encode(tokenizer: &Tokenizer, prompt: &Prompt, raw: bool) -> Result<Vec<u32>> {
     let ids = if raw || tokenizer.chat_template().is_none() {
-        tokenizer.encode(&prompt.text)
+        tokenizer.encode_whole(&prompt.text)
     } else {
         encode_prompt(tokenizer, &[Message::user(prompt.text.as_str())])
     };
@@ -290,11 +294,12 @@ fn prompts(a: &Generate) -> Result<Vec<Prompt>> {
     Ok(prompts)
 }
 
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    if path.as_os_str() != "-" {
-        return std::fs::read(path);
-    }
+fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes)?;
+    if path.as_os_str() == "-" {
+        std::io::stdin().lock().read_to_end(&mut bytes)?;
+    } else {
+        data::open_text(path)?.read_to_end(&mut bytes)?;
+    }
     Ok(bytes)
 }

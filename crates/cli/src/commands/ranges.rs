@@ -31,6 +31,11 @@ pub fn share(text: &str) -> Result<f32, String> {
     within(text, 0.0, 1.0)
 }
 
+/// A penalty of repetition; 1 is none.
+pub fn penalty(text: &str) -> Result<f32, String> {
+    within(text, 0.001, 100.0)
+}
+
 /// Seconds, above 0.
 pub fn seconds(text: &str) -> Result<f32, String> {
     within(text, 0.001, 86_400.0)

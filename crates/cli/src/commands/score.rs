@@ -21,8 +21,8 @@ Examples:
   shoestring score some-model --ids 1,2,3 --logits-out logits.safetensors
 
 The log-probabilities are those of ids[1:], each given the ids before it, and equal what `generate` reports for the same
-tokens to the bit. Control tokens that --text spells are recognised, and none are added: to score a chat, write out
-its template.";
+tokens to the bit. Control tokens that --text spells are recognised, and the tokenizer puts before it what it puts before any
+text (a beginning-of-sequence token): to score a chat, give its --ids.";
 
 /// What to score.
 #[derive(Args)]
@@ -58,7 +58,7 @@ pub fn run(a: &Score) -> Result<()> {
     let (mut model, tokenizer, ids) = match &a.text {
         Some(text) => {
             let loaded = Loaded::open(&a.model)?;
-            let ids = loaded.tokenizer.encode(text)?;
+            let ids = loaded.tokenizer.encode_whole(text)?;
             if ids.is_empty() {
                 bail!("--text is empty: there is nothing to score");
             }

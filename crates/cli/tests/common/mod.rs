@@ -94,6 +94,47 @@ pub fn config(vocab: usize, eos: Option<u32>) -> ModelConfig {
     ModelConfig::from_value(&value).expect("a valid config")
 }
 
+/// A folder with a model that says what it is told: the next token is a function of the last one, and `script` is the text
+/// that comes of it, beginning with `<|assistant|>`; each of its tokens must stand there once. After others comes the
+/// tokenizer's end token.
+///
+/// Every token has a random code of signs as its embedding, the head of its follower is that code, and between them is
+/// nothing.
+pub fn puppet(tokenizer: &Tokenizer, script: &str) -> TempDir {
+    const WIDTH: usize = 64;
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let vocab = tokenizer.vocab_size();
+    let value = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab,
+        "hidden_size": WIDTH, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "hidden_act": "silu", "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "initializer_range": 0.0, "tie_word_embeddings": false, "eos_token_id": tokenizer.eos_id()});
+    let mut model = Model::random(ModelConfig::from_value(&value).expect("a valid config"), 3);
+    let params = model.params_mut();
+    let (embed, head) = (params.weight("model.embed_tokens.weight"), params.weight("lm_head.weight"));
+    let mut rng = tensor::Rng::new(5);
+    let code: Vec<f32> =
+        (0..vocab * WIDTH).map(|i| if i % WIDTH == 0 || rng.below(2) == 0 { 1.0 } else { -1.0 }).collect();
+    params.data_mut()[embed.offset..][..code.len()].copy_from_slice(&code);
+    let mut follow = |id: u32, code: &[f32]| {
+        let row = &mut params.data_mut()[head.offset + id as usize * WIDTH..][..WIDTH];
+        row.iter_mut().zip(code).for_each(|(x, c)| *x += c);
+    };
+    let mut other = [0.0; WIDTH];
+    // Below the 64 of a follower, above what two codes have in common.
+    other[0] = 40.0;
+    follow(tokenizer.eos_id().expect("an end token"), &other);
+    let script = tokenizer.encode(script).expect("ids");
+    for (i, pair) in script.windows(2).enumerate() {
+        assert!(!script[..i].contains(&pair[0]), "the script says a token twice");
+        if Some(pair[1]) != tokenizer.eos_id() {
+            follow(pair[1], &code[pair[0] as usize * WIDTH..][..WIDTH]);
+        }
+    }
+    model.save(dir.path()).expect("saved");
+    tokenizer.save(dir.path()).expect("saved");
+    dir
+}
+
 /// A folder with a tiny random model and its tokenizer.
 pub fn tiny() -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");

@@ -3,11 +3,12 @@
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context};
-use serde::Serialize;
 
-use super::{Message, bounds};
+use super::date::strftime_now;
+use super::json::to_json;
+use super::{Given, Message, bounds};
 use crate::tokenizer::Tokenizer;
 use crate::{DataError, Result};
 
@@ -22,18 +23,20 @@ const BASE_OUTPUT: usize = 1 << 20;
 /// The longest template that is parsed, in bytes; the longest published ones have some 20 thousand.
 const MAX_TEMPLATE: usize = 1 << 17;
 
-/// The longest text that `tojson` writes, in bytes.
-const MAX_JSON: usize = 4 << 20;
-
 /// Renders messages whose roles were checked.
-pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+pub(super) fn render(
+    tok: &Tokenizer,
+    messages: &[Message],
+    given: &Given,
+    add_generation_prompt: bool,
+) -> Result<String> {
     let template = tok.chat_template().ok_or(DataError::NoTemplate)?;
     if template.len() > MAX_TEMPLATE {
         return Err(DataError::Template {
             problem: format!("it is {} bytes long, expected at most {MAX_TEMPLATE}", template.len()),
         });
     }
-    let content: usize = messages.iter().map(|m| m.content.len()).sum();
+    let content: usize = messages.iter().map(Message::size).sum::<usize>() + given.size();
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.map_err(|e| problem(&e))?);
@@ -47,21 +50,23 @@ pub(super) fn render(tok: &Tokenizer, messages: &[Message], add_generation_promp
 
     bounds::install(&mut env, bounds::BASE_WEIGHT + 16 * messages.len() as u64 + content as u64 / 4);
 
-    let source = bounds::instrument(template).map_err(|problem| DataError::Template { problem })?;
+    env.add_function("strftime_now", |format: &str| strftime_now(format));
+
+    // As Jinja reads any file.
+    let template = template.replace("\r\n", "\n").replace('\r', "\n");
+    let source = bounds::instrument(&template).map_err(|problem| DataError::Template { problem })?;
     let template = env.template_from_named_str("chat_template", &source).map_err(|e| problem(&e))?;
-    let values: Vec<Value> = messages
-        .iter()
-        .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
-        .collect();
     let none = Value::from(());
+    let tools = if given.tools.is_empty() { none.clone() } else { Value::from(Serde(&given.tools)) };
     let context = context! {
-        messages => values,
+        messages => messages.iter().map(Message::to_value).collect::<Vec<Value>>(),
         add_generation_prompt => add_generation_prompt,
         bos_token => tok.bos_token().unwrap_or_default(),
         eos_token => tok.eos_token().unwrap_or_default(),
         pad_token => tok.pad_token().unwrap_or_default(),
-        tools => none.clone(),
+        tools => tools,
         documents => none,
+        ..Value::from(Serde(&given.chat_template_kwargs)),
     };
     let mut output = Limited { bytes: Vec::new(), limit: BASE_OUTPUT + 4 * content };
     let limit = output.limit;
@@ -118,44 +123,5 @@ impl io::Write for Limited {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=…)` as Python writes it.
-fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> std::result::Result<Value, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    // Accepted and without effect: the default here is what templates ask for with them.
-    let _: Option<Value> = kwargs.get("ensure_ascii")?;
-    let _: Option<Value> = kwargs.get("separators")?;
-    let _: Option<Value> = kwargs.get("sort_keys")?;
-    kwargs.assert_all_used()?;
-    let mut json = Limited { bytes: Vec::new(), limit: MAX_JSON };
-    let written = match indent {
-        Some(n) => {
-            let spaces = " ".repeat(n.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, Spaced)),
-    };
-    written.map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
-    state.consume_fuel(json.bytes.len() as u64 / 4)?;
-    Ok(Value::from(String::from_utf8_lossy(&json.bytes).into_owned()))
-}
-
-/// JSON on one line with the spaces that Python puts after commas and colons.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        w.write_all(b": ")
     }
 }

@@ -23,6 +23,10 @@ fn with_template(template: &str) -> Tokenizer {
     Tokenizer::train(std::iter::repeat_n(text, 2), &o).unwrap()
 }
 
+fn encode(tok: &Tokenizer, messages: &[Message]) -> Result<Sample> {
+    encode_chat(tok, &Conversation::of(messages))
+}
+
 fn default() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
     TOKENIZER.get_or_init(|| with_template(DEFAULT_TEMPLATE))
@@ -54,7 +58,7 @@ fn loss_mask_is_exact() {
         Message::assistant("Yes."),
     ];
     let tok = default();
-    let sample = encode_chat(tok, &messages).unwrap();
+    let sample = encode(tok, &messages).unwrap();
     assert_eq!(sample.ids.len(), sample.loss.len());
     assert_eq!(learned(tok, &sample), "<think>two and two</think>4<|end|>Yes.<|end|>");
     assert_eq!(tok.decode(&sample.ids, false).unwrap(), render_chat(tok, &messages, false).unwrap());
@@ -68,7 +72,7 @@ fn loss_mask_is_exact() {
     }
 
     let tok = with_template(CHATML);
-    let sample = encode_chat(&tok, &messages).unwrap();
+    let sample = encode(&tok, &messages).unwrap();
     assert_eq!(learned(&tok, &sample), "<think>two and two</think>4<|im_end|>Yes.<|im_end|>");
     assert_eq!(tok.decode(&sample.ids, false).unwrap(), render_chat(&tok, &messages, false).unwrap());
 }
@@ -81,9 +85,27 @@ fn loss_mask_of_a_plain_template() {
          {% if add_generation_prompt %}assistant: {% endif %}",
     );
     let messages = [Message::user("hi"), Message::assistant("yo")];
-    let sample = encode_chat(&tok, &messages).unwrap();
+    let sample = encode(&tok, &messages).unwrap();
     assert_eq!(learned(&tok, &sample), "yo\n");
     assert!(sample.ids.starts_with(&encode_prompt(&tok, &messages[..1]).unwrap()));
+}
+
+/// Protects: where the generation prompt opens the thought, a turn that thinks is learned from there on, and one that does
+/// not is refused with the reason.
+#[test]
+fn a_prompt_that_opens_the_thought_is_gone_on_from() {
+    let opens = DEFAULT_TEMPLATE
+        .replace("'<|assistant|>' -}}\n{%- endif -%}\n", "'<|assistant|><think>\\n' -}}\n{%- endif -%}\n");
+    assert_ne!(opens, DEFAULT_TEMPLATE);
+    let tok = with_template(&opens);
+    for content in ["<think>two</think>4", "<think>\ntwo</think>4", " <think>\n\ntwo</think>4"] {
+        let messages = [Message::user("2 + 2?"), Message::assistant(content)];
+        let sample = encode(&tok, &messages).unwrap();
+        assert_eq!(learned(&tok, &sample), "two</think>4<|end|>", "{content:?}");
+        assert!(sample.ids.starts_with(&encode_prompt(&tok, &messages[..1]).unwrap()));
+    }
+    let e = encode(&tok, &[Message::user("2 + 2?"), Message::assistant("4")]).unwrap_err();
+    assert!(matches!(&e, DataError::Unopened { index: 1, opening } if opening == "<think>\n"), "{e}");
 }
 
 /// Protects: a template that rewrites history is refused for training instead of giving a wrong mask.
@@ -96,9 +118,9 @@ fn inconsistent_templates_are_refused() {
         Message::user("c"),
         Message::assistant("<think>y</think>d"),
     ];
-    let e = encode_chat(&tok, &turns).unwrap_err();
+    let e = encode(&tok, &turns).unwrap_err();
     assert!(matches!(e, DataError::NotPrefix { index: 1 }), "{e}");
-    assert_eq!(learned(&tok, &encode_chat(&tok, &turns[..2]).unwrap()), "<think>x</think>b<|end|>");
+    assert_eq!(learned(&tok, &encode(&tok, &turns[..2]).unwrap()), "<think>x</think>b<|end|>");
     // For prompts it is fine, and the mark that the template cut in half does no harm.
     let ids = encode_prompt(&tok, &turns[..3]).unwrap();
     assert_eq!(tok.decode(&ids, false).unwrap(), render_chat(&tok, &turns[..3], true).unwrap());
@@ -160,7 +182,7 @@ proptest! {
     fn samples_learn_the_assistant_exactly(user in hostile(), answer in "[a-z0-9 .]{0,20}") {
         let tok = default();
         let messages = [Message::user(user), Message::assistant(format!("<think>{answer}</think>{answer}"))];
-        let sample = encode_chat(tok, &messages).unwrap();
+        let sample = encode(tok, &messages).unwrap();
         prop_assert_eq!(learned(tok, &sample), format!("<think>{answer}</think>{answer}<|end|>"));
         prop_assert_eq!(&sample.ids[..sample.loss.iter().position(|&l| l).unwrap()],
             &encode_prompt(tok, &messages[..1]).unwrap()[..]);
@@ -170,11 +192,11 @@ proptest! {
 /// Protects: a role is no way around the rules for contents.
 #[test]
 fn unknown_roles_are_refused() {
-    let message = Message { role: "end".to_owned(), content: String::new() };
+    let message = Message::new("end", "");
     for e in [
         render_chat(default(), std::slice::from_ref(&message), true).unwrap_err(),
         encode_prompt(default(), std::slice::from_ref(&message)).unwrap_err(),
-        encode_chat(default(), std::slice::from_ref(&message)).unwrap_err(),
+        encode(default(), std::slice::from_ref(&message)).unwrap_err(),
     ] {
         assert!(e.to_string().contains("message 0 has the role \"end\""), "{e}");
     }
@@ -258,7 +280,7 @@ proptest! {
         let template: String = pieces.iter().map(|&i| PIECES[i]).collect();
         let tok = default().clone().with_chat_template(template.clone());
         let start = Instant::now();
-        let _ = encode_chat(&tok, &[Message::user("hi <|end|> * %}"), Message::assistant("{{ x }}")]);
+        let _ = encode(&tok, &[Message::user("hi <|end|> * %}"), Message::assistant("{{ x }}")]);
         prop_assert!(start.elapsed() < Duration::from_secs(3), "{} took {:?}", template, start.elapsed());
     }
 }
@@ -321,7 +343,7 @@ fn python_habits_of_templates() {
         ("{{ messages[0].content.split('<')[0] | trim }}|", "hi|"),
         ("{{ messages | tojson }}", r#"[{"role": "user", "content": " hi <b> é"}]"#),
         ("{{ {'a': [], 'b': 1} | tojson(indent=2) }}", "{\n  \"a\": [],\n  \"b\": 1\n}"),
-        ("{{ 'tools' if tools else 'none' }}{{ strftime_now is defined }}", "noneFalse"),
+        ("{{ 'tools' if tools else 'none' }}{{ strftime_now is defined }}", "noneTrue"),
         ("{% generation %}\nx{%- endgeneration %}\ny", "xy"),
         ("  {% if true %}\na\n  {% endif %}\nb", "a\nb"),
         ("{% set loop_messages = messages[1:] %}{{ loop_messages | length }}", "0"),
@@ -355,7 +377,111 @@ fn python_habits_of_templates() {
 /// Protects: the reason that a template gives reaches the person.
 #[test]
 fn raise_exception_speaks() {
-    let e =
-        render_chat(default(), &[Message { role: "tool".into(), content: "x".into() }], true).unwrap_err();
+    let e = render_chat(default(), &[Message::new("tool", "x")], true).unwrap_err();
     assert!(e.to_string().contains("knows the roles system, user and assistant, not tool"), "{e}");
+}
+
+/// A template that shows every field of a message, and the tools.
+const FIELDS: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% if enable_thinking is defined %}!{% endif %}\
+    {% for m in messages %}{{ '<|' + m.role + '|>' }}\
+    {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{% if m.name %}({{ m.name }}){% endif %}\
+    {% if m.content is none %}-{% else %}{{ m.content }}{% endif %}\
+    {% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{{ '<|end|>' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+
+fn conversation(json: &str) -> Conversation {
+    serde_json::from_str(json).unwrap()
+}
+
+/// Protects: whatever stands in chat data reaches the template, in its order, and a turn of weight 0 is not learned.
+#[test]
+fn fields_of_messages_reach_template_and_loss() {
+    let tok = with_template(FIELDS);
+    let c = conversation(
+        r#"{"id": 7, "chat_template_kwargs": {"enable_thinking": false}, "tools": "[{\"z\": 1, \"a\": 2}]", "messages": [
+            {"role": "user", "content": "2?", "name": "Ann", "thinking": null},
+            {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"y": 1.0, "b": "é"}}}]},
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": "no", "weight": 0},
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "reasoning_content": "two", "content": "2", "weight": 1}]}"#,
+    );
+    let sample = encode_chat(&tok, &c).unwrap();
+    let text = tok.decode(&sample.ids, false).unwrap();
+    assert_eq!(
+        text,
+        "[{\"z\": 1, \"a\": 2}]!<|user|>(Ann)2?<|end|>\
+        <|assistant|>-[{\"function\": {\"name\": \"f\", \"arguments\": {\"y\": 1.0, \"b\": \"é\"}}}]<|end|>\
+        <|tool|>2<|end|><|assistant|>no<|end|><|user|>?<|end|><|assistant|><think>two</think>2<|end|>"
+    );
+    assert_eq!(
+        learned(&tok, &sample),
+        "-[{\"function\": {\"name\": \"f\", \"arguments\": {\"y\": 1.0, \"b\": \"é\"}}}]<|end|><think>two</think>2<|end|>"
+    );
+    assert!(fields_left_out(&tok, &c).unwrap().is_empty());
+    assert_eq!(
+        fields_left_out(default(), &conversation(
+            r#"{"tools": [1], "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "c"}]}"#
+        )).unwrap(),
+        ["thinking", "tools"]
+    );
+    let back: Conversation = serde_json::from_value(serde_json::to_value(&c).unwrap()).unwrap();
+    assert_eq!((&back.messages[3].learned, back == c), (&false, true));
+}
+
+/// Protects: what cannot be taken in is refused with its reason, and fields of users cannot spell control tokens either.
+#[test]
+fn fields_that_cannot_be_taken_are_refused() {
+    for (json, want) in [
+        (r#"{"messages": [{"role": "assistant", "content": "b", "weight": 0.5}]}"#, "`weight` is 0.5"),
+        (r#"{"messages": [{"role": "assistant", "content": ["b"]}]}"#, "expected a string"),
+        (r#"{"messages": [], "tools": "x"}"#, "`tools` is text that is not a JSON list"),
+    ] {
+        let e = serde_json::from_str::<Conversation>(json).unwrap_err().to_string();
+        assert!(e.contains(want), "{e}");
+    }
+    let tok = with_template(FIELDS);
+    let named = r#"{"messages": [{"role": "user", "content": "a", "name": "<|end|>"}]}"#;
+    let e = encode_chat(&tok, &conversation(named)).unwrap_err();
+    assert!(matches!(&e, DataError::ControlField { index: 0, field } if field == "name"), "{e}");
+}
+
+/// Protects: a template that looks at a content, such as its first letter, does not make harmless text a control token's.
+#[test]
+fn text_with_a_lone_angle_spells_no_token() {
+    let tok =
+        with_template(&format!("{{% if messages[0].content[:1] == 'a' %}}A{{% endif %}}{DEFAULT_TEMPLATE}"));
+    for harmless in ["a < b", "a <b> c | d>", "a << b", "a >= b <"] {
+        let ids = encode_prompt(&tok, &[Message::user(harmless)]).unwrap();
+        assert_eq!(tok.decode(&ids, false).unwrap(), format!("A<|user|>{harmless}<|end|><|assistant|>"));
+    }
+    for risky in ["a <|end|>", "a < | END | >", "a <|e", "a d|>", "a <|"] {
+        let e = encode_prompt(&tok, &[Message::user(risky)]).unwrap_err();
+        assert!(matches!(e, DataError::ControlText { index: 0 }), "{risky}: {e}");
+    }
+}
+
+/// Protects: templates see what Jinja and transformers show them: line ends, `tojson` and its arguments, the date.
+#[test]
+fn templates_are_read_as_jinja_reads_them() {
+    let show = |template: &str| render_chat(&with_template(template), &[Message::user("x")], false).unwrap();
+    assert_eq!(
+        show("{% if true %}\r\na\r\nb{% endif %}\rc\r\n"),
+        "a\nbc",
+        "the line end behind a block is trimmed"
+    );
+    let value = "{{ {'b': [1, 2.0], 'a': 'é\"', 'c': {}, 'd': none} | tojson(ARGS) }}";
+    for (args, want) in [
+        ("", r#"{"b": [1, 2.0], "a": "é\"", "c": {}, "d": null}"#),
+        ("sort_keys=true, ensure_ascii=true", r#"{"a": "\u00e9\"", "b": [1, 2.0], "c": {}, "d": null}"#),
+        ("separators=(',', ':')", r#"{"b":[1,2.0],"a":"é\"","c":{},"d":null}"#),
+        (
+            "indent=2",
+            "{\n  \"b\": [\n    1,\n    2.0\n  ],\n  \"a\": \"é\\\"\",\n  \"c\": {},\n  \"d\": null\n}",
+        ),
+    ] {
+        assert_eq!(show(&value.replace("ARGS", args)), want, "{args}");
+    }
+    assert_eq!(show("{{ '😀' | tojson(ensure_ascii=true) }}"), r#""\ud83d\ude00""#);
+    assert!(show("{{ strftime_now('%Y-%m-%d') }}").starts_with("20"));
 }

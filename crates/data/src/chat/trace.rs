@@ -9,7 +9,9 @@
 //! The rendered text is then encoded in one piece, as `transformers` does it. Only if that finds other control
 //! tokens than the template's own parts and the trusted contents hold, the parts are encoded one by one.
 
-use super::{Message, render};
+use super::{Given, Message, render};
+use serde_json::Value;
+
 use crate::tokenizer::{Tokenizer, Trust};
 use crate::{DataError, Result};
 
@@ -40,10 +42,11 @@ struct Marks {
 pub(super) fn render_marked(
     tok: &Tokenizer,
     messages: &[Message],
+    given: &Given,
     add_generation_prompt: bool,
     trust: &dyn Fn(&Message) -> Trust,
 ) -> Result<Marked> {
-    let text = render::render(tok, messages, add_generation_prompt)?;
+    let text = render::render(tok, messages, given, add_generation_prompt)?;
     let levels: Vec<Trust> = messages.iter().map(trust).collect();
     if levels.iter().all(|&t| t == Trust::Full) {
         return Ok(Marked { text, spans: Vec::new() });
@@ -55,12 +58,17 @@ pub(super) fn render_marked(
     };
     // A user's text that cannot spell a control token, and an assistant's that spells none, may go unmarked.
     let mut risky = Vec::with_capacity(messages.len());
-    for (message, &level) in messages.iter().zip(&levels) {
+    for (index, (message, &level)) in messages.iter().zip(&levels).enumerate() {
+        if level == Trust::None
+            && let Some((field, _)) = message.fields().find(|(_, value)| spells_token(tok, value))
+        {
+            return Err(DataError::ControlField { index, field: field.clone() });
+        }
         risky.push(match level {
             Trust::Full => false,
-            Trust::None => tok.may_spell_token(&message.content),
+            Trust::None => tok.may_spell_token(message.text()),
             Trust::Assistant => {
-                let content = &message.content;
+                let content = message.text();
                 tok.encode_at(content, Trust::Full)? != tok.encode_at(content, Trust::Assistant)?
             }
         });
@@ -76,7 +84,7 @@ pub(super) fn render_marked(
             .map(|(i, m)| if choose(i) { marks.around(m, levels[i]) } else { m.clone() })
             .collect();
         // A template may fail on marks alone, for instance by parsing a content.
-        let Ok(rendered) = render::render(tok, &marked, add_generation_prompt) else { continue };
+        let Ok(rendered) = render::render(tok, &marked, given, add_generation_prompt) else { continue };
         if let Some(found) = marks.find(&rendered)
             && found.text == text
         {
@@ -91,7 +99,7 @@ pub(super) fn render_marked(
 
 impl Marks {
     fn around(self, message: &Message, trust: Trust) -> Message {
-        let content = message.content.as_str();
+        let content = message.text();
         let body = content.trim();
         if body.is_empty() {
             return message.clone();
@@ -100,7 +108,7 @@ impl Marks {
         let (lead, tail) = (&content[..start], &content[start + body.len()..]);
         let open = if trust == Trust::Assistant { self.open_assistant } else { self.open_user };
         let close = self.close;
-        Message { role: message.role.clone(), content: format!("{lead}{open}{body}{close}{tail}") }
+        Message { content: Some(format!("{lead}{open}{body}{close}{tail}")), ..message.clone() }
     }
 
     /// Takes the marks out of a text again; `None` where they do not come in pairs.
@@ -125,10 +133,22 @@ impl Marks {
     }
 }
 
+/// Whether some text in a field may spell a control token.
+fn spells_token(tok: &Tokenizer, value: &Value) -> bool {
+    match value {
+        Value::String(text) => tok.may_spell_token(text),
+        Value::Array(items) => items.iter().any(|item| spells_token(tok, item)),
+        Value::Object(map) => {
+            map.iter().any(|(key, item)| tok.may_spell_token(key) || spells_token(tok, item))
+        }
+        _ => false,
+    }
+}
+
 /// Three characters of the last private-use plane that occur in no message and not in the template.
 fn unused_marks(tok: &Tokenizer, messages: &[Message]) -> Option<Marks> {
     let template = tok.chat_template().unwrap_or_default();
-    let taken = |c: &char| template.contains(*c) || messages.iter().any(|m| m.content.contains(*c));
+    let taken = |c: &char| template.contains(*c) || messages.iter().any(|m| m.text().contains(*c));
     let mut free = ('\u{10f000}'..='\u{10fffd}').filter(|c| !taken(c));
     Some(Marks { open_assistant: free.next()?, open_user: free.next()?, close: free.next()? })
 }

@@ -33,6 +33,12 @@ fn write_parquet(path: &Path, groups: &[&[&str]]) {
     writer.close().unwrap();
 }
 
+fn gzip(text: &str) -> Vec<u8> {
+    let mut file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    file.finish().unwrap()
+}
+
 fn texts(corpus: Corpus) -> Vec<String> {
     corpus.texts().collect::<Result<_>>().unwrap()
 }
@@ -47,11 +53,12 @@ fn a_folder_in_order() {
     write(d, "a/deep/er.txt", "\u{feff}a");
     write(d, "a/empty.txt", "");
     write(d, "d.py", "print()");
+    write(d, "e.csv.gz", gzip("packed"));
     write(d, "image.png", b"\x89PNG");
     write(d, ".git/config.txt", "hidden");
     let all: Vec<TextDocument> = read_texts(d).unwrap().collect::<Result<_>>().unwrap();
     let found: Vec<&str> = all.iter().map(|t| t.text.as_str()).collect();
-    assert_eq!(found, ["a", "b0", "b3", "c0", "c1", "c2", "print()"]);
+    assert_eq!(found, ["a", "b0", "b3", "c0", "c1", "c2", "print()", "packed"]);
     assert_eq!((all[2].index, all[5].index), (2, 2));
     assert!(all[0].path.ends_with("a/deep/er.txt"));
     let some = read_texts_with(d, &[".PY".to_owned(), "jsonl".to_owned()]).unwrap();
@@ -85,6 +92,9 @@ fn broken_files_are_named() {
     };
     let e = fail(&write(dir.path(), "latin.txt", b"caf\xe9 au lait"));
     assert!(matches!(e, DataError::NotUtf8 { offset: 3, .. }), "{e}");
+    let e = fail(&write(dir.path(), "a/packed.txt.zst", b"\x28\xb5\x2f\xfd...."));
+    assert!(e.to_string().contains("packed.txt.zst is compressed with zstd"), "{e}");
+    assert!(fail(&dir.path().join("a")).to_string().contains("zstd"), "not passed over in a folder either");
     let e = fail(&write(dir.path(), "cut.txt", b"caf\xc3"));
     assert!(matches!(e, DataError::NotUtf8 { offset: 3, .. }), "{e}");
     let e = fail(&write(dir.path(), "x.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n"));

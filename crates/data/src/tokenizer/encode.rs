@@ -18,6 +18,11 @@ pub enum Trust {
     None,
 }
 
+/// A text in small letters without its white space.
+pub(super) fn squeezed(text: &str) -> String {
+    text.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect()
+}
+
 impl Tokenizer {
     /// Encodes trusted text: special and added tokens in it are recognised, nothing is added around it.
     ///
@@ -25,6 +30,20 @@ impl Tokenizer {
     /// A character that the vocabulary cannot express (never with byte-level models).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_at(text, Trust::Full)
+    }
+
+    /// Encodes a text that stands for itself, outside of any chat, as `AutoTokenizer` does: trusted, and with the ids around it
+    /// that `tokenizer.json` puts there, such as a beginning-of-sequence token.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        Ok([&self.begin[..], &self.encode(text)?, &self.end].concat())
+    }
+
+    /// The ids with which a text begins, before its own; none for most tokenizers.
+    pub fn beginning(&self) -> &[u32] {
+        &self.begin
     }
 
     /// Encodes text that a user typed: whatever it spells, no id of a special or added token comes out.
@@ -43,6 +62,12 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_untrusted`].
     pub fn encode_at(&self, text: &str, trust: Trust) -> Result<Vec<u32>> {
         let ids = self.raw(text, trust, OffsetType::None)?.get_ids().to_vec();
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.rows) {
+            let token = self.token_text(*id).unwrap_or_default();
+            let rows = self.rows;
+            let problem = format!("it holds {token:?}, whose id {id} has no row among the model's {rows}");
+            return Err(DataError::Encode { problem });
+        }
         if ids.iter().any(|&id| self.is_forbidden(id, trust)) {
             return self.encode_around(text, trust, 0);
         }
@@ -91,9 +116,20 @@ impl Tokenizer {
         self.protected.contains(&id)
     }
 
-    /// Whether a text holds a character with which some protected token begins.
+    /// Whether a text spells a protected token, in any case and with blanks anywhere, or begins or ends as a part of one,
+    /// which what stands beside it could complete: a template may trim, fold and join what it is given.
     pub(crate) fn may_spell_token(&self, text: &str) -> bool {
-        text.chars().any(|c| self.openers.contains(&c))
+        if !text.chars().any(|c| self.openers.contains(&c) || self.closers.contains(&c)) {
+            return false;
+        }
+        let text = squeezed(text);
+        self.spellings.iter().any(|token| {
+            let parts = |n: &usize| token.is_char_boundary(*n) && *n > 1 && token.len() - n > 1;
+            let partly = |n: usize| text.ends_with(&token[..n]) || text.starts_with(&token[n..]);
+            text.contains(token.as_str())
+                || token.contains(text.as_str())
+                || (1..token.len()).filter(parts).any(partly)
+        })
     }
 
     fn raw(&self, text: &str, trust: Trust, offsets: OffsetType) -> Result<Encoding> {

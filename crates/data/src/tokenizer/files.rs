@@ -15,11 +15,14 @@ pub(super) const MAX_VOCAB: usize = 1 << 24;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
+/// What older folders name their control tokens in.
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
 impl Tokenizer {
     /// Loads a tokenizer from a folder with `tokenizer.json` (any model type) and, where present,
-    /// `tokenizer_config.json` and `chat_template.jinja`.
+    /// `tokenizer_config.json`, `special_tokens_map.json` (for names that the former has not) and
+    /// `chat_template.jinja`.
     ///
     /// Settings for padding and truncation in the file are left aside: encoding neither fills nor cuts.
     ///
@@ -74,7 +77,10 @@ impl Tokenizer {
 }
 
 fn read(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    let mut bytes = fs::read(path).map_err(io_error("read", path))?;
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
     String::from_utf8(bytes).map_err(|e| DataError::NotUtf8 {
         path: path.to_owned(),
         offset: e.utf8_error().valid_up_to() as u64,
@@ -110,24 +116,15 @@ fn check_added_ids(text: &str, inner: &tokenizers::Tokenizer) -> std::result::Re
 fn read_names(dir: &Path) -> Result<Names> {
     let path = dir.join(CONFIG);
     let problem = |problem| DataError::TokenizerFile { path: path.clone(), problem };
-    let mut config = Map::new();
-    if path.exists() {
-        match serde_json::from_str(&read(&path)?) {
-            Ok(Value::Object(map)) => config = map,
-            Ok(_) => return Err(problem("it is not a JSON object".to_owned())),
-            Err(e) => return Err(problem(format!("it is not JSON: {e}"))),
+    let config = object(&path)?;
+    let map_path = dir.join(SPECIAL_TOKENS);
+    let map = object(&map_path)?;
+    let token = |key: &str| match token(&config, key).map_err(problem)? {
+        Some(token) => Ok(Some(token)),
+        None => {
+            let path = map_path.clone();
+            token(&map, key).map_err(|problem| DataError::TokenizerFile { path, problem })
         }
-    }
-    let token = |key: &str| match config.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(token)) => Ok(Some(token.clone())),
-        Some(Value::Object(map)) if map.get("content").is_some_and(Value::is_string) => {
-            Ok(map["content"].as_str().map(str::to_owned))
-        }
-        Some(other) => Err(problem(format!(
-            "`{key}` is {}, expected a string or an object with `content`",
-            brief(other)
-        ))),
     };
     let template_path = dir.join(TEMPLATE);
     let chat_template = if template_path.exists() {
@@ -149,6 +146,33 @@ fn read_names(dir: &Path) -> Result<Names> {
     };
     let (eos, bos, pad) = (token("eos_token")?, token("bos_token")?, token("pad_token")?);
     Ok(Names { eos, bos, pad, chat_template, config })
+}
+
+/// The JSON object of a file; an empty one where there is no file.
+fn object(path: &Path) -> Result<Map<String, Value>> {
+    let problem = |problem| DataError::TokenizerFile { path: path.to_owned(), problem };
+    if !path.exists() {
+        return Ok(Map::new());
+    }
+    match serde_json::from_str(&read(path)?) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(problem("it is not a JSON object".to_owned())),
+        Err(e) => Err(problem(format!("it is not JSON: {e}"))),
+    }
+}
+
+/// The text of a token that a file names under a key, either alone or as an object.
+fn token(map: &Map<String, Value>, key: &str) -> std::result::Result<Option<String>, String> {
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(token)) => Ok(Some(token.clone())),
+        Some(Value::Object(token)) if token.get("content").is_some_and(Value::is_string) => {
+            Ok(token["content"].as_str().map(str::to_owned))
+        }
+        Some(other) => {
+            Err(format!("`{key}` is {}, expected a string or an object with `content`", brief(other)))
+        }
+    }
 }
 
 /// The template named `default`, or the only one.

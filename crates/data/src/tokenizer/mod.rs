@@ -33,9 +33,16 @@ pub struct Tokenizer {
     special: HashSet<u32>,
     /// Ids that untrusted text must never give: the added tokens but for those that are mere white space.
     protected: HashSet<u32>,
-    /// The first characters of the texts of protected tokens: text without any of them spells none.
+    /// The texts of protected tokens as [`encode::squeezed`], and their first and last characters as they stand.
+    spellings: Vec<String>,
     openers: HashSet<char>,
+    closers: HashSet<char>,
     vocab_size: usize,
+    /// Ids from this one on have no row in the model's embedding.
+    rows: usize,
+    /// What the post-processor puts before and behind a text.
+    begin: Vec<u32>,
+    end: Vec<u32>,
     eos: Option<String>,
     bos: Option<String>,
     pad: Option<String>,
@@ -52,7 +59,19 @@ impl Tokenizer {
 
     /// The id of a token by its exact text in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.inner.token_to_id(token).filter(|&id| (id as usize) < self.rows)
+    }
+
+    /// The same tokenizer for a model whose embedding has only so many rows: the ids beyond are neither found nor given, and
+    /// a text that holds one of them is refused. Says which tokens these are; `None` where ids beyond belong to the
+    /// vocabulary proper and not to tokens added to it, which is another model's then.
+    pub fn with_rows(mut self, rows: usize) -> Option<(Tokenizer, Vec<String>)> {
+        if self.inner.get_vocab(false).into_values().any(|id| id as usize >= rows) {
+            return None;
+        }
+        self.rows = rows;
+        let beyond = (rows..self.vocab_size).filter_map(|id| self.token_text(id as u32)).collect();
+        Some((self, beyond))
     }
 
     /// The text of an id in the vocabulary: for byte-level models in their alphabet (`Ġthe`), not decoded.
@@ -153,11 +172,10 @@ impl Tokenizer {
         };
         let special = ids(&|t| t.special);
         let protected = ids(&is_protected);
-        let openers = added
-            .iter()
-            .filter(|(_, t)| is_protected(t))
-            .filter_map(|(_, t)| t.content.chars().next())
-            .collect();
+        let texts = || added.iter().filter(|(_, t)| is_protected(t)).map(|(_, t)| t.content.as_str());
+        let spellings = texts().map(encode::squeezed).collect();
+        let openers = texts().filter_map(|t| t.chars().next()).collect();
+        let closers = texts().filter_map(|t| t.chars().next_back()).collect();
 
         let mut assistant_vocabulary = inner.get_added_vocabulary().clone();
         assistant_vocabulary.set_encode_special_tokens(true);
@@ -196,14 +214,29 @@ impl Tokenizer {
             }
         }
         let Names { eos, bos, pad, chat_template, config } = names;
+        let (mut begin, mut end) = surroundings(&inner)?;
+        // What tokenizer_config.json says of these two goes before the post-processor, as in transformers.
+        for (key, token, side) in [("add_bos_token", &bos, &mut begin), ("add_eos_token", &eos, &mut end)] {
+            let id = token.as_deref().and_then(|token| inner.token_to_id(token));
+            match (config.get(key).and_then(serde_json::Value::as_bool), id) {
+                (Some(true), Some(id)) if !side.contains(&id) => side.push(id),
+                (Some(false), Some(id)) => side.retain(|&other| other != id),
+                _ => {}
+            }
+        }
         Ok(Tokenizer {
             inner,
             assistant_vocabulary,
             plain_vocabulary,
             special,
             protected,
+            spellings,
             openers,
+            closers,
             vocab_size,
+            rows: usize::MAX,
+            begin,
+            end,
             eos,
             bos,
             pad,
@@ -211,6 +244,23 @@ impl Tokenizer {
             config,
         })
     }
+}
+
+/// The ids that the post-processor puts before and behind a text.
+fn surroundings(inner: &tokenizers::Tokenizer) -> std::result::Result<(Vec<u32>, Vec<u32>), String> {
+    let encode = |special| {
+        let encoding = inner.encode("a", special).map_err(|e| e.to_string())?;
+        Ok::<_, String>(encoding.get_ids().to_vec())
+    };
+    let (plain, whole) = (encode(false)?, encode(true)?);
+    if plain.is_empty() {
+        // A vocabulary without the letter; what is put around a text mostly stands before it.
+        return Ok((whole, Vec::new()));
+    }
+    let at = (0..=whole.len().saturating_sub(plain.len())).find(|&at| whole[at..].starts_with(&plain));
+    let at =
+        at.ok_or("its post-processor changes the text's own ids, expected ids before and behind them alone")?;
+    Ok((whole[..at].to_vec(), whole[at + plain.len()..].to_vec()))
 }
 
 /// What a tokenizer has beside the library's part.

@@ -306,3 +306,54 @@ fn damaged_files_do_not_panic() {
         }
     }
 }
+
+/// Protects: a whole text gets the ids around it that tokenizer.json and tokenizer_config.json ask for, parts of one do not.
+#[test]
+fn whole_texts_begin_as_the_post_processor_says() {
+    let dir = tempfile::tempdir().unwrap();
+    small().save(dir.path()).unwrap();
+    let edit = |file: &str, key: &str, value: Value| {
+        let path = dir.path().join(file);
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json[key] = value;
+        fs::write(&path, json.to_string()).unwrap();
+        Tokenizer::load(dir.path()).unwrap()
+    };
+    let (begin, text) = (small().token_id("<|system|>").unwrap(), small().encode("The cat").unwrap());
+    assert_eq!(small().encode_whole("The cat").unwrap(), text);
+    let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+    let processor = json!({"type": "TemplateProcessing", "pair": [],
+        "single": [special("<|system|>"), {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<|system|>": {"id": "<|system|>", "ids": [begin], "tokens": ["<|system|>"]}}});
+    let t = edit("tokenizer.json", "post_processor", processor);
+    assert_eq!(t.encode_whole("The cat").unwrap(), [&[begin], &text[..]].concat());
+    assert_eq!((t.encode("The cat").unwrap(), t.beginning()), (text.clone(), &[begin][..]));
+    edit("tokenizer_config.json", "bos_token", "<|system|>".into());
+    let t = edit("tokenizer_config.json", "add_bos_token", false.into());
+    assert_eq!(t.encode_whole("The cat").unwrap(), text);
+    let t = edit("tokenizer_config.json", "add_eos_token", true.into());
+    assert_eq!(t.encode_whole("The cat").unwrap(), [&text[..], &[t.eos_id().unwrap()]].concat());
+}
+
+/// Protects: tokens that were added beyond the model's rows are left alone, another model's vocabulary is refused.
+#[test]
+fn ids_without_a_row_are_neither_typed_nor_named() {
+    let vocabulary = small().inner.get_vocab(false).into_values().max().unwrap() as usize + 1;
+    let mut inner = small().inner.clone();
+    inner.add_tokens(&[tokenizers::AddedToken::from("<more>", false)]);
+    let names = Names {
+        eos: Some("<more>".to_owned()),
+        bos: None,
+        pad: None,
+        chat_template: None,
+        config: serde_json::Map::new(),
+    };
+    let t = Tokenizer::from_parts(inner, names).unwrap();
+    let (t, beyond) = t.with_rows(vocabulary).unwrap();
+    assert_eq!((beyond, t.eos_id(), t.token_id("<more>")), (vec!["<more>".to_owned()], None, None));
+    assert_eq!(t.encode("The cat").unwrap(), small().encode("The cat").unwrap());
+    assert_eq!(t.encode_untrusted("<more>").unwrap(), small().encode_untrusted("<more>").unwrap());
+    let e = t.encode("a <more>").unwrap_err().to_string();
+    assert!(e.contains("\"<more>\"") && e.contains("has no row"), "{e}");
+    assert!(t.with_rows(vocabulary - 1).is_none());
+}

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{FileError, TensorReport, WeightsReader, atomic};
 use crate::config::keys::Keys;
-use crate::config::{ConfigError, MAX_CONFIG_BYTES, ModelConfig, tensor_specs, write::token_ids};
+use crate::config::{ConfigError, ModelConfig, read_json, tensor_specs, write::token_ids};
 
 const GENERATION_FILE: &str = "generation_config.json";
 
@@ -20,8 +20,10 @@ pub struct ModelFolder {
     pub generation: GenerationConfig,
     /// Its weights, checked to be those of `config`.
     pub weights: WeightsReader,
-    /// Tensors that were left out, for a notice; the rest of the report is empty.
+    /// Tensors that were left out; the rest of the report is empty.
     pub report: TensorReport,
+    /// What whoever uses the model should know.
+    pub notices: Vec<String>,
 }
 
 impl ModelFolder {
@@ -36,12 +38,63 @@ impl ModelFolder {
                 c.num_nextn_predict_layers = 0;
             }
         }
+        let mut notices = Vec::new();
+        if config.tie_word_embeddings() && head_differs(&config, &weights)? {
+            notices.push(format!(
+                "note: config.json in {} ties the head to the embedding, but lm_head.weight is there and differs: it is used, as \
+                 transformers does",
+                dir.display()
+            ));
+            config.untie();
+        }
         let report = weights.compare(&tensor_specs(&config));
         report.check(dir)?;
         let generation = read_generation_config(dir, &config)?;
-        Ok(ModelFolder { config, generation, weights, report })
+        Ok(ModelFolder { config, generation, weights, report, notices })
     }
 }
+
+/// Whether a folder holds a head of the embedding's shape with other numbers.
+fn head_differs(config: &ModelConfig, weights: &WeightsReader) -> Result<bool, FileError> {
+    let (embed, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let shape = [config.vocab_size(), config.hidden_size()];
+    if [embed, head].iter().any(|name| weights.shape(name) != Some(&shape[..])) {
+        return Ok(false);
+    }
+    let read = |name| {
+        let mut values = vec![0.0; shape[0] * shape[1]];
+        weights.read_f32(name, &shape, &mut values).map(|()| values)
+    };
+    Ok(read(embed)? != read(head)?)
+}
+
+/// What `transformers` knows to do while it generates and this engine does not, each with the values that mean "as usual".
+const UNSUPPORTED: [(&str, &str); 24] = [
+    ("num_beams", "[1, 1.0]"),
+    ("num_beam_groups", "[1, 1.0]"),
+    ("penalty_alpha", "[0, 0.0]"),
+    ("dola_layers", "[]"),
+    ("typical_p", "[1, 1.0]"),
+    ("top_h", "[1, 1.0]"),
+    ("epsilon_cutoff", "[0, 0.0]"),
+    ("eta_cutoff", "[0, 0.0]"),
+    ("encoder_repetition_penalty", "[1, 1.0]"),
+    ("no_repeat_ngram_size", "[0]"),
+    ("encoder_no_repeat_ngram_size", "[0]"),
+    ("min_length", "[0]"),
+    ("min_new_tokens", "[0]"),
+    ("bad_words_ids", "[[]]"),
+    ("force_words_ids", "[[]]"),
+    ("constraints", "[[]]"),
+    ("forced_bos_token_id", "[]"),
+    ("forced_eos_token_id", "[]"),
+    ("suppress_tokens", "[[]]"),
+    ("begin_suppress_tokens", "[[]]"),
+    ("sequence_bias", "[[], {}]"),
+    ("exponential_decay_length_penalty", "[]"),
+    ("guidance_scale", "[1, 1.0]"),
+    ("stop_strings", "[[]]"),
+];
 
 /// How a model wants to be sampled from; `None` where its folder does not say.
 ///
@@ -94,6 +147,14 @@ impl GenerationConfig {
             let (low, high) = range.into_inner();
             Err(ConfigError::unsupported(key, found, format!("must be between {low} and {high}")))
         };
+        for (key, usual) in UNSUPPORTED {
+            let usual: Vec<Value> = serde_json::from_str(usual)?;
+            keys.only(
+                key,
+                &usual,
+                "must not be set, for it would change what is generated: take the key out",
+            )?;
+        }
         Ok(GenerationConfig {
             bos_token_id: keys.token_id("bos_token_id")?,
             eos_token_id: keys.token_ids("eos_token_id")?,
@@ -138,22 +199,14 @@ fn shortest(x: f32) -> f64 {
 pub fn read_generation_config(dir: &Path, config: &ModelConfig) -> Result<GenerationConfig, FileError> {
     let of_model = GenerationConfig::of_model(config);
     let path = dir.join(GENERATION_FILE);
-    let length = match std::fs::metadata(&path) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(of_model),
-        Err(error) => return Err(FileError::io("read", &path)(error)),
+    let value = match read_json(&path) {
+        Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(of_model);
+        }
+        value => value?,
     };
-    let refused = |source| {
-        let source = Box::new(source);
-        FileError::Config(ConfigError::InFile { path: path.clone(), source })
-    };
-    if length > MAX_CONFIG_BYTES {
-        let too_large = ConfigError::TooLarge { path, found: length };
-        return Err(FileError::Config(too_large));
-    }
-    let text = std::fs::read(&path).map_err(FileError::io("read", &path))?;
-    let value = serde_json::from_slice(&text).map_err(|error| refused(error.into()))?;
-    let mut generation = GenerationConfig::from_value(&value).map_err(refused)?;
+    let mut generation = GenerationConfig::from_value(&value)
+        .map_err(|source| ConfigError::InFile { path, source: Box::new(source) })?;
     generation.bos_token_id = generation.bos_token_id.or(of_model.bos_token_id);
     generation.pad_token_id = generation.pad_token_id.or(of_model.pad_token_id);
     if generation.eos_token_id.is_empty() {

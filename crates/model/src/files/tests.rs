@@ -252,6 +252,39 @@ fn mtp_layers_that_were_not_saved_are_not_expected() {
     assert_eq!(c.num_nextn_predict_layers, 0);
 }
 
+/// A head that was stored beside the embedding it is said to be tied to counts where it differs, as in transformers, with a
+/// notice; and what is written then says so.
+#[test]
+fn a_head_that_differs_from_its_embedding_is_kept() {
+    let tokens = 40;
+    let config = |tied: bool| {
+        ModelConfig::from_value(&serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokens, "hidden_size": 16,
+            "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "hidden_act": "silu", "max_position_embeddings": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "tie_word_embeddings": tied
+        }))
+        .unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = crate::Model::random(config(false), 1);
+    let load = |model: &crate::Model| {
+        model.save(dir.path()).unwrap();
+        write_config(dir.path(), &config(true), WeightType::F32).unwrap();
+        crate::Model::load(dir.path()).unwrap()
+    };
+    let read = load(&model);
+    assert!(read.notices()[0].contains("lm_head.weight is there and differs"), "{:?}", read.notices());
+    assert_eq!(read.params().get(read.head()), model.params().get(model.head()));
+    assert!(!read.config().tie_word_embeddings());
+
+    let (embed, head) = (model.params().weight("model.embed_tokens.weight"), model.head());
+    let copy = model.params().get(embed).to_vec();
+    model.params_mut().data_mut()[head.offset..][..copy.len()].copy_from_slice(&copy);
+    let read = load(&model);
+    assert!(read.notices().is_empty() && read.config().tie_word_embeddings());
+}
+
 #[test]
 fn generation_configs_survive_and_fall_back_to_the_model() {
     let dir = tempfile::tempdir().unwrap();

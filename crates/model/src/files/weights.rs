@@ -246,7 +246,7 @@ fn main_layers(specs: &[TensorSpec]) -> usize {
 /// layers that the configuration does not ask for.
 fn may_be_left_out(name: &str, main_layers: usize) -> bool {
     if name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq") {
-        // lm_head gets here only where it is tied; the embedding is what counts, as in transformers.
+        // lm_head gets here only where it is tied and a copy of the embedding.
         return true;
     }
     let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
@@ -293,7 +293,8 @@ fn read_index(path: &Path) -> Result<Index, FileError> {
         return Err(bad(format!("it has {length} bytes; at most {MAX_INDEX_BYTES} are read")));
     }
     let text = std::fs::read(path).map_err(FileError::io("read", path))?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+    let index: Index = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
     let plain = |shard: &&String| {
         shard.ends_with(".safetensors") && !shard.contains(['/', '\\', '\0']) && !shard.starts_with('.')
     };

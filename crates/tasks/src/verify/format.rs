@@ -24,35 +24,42 @@ fn only(text: &str, tag: &str) -> Option<usize> {
     (text.rfind(tag) == Some(at)).then_some(at)
 }
 
-/// 1 for both tags once, in order, with a non-empty answer, and only blanks before, between and after; else 0.
-pub fn format_score(completion: &str) -> f32 {
-    let text = completion.trim();
-    let places: Option<Vec<usize>> = TAGS.iter().map(|tag| only(text, tag)).collect();
-    let Some([think, think_end, answer, answer_end]) = places.as_deref() else { return 0.0 };
-    let in_order = *think == 0 && think_end < answer && answer < answer_end;
-    if !in_order {
-        return 0.0;
+/// A completion in its parts, as they stand, where it has the one `</think>` and behind it the one answer.
+struct Parts<'a> {
+    thought: &'a str,
+    between: &'a str,
+    answer: &'a str,
+    after: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    /// Tags of the answer inside of the thought are words of the thought: a model may think about the form.
+    fn of(completion: &'a str) -> Option<Parts<'a>> {
+        let (thought, rest) = completion.split_at(only(completion, TAGS[1])?);
+        let rest = &rest[TAGS[1].len()..];
+        let (start, end) = (only(rest, TAGS[2])?, only(rest, TAGS[3])?);
+        let answer = rest.get(start + TAGS[2].len()..end)?;
+        let (between, after) = (&rest[..start], &rest[end + TAGS[3].len()..]);
+        (!rest.contains(TAGS[0])).then_some(Parts { thought, between, answer, after })
     }
-    let between = &text[think_end + TAGS[1].len()..*answer];
-    let after = &text[answer_end + TAGS[3].len()..];
-    let inside = &text[answer + TAGS[2].len()..*answer_end];
-    let fine = between.trim().is_empty() && after.is_empty() && !inside.trim().is_empty();
-    f32::from(u8::from(fine))
+}
+
+/// 1 for a thought in its tags and an answer in its own behind it, not empty, and only blanks before, between and after;
+/// else 0.
+pub fn format_score(completion: &str) -> f32 {
+    let Some(parts) = Parts::of(completion.trim()) else { return 0.0 };
+    let opened = only(parts.thought, TAGS[0]) == Some(0);
+    let blank = [parts.between, parts.after].iter().all(|text| text.trim().is_empty());
+    f32::from(u8::from(opened && blank && !parts.answer.trim().is_empty()))
 }
 
 /// The trimmed text of the one `<answer>…</answer>` after the one `</think>`. `None` when a tag is missing,
 /// repeated or out of order: a model that gives two answers has given none. The opening `<think>` may be
 /// absent, since some chat templates put it into the prompt.
 pub fn answer_of(completion: &str) -> Option<&str> {
-    let think_end = only(completion, TAGS[1])?;
-    let answer = only(completion, TAGS[2])?;
-    let answer_end = only(completion, TAGS[3])?;
-    let think_fine = match completion.find(TAGS[0]) {
-        Some(think) => only(completion, TAGS[0]).is_some() && think < think_end,
-        None => true,
-    };
-    let start = answer + TAGS[2].len();
-    (think_fine && think_end < answer && start <= answer_end).then(|| completion[start..answer_end].trim())
+    let parts = Parts::of(completion)?;
+    let think_fine = !parts.thought.contains(TAGS[0]) || only(parts.thought, TAGS[0]).is_some();
+    think_fine.then(|| parts.answer.trim())
 }
 
 #[cfg(test)]
@@ -64,6 +71,10 @@ mod tests {
         assert_eq!(answer_of("<think>a</think><answer> 42 </answer>"), Some("42"));
         assert_eq!(answer_of("a</think>\n<answer>42</answer> bye"), Some("42"));
         assert_eq!(answer_of("<think></think><answer></answer>"), Some(""));
+        // A thought may be about the form.
+        let thought =
+            "<think>It goes between <answer> and </answer>, as <answer>1</answer>.</think><answer>2</answer>";
+        assert_eq!((answer_of(thought), format_score(thought)), (Some("2"), 1.0));
     }
 
     #[test]
@@ -74,7 +85,6 @@ mod tests {
             "<answer>42</answer>",
             "<think><answer>42</answer></think>",
             "<think></think><answer>1</answer><answer>2</answer>",
-            "<think><answer>1</answer></think><answer>2</answer>",
             "<think></think><answer><answer>2</answer></answer>",
             "<think></think><answer>2",
             "<think></think></answer>2<answer>",

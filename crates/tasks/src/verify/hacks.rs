@@ -31,6 +31,7 @@ fn judges() -> Vec<(&'static str, Problem)> {
     vec![
         ("exact", problem("Which day?", "Monday", Value::Null)),
         ("numeric", problem("What is 40 + 2?", "42", Value::Null)),
+        ("numeric_strict", problem("What is 40 + 2?", "42", Value::Null)),
         ("expression", countdown()),
         ("choice", problem("A or B?", "B", Value::Null)),
         ("regex", problem("A word of as?", "a+", Value::Null)),
@@ -85,13 +86,14 @@ fn form_tricks_score_zero() {
 fn number_tricks_score_zero() {
     let zero = problem("What is 2 - 2?", "0", Value::Null);
     for trick in [
-        "NaN", "inf", "0/0", "nan", "null", "false", "-", "0x0", "1e9", "0e9", "٠", "０", "zero", "0 1",
-        "0;1",
+        "NaN", "inf", "0/0", "nan", "null", "false", "-", "0x0", "1e9", "٠", "０", "zero", "0 1", "0;1",
+        "0 apples", "%", "$",
     ] {
         assert_eq!(score("numeric", &zero, &answered(trick)), 0.0, "{trick}");
     }
     let billion = problem("", "1000000000", Value::Null);
-    assert_eq!(score("numeric", &billion, &answered("1e9")), 0.0);
+    assert_eq!(score("numeric", &billion, &answered("1e9")), 1.0);
+    assert_eq!(score("numeric_strict", &billion, &answered("1e9")), 0.0);
     assert_eq!(score("numeric", &billion, &answered("1,000,000,000")), 1.0);
     // A broken problem pays nobody.
     assert_eq!(score("numeric", &problem("", "", Value::Null), &answered("0")), 0.0);

@@ -9,6 +9,7 @@ mod exact;
 mod expression;
 pub mod external;
 mod format;
+mod number;
 mod numeric;
 mod pattern;
 mod rational;
@@ -18,6 +19,7 @@ pub use choice::Choice;
 pub use exact::Exact;
 pub use expression::{Expression, evaluate};
 pub use format::{Format, answer_of, format_score};
+pub use number::Number;
 pub use numeric::Numeric;
 pub use pattern::Pattern;
 pub use rational::Rational;
@@ -74,9 +76,10 @@ pub trait Verifier: Send + Sync {
 type Make = fn() -> Box<dyn Verifier>;
 
 /// One line for each verifier that needs no settings.
-static VERIFIERS: [(&str, Make); 7] = [
+static VERIFIERS: [(&str, Make); 8] = [
     ("exact", || Box::new(Exact)),
     ("numeric", || Box::new(Numeric::default())),
+    ("numeric_strict", || Box::new(Numeric { strict: true, ..Numeric::default() })),
     ("expression", || Box::new(Expression)),
     ("choice", || Box::new(Choice)),
     ("regex", || Box::new(Pattern)),

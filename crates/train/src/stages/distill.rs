@@ -1,15 +1,17 @@
 //! `distill`: what a teacher knows, taught to a student: by its accepted traces, by its distribution over every token
 //! of worked solutions, or by scoring the student's own answers.
 
-use data::{Document, Message, encode_chat, pack};
+use data::{Conversation, Document, Message, Tokenizer, encode_chat, pack};
+use engine::Sampling;
 use model::{Model, whole};
 use serde_json::json;
-use tasks::{Mix, RewardConfig, Style};
+use tasks::{Mix, Problem, RewardConfig, Style};
 use tensor::{Tape, ops};
 
 use super::StageResult;
+use super::grpo::note_unfiltered;
 use super::pretrain::step_outcome;
-use super::sft::{conversations, nth};
+use super::sft::{all_too_long, conversations, left_out_words, nth};
 use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm, StepOutcome};
@@ -17,6 +19,7 @@ use crate::policy::{Rollout, flatten};
 use crate::rollout::{SampleSettings, sample};
 use crate::run::metrics::keys;
 use crate::run::recipe::{DistillMethod, DistillStage, Reference};
+use crate::speaker::{stop_tokens, teach_ends};
 use crate::step::{StepOptions, score};
 
 /// Training problems of this stage come after those of rejection sampling.
@@ -24,8 +27,13 @@ const FIRST_PROBLEM: u64 = 1 << 35;
 
 pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainError> {
     let teacher = ctx.model(&s.teacher)?;
-    let (model, tokenizer) = match ctx.recipe.reference(&s.student) {
-        Reference::Model(_) => (ctx.fresh_model(&s.student, &teacher.1)?, teacher.1),
+    let (mut model, tokenizer) = match ctx.recipe.reference(&s.student) {
+        Reference::Model(_) => {
+            let mut fresh = ctx.fresh_model(&s.student, &teacher.1)?;
+            // A student with the teacher's tokens ends its answers where the teacher does.
+            fresh.generation_mut().eos_token_id = stop_tokens(&teacher.0, &teacher.1);
+            (fresh, teacher.1)
+        }
         _ => ctx.model(&s.student)?,
     };
     let teacher = teacher.0;
@@ -39,7 +47,7 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
     }
     let traces = match (&s.traces, s.method) {
         (Some(stage), DistillMethod::Traces) => {
-            conversations(&tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), seq_len)?
+            conversations(ctx, &tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), seq_len)?
         }
         _ => Vec::new(),
     };
@@ -54,8 +62,21 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
         checkpoint_seconds: s.checkpoint_seconds,
     };
     let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
+    match s.method {
+        DistillMethod::Traces => teach_ends(ctx, &s.name, &mut model, &tokenizer, &traces),
+        DistillMethod::Logits => {
+            let first = worked(&tokenizer, ctx.problems()?.train(mix.as_ref(), FIRST_PROBLEM), 0)?;
+            teach_ends(ctx, &s.name, &mut model, &tokenizer, &[first]);
+        }
+        DistillMethod::OnPolicy => {
+            note_unfiltered(ctx, &s.name, &model);
+            let source = ctx.problems()?;
+            source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
+        }
+    }
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
     let seed = ctx.recipe.seed;
+    let mut left_out = 0;
     let cost = learner.run(
         ctx,
         &s.name,
@@ -79,13 +100,20 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
                 };
                 step_outcome(l, pack(&docs), options, factor)
             }
-            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor),
+            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor, &mut left_out),
             DistillMethod::OnPolicy => on_policy_step(ctx, s, l, &teacher, mix.as_ref(), step, factor),
         },
         |_, _, _| Ok(()),
     )?;
-    let summary = format!("{} steps, {} traces", total, traces.len());
+    let summary = format!("{total} steps, {} traces{}", traces.len(), left_out_words(left_out));
     Ok(StageResult { cost, summary, figures: json!({"steps": total, "traces": traces.len()}) })
+}
+
+/// A problem with its worked solution, as a conversation.
+fn worked(tokenizer: &Tokenizer, problem: Problem, index: u64) -> Result<Document, TrainError> {
+    let answer = tasks::corpus::completion(&problem, Style::Careful, index);
+    let turns = [Message::user(problem.prompt), Message::assistant(answer)];
+    Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
 }
 
 /// `KL(teacher ‖ student)` over the answers of worked problems.
@@ -96,20 +124,25 @@ fn logits_step(
     teacher: &Model,
     mix: Option<&Mix>,
     factor: f32,
+    left_out: &mut u64,
 ) -> Result<StepOutcome, TrainError> {
     let source = ctx.problems()?;
     let mut docs = Vec::new();
-    let mut tokens = 0;
+    let (mut tokens, mut too_long) = (0, 0);
     while tokens < s.batch_tokens {
         let index = FIRST_PROBLEM + l.cursor;
         l.cursor += 1;
-        let problem = source.train(mix, index);
-        let answer = tasks::corpus::completion(&problem, Style::Careful, index);
-        let doc: Document =
-            encode_chat(&l.tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into();
-        if doc.ids.len() <= s.seq_len.min(l.model.config().max_position_embeddings()) + 1 {
+        let doc = worked(&l.tokenizer, source.train(mix, index), index)?;
+        let limit = s.seq_len.min(l.model.config().max_position_embeddings()) + 1;
+        if doc.ids.len() <= limit {
             tokens += doc.ids.len() - 1;
             docs.push(doc);
+            continue;
+        }
+        *left_out += 1;
+        too_long += 1;
+        if too_long > 1000 && docs.is_empty() {
+            return Err(all_too_long(&s.name, doc.ids.len(), limit));
         }
     }
     let batch = pack(&docs);
@@ -153,7 +186,8 @@ fn on_policy_step(
     let problems = (0..s.prompts as u64).map(|i| source.train(mix, FIRST_PROBLEM + l.cursor + i)).collect();
     l.cursor += s.prompts as u64;
     let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, step]).next_u64();
-    let settings = SampleSettings { group: 1, max_new: s.max_new, temperature: s.temperature as f32, seed };
+    let sampling = Sampling { temperature: s.temperature as f32, ..Sampling::default() };
+    let settings = SampleSettings { group: 1, max_new: s.max_new, sampling, seed };
     let (groups, sampled) =
         sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
     let accuracy = groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>()

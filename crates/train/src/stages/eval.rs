@@ -14,7 +14,7 @@ const KEPT: usize = 12;
 pub(super) fn run(ctx: &Context, s: &EvalStage) -> Result<StageResult, TrainError> {
     let source = ctx.problems()?;
     let limit = if s.limit == 0 { usize::MAX } else { s.limit };
-    let problems: Vec<_> = source.held_out().iter().take(limit).cloned().collect();
+    let problems: Vec<_> = source.held_out().take(limit).cloned().collect();
     let mut meter = ctx.meter(&s.name, None);
     let clock = std::time::Instant::now();
     let mut results = serde_json::Map::new();

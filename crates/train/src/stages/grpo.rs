@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use engine::Sampling;
 use model::Model;
 use serde_json::json;
 use tasks::{Mix, RewardConfig};
@@ -26,8 +27,11 @@ const EVAL_PROBLEMS: usize = 60;
 
 pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainError> {
     let (model, tokenizer) = ctx.model(&s.from)?;
+    note_unfiltered(ctx, &s.name, &model);
     let mut reference = if s.kl_coefficient > 0.0 { Some(ctx.model(&s.from)?.0) } else { None };
-    let mix = ctx.problems()?.training_mix(&s.mix)?;
+    let source = ctx.problems()?;
+    let mix = source.training_mix(&s.mix)?;
+    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
     let budget = budget(ctx, s)?;
     let rhythm = Rhythm {
         total: s.steps,
@@ -63,6 +67,17 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
     )?;
     let summary = format!("reward {:.3}, accuracy of samples {:.1} %", last.0, 100.0 * last.1);
     Ok(StageResult { cost, summary, figures: json!({"reward": last.0, "accuracy": last.1}) })
+}
+
+/// Says that wishes of a model's folder about sampling do not hold here: what is trained is the model's own distribution.
+pub(super) fn note_unfiltered(ctx: &Context, stage: &str, model: &Model) {
+    let wished = Sampling { temperature: 1.0, ..Sampling::wished(model.generation(), 1.0) };
+    if wished != Sampling::default() {
+        ctx.reporter.note(&format!(
+            "{stage}: samples from the model itself: top_k, top_p, min_p and repetition_penalty of its \
+             generation_config.json are for `generate`, `chat`, `eval` and `reject`"
+        ));
+    }
 }
 
 /// Operations that this stage may spend: those of the stages that it is compared with.
@@ -166,7 +181,7 @@ fn collect(
         let settings = SampleSettings {
             group: s.group,
             max_new: s.max_new,
-            temperature: s.temperature as f32,
+            sampling: Sampling { temperature: s.temperature as f32, ..Sampling::default() },
             seed: tensor::Rng::at(ctx.recipe.seed, &[step, round as u64]).next_u64(),
         };
         l.cursor += want as u64;
@@ -248,9 +263,10 @@ fn update(
 
 fn greedy_accuracy(ctx: &Context, s: &GrpoStage, l: &Learner) -> Result<f64, TrainError> {
     let source = ctx.problems()?;
-    let problems: Vec<_> = source.held_out().iter().take(EVAL_PROBLEMS).cloned().collect();
+    let problems: Vec<_> = source.held_out().take(EVAL_PROBLEMS).cloned().collect();
     let n = problems.len().max(1) as f64;
-    let settings = SampleSettings { group: 1, max_new: s.max_new, temperature: 0.0, seed: 0 };
+    let sampling = Sampling { temperature: 0.0, ..Sampling::wished(l.model.generation(), 1.0) };
+    let settings = SampleSettings { group: 1, max_new: s.max_new, sampling, seed: 0 };
     let (groups, _) =
         sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
     Ok(groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>() / n)

@@ -40,7 +40,8 @@ impl Stream<'_> {
     ) -> Result<Vec<Vec<u32>>, TrainError> {
         match self {
             Stream::Problems { source, mix, hurried_share } => {
-                let mut ids = tokenizer.encode(&source.document(mix.as_ref(), index, *hurried_share))?;
+                let text = source.document(mix.as_ref(), index, *hurried_share);
+                let mut ids = [tokenizer.beginning(), &tokenizer.encode(&text)?].concat();
                 ids.extend(tokenizer.eos_id());
                 Ok(chunk_document(&ids, seq_len).into_iter().map(<[u32]>::to_vec).collect())
             }
@@ -212,7 +213,11 @@ fn shards(
             // The place in the sorted list decides, so that every kind of document has its share.
             let is_held =
                 is_held_out(&(i as u64).to_le_bytes(), ctx.recipe.seed, files.held_out_one_in as u64);
-            let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+            // Where the tokenizer has no beginning of its own, the end of the text before serves as one.
+            let mut ids = tokenizer.beginning().to_vec();
+            if ids.is_empty() {
+                ids.extend(tokenizer.eos_id());
+            }
             ids.extend(tokenizer.encode_untrusted(&text)?);
             ids.extend(tokenizer.eos_id());
             if is_held {

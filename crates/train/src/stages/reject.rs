@@ -1,6 +1,7 @@
 //! `reject`: the best of a model's own traces, checked by the verifiers, as conversations to learn from.
 
 use data::{Conversation, Message, write_jsonl};
+use engine::Sampling;
 use serde_json::json;
 use tasks::RewardConfig;
 
@@ -19,6 +20,9 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
     let (model, tokenizer) = ctx.model(&s.from)?;
     let source = ctx.problems()?;
     let mix = source.training_mix(&s.mix)?;
+    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
+    let sampling =
+        Sampling { temperature: s.temperature as f32, ..Sampling::wished(model.generation(), 1.0) };
     let mut meter = ctx.meter(&s.name, None);
     let (mut kept, mut right, mut drawn) = (Vec::new(), 0usize, 0usize);
     let clock = std::time::Instant::now();
@@ -27,8 +31,7 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
         let problems =
             (start..start + count).map(|i| source.train(mix.as_ref(), FIRST_PROBLEM + i as u64)).collect();
         let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, start as u64]).next_u64();
-        let settings =
-            SampleSettings { group: s.samples, max_new: s.max_new, temperature: s.temperature as f32, seed };
+        let settings = SampleSettings { group: s.samples, max_new: s.max_new, sampling, seed };
         let counts = tensor::operations::counts();
         let (groups, tokens) =
             sample(&model, &tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
@@ -45,9 +48,8 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
             good.sort_by_key(|a| a.completion.token_ids.len());
             good.dedup_by(|a, b| a.text == b.text);
             for a in good.into_iter().take(s.keep) {
-                kept.push(Conversation {
-                    messages: vec![Message::user(g.problem.prompt.clone()), Message::assistant(a.text)],
-                });
+                let turns = [Message::user(g.problem.prompt.clone()), Message::assistant(a.text)];
+                kept.push(Conversation::of(turns));
             }
         }
         let elapsed = clock.elapsed().as_secs_f64();

@@ -1,6 +1,11 @@
 //! `sft`: supervised fine-tuning on conversations, with the loss on the assistant's turns.
 
-use data::{Document, Message, Tokenizer, encode_chat, pack, permutation, read_conversations};
+use std::collections::BTreeMap;
+
+use data::{
+    Conversation, DataError, Document, Message, Records, Tokenizer, encode_chat, fields_left_out, pack,
+    permutation,
+};
 use serde_json::json;
 use tasks::Style;
 
@@ -10,22 +15,30 @@ use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm};
 use crate::run::recipe::{Data, SftStage};
+use crate::speaker::teach_ends;
 use crate::step::StepOptions;
 
 /// Training problems of this stage come after those of pretraining.
 const FIRST_PROBLEM: u64 = 1 << 32;
 
 pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError> {
-    let (model, tokenizer) = ctx.model(&s.from)?;
+    let (mut model, tokenizer) = ctx.model(&s.from)?;
     let seq_len = s.seq_len.min(model.config().max_position_embeddings());
     let fixed = match &s.data {
         Data::Problems => None,
-        Data::Jsonl { jsonl } => Some(conversations(&tokenizer, jsonl, seq_len)?),
+        Data::Jsonl { jsonl } => Some(conversations(ctx, &tokenizer, jsonl, seq_len)?),
         Data::Stage { stage } => {
-            Some(conversations(&tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), seq_len)?)
+            Some(conversations(ctx, &tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), seq_len)?)
         }
     };
     let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
+    match &fixed {
+        Some(docs) => teach_ends(ctx, &s.name, &mut model, &tokenizer, docs),
+        None => {
+            let first = worked(ctx, &tokenizer, mix.as_ref(), 0, s.hurried_share)?;
+            teach_ends(ctx, &s.name, &mut model, &tokenizer, &[first]);
+        }
+    }
     let rhythm = Rhythm {
         total: s.steps,
         scheduled: s.steps,
@@ -43,6 +56,7 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     };
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
     let seed = ctx.recipe.seed;
+    let mut left_out = 0u64;
     let cost = learner.run(
         ctx,
         &s.name,
@@ -60,13 +74,9 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
                 };
                 if doc.ids.len() > seq_len + 1 {
                     too_long += 1;
+                    left_out += 1;
                     if too_long > 1000 && docs.is_empty() {
-                        return Err(TrainError::TooLong {
-                            what: format!("every worked problem of stage `{}`", s.name),
-                            tokens: doc.ids.len(),
-                            limit: seq_len + 1,
-                            remedy: "raise `seq_len`",
-                        });
+                        return Err(all_too_long(&s.name, doc.ids.len(), seq_len + 1));
                     }
                     continue;
                 }
@@ -79,9 +89,22 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     )?;
     Ok(StageResult {
         cost,
-        summary: format!("loss {:.3}", learner.usual_loss),
+        summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(left_out)),
         figures: json!({"loss": learner.usual_loss}),
     })
+}
+
+pub(super) fn all_too_long(stage: &str, tokens: usize, limit: usize) -> TrainError {
+    let what = format!("every worked problem of stage `{stage}`");
+    TrainError::TooLong { what, tokens, limit, remedy: "raise `seq_len`" }
+}
+
+/// Says how many documents were longer than `seq_len`, if any were.
+pub(super) fn left_out_words(left_out: u64) -> String {
+    match left_out {
+        0 => String::new(),
+        n => format!(", {n} worked problems longer than `seq_len` left out"),
+    }
 }
 
 /// Document `index` of an endless, in every epoch newly shuffled list.
@@ -104,36 +127,48 @@ fn worked(
     let hurried = tasks::Rng::new(&[ctx.recipe.seed, index, 0x5f7]).chance(hurried_share);
     let style = if hurried { Style::Hurried } else { Style::Careful };
     let answer = tasks::corpus::completion(&problem, style, index);
-    Ok(encode_chat(tokenizer, &[Message::user(problem.prompt), Message::assistant(answer)])?.into())
+    let turns = [Message::user(problem.prompt), Message::assistant(answer)];
+    Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
 }
 
-/// The conversations of a JSONL file. One that does not fit is an error that names its number.
+/// The conversations of a file. One that does not fit is an error that names its place.
 pub(super) fn conversations(
+    ctx: &Context,
     tokenizer: &Tokenizer,
     path: &std::path::Path,
     seq_len: usize,
 ) -> Result<Vec<Document>, TrainError> {
     let mut docs = Vec::new();
-    for (i, c) in read_conversations(path)?.into_iter().enumerate() {
-        let place = |what: &dyn std::fmt::Display| {
-            TrainError::Recipe(format!("{}: conversation {}: {what}", path.display(), i + 1))
-        };
-        if !c.messages.iter().any(|m| m.role == "assistant") {
-            return Err(place(&"there is no assistant's turn, so there is nothing to learn"));
+    let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
+    for record in Records::<Conversation>::open(path, &[])? {
+        let (place, c) = record?;
+        if !c.messages.iter().any(|m| m.role == "assistant" && m.learned) {
+            let what = "there is no assistant's turn to learn, whose weight is not 0";
+            return Err(place.error(what).into());
         }
-        let doc: Document = encode_chat(tokenizer, &c.messages).map_err(|e| place(&e))?.into();
+        let refused = |e: DataError| place.error(e.to_string());
+        let doc: Document = encode_chat(tokenizer, &c).map_err(refused)?.into();
+        for field in fields_left_out(tokenizer, &c).map_err(refused)? {
+            *left_out.entry(field).or_default() += 1;
+        }
         if doc.ids.len() < 2 {
             continue;
         }
         if doc.ids.len() > seq_len + 1 {
             return Err(TrainError::TooLong {
-                what: format!("{}: conversation {}", path.display(), i + 1),
+                what: place.to_string(),
                 tokens: doc.ids.len(),
                 limit: seq_len + 1,
                 remedy: "raise `seq_len`, or shorten it",
             });
         }
         docs.push(doc);
+    }
+    for (field, count) in left_out {
+        ctx.reporter.note(&format!(
+            "note: {}: the chat template leaves `{field}` out in {count} conversations, so that it is not learnt",
+            path.display()
+        ));
     }
     if docs.is_empty() {
         return Err(TrainError::Recipe(format!(

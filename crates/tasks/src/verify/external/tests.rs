@@ -67,6 +67,19 @@ fn a_crash_costs_one_sample() {
     assert_eq!(verifier.stats(), Stats { asked: 3, crashes: 1, ..Stats::default() });
 }
 
+/// Notes on stderr that are no UTF-8, have no line ends or come in floods neither end a verifier nor stop it.
+#[test]
+fn what_is_on_stderr_ends_nothing() {
+    for note in [r"printf 'Pr\374fung\n' >&2", "printf 'no end' >&2", "head -c 6000000 /dev/zero >&2"] {
+        let verifier = shell(&honest(&format!("{note};")));
+        let scores: Vec<f32> = (0..3).map(|_| verifier.score(&problem(), RIGHT).score).collect();
+        assert_eq!((scores, verifier.stats().failed()), (vec![1.0; 3], 0), "{note}");
+    }
+    let verdict =
+        shell(r"read -r line; printf 'Pr\374fung: out of cheese' >&2; exit 3").score(&problem(), RIGHT);
+    assert!(verdict.reason.contains("exit status: 3: Pr\u{fffd}fung: out of cheese"), "{}", verdict.reason);
+}
+
 /// A hanging worker, its sleeping child included, is gone after the deadline.
 #[test]
 fn a_hang_costs_one_sample_and_its_deadline() {

@@ -38,7 +38,7 @@ struct Process {
     child: Child,
     input: Sender<String>,
     output: Receiver<std::io::Result<String>>,
-    last_words: Arc<Mutex<String>>,
+    last_words: Arc<Mutex<LastWords>>,
     answered: bool,
 }
 
@@ -136,32 +136,71 @@ impl Process {
                 }
             }
         });
-        let last_words = Arc::new(Mutex::new(String::new()));
+        let last_words = Arc::new(Mutex::new(LastWords::default()));
         let words = Arc::clone(&last_words);
-        std::thread::spawn(move || {
-            let mut reader = BufReader::new(stderr);
-            while let Ok(line) = read_line(&mut reader) {
-                if !line.trim().is_empty() {
-                    *words.lock().unwrap_or_else(PoisonError::into_inner) = line.chars().take(200).collect();
-                }
-            }
-        });
+        std::thread::spawn(move || listen(stderr, &words));
         Ok(Process { child, input, output, last_words, answered: false })
     }
 
     /// Describes how the process ended, with its last line on stderr.
     fn crash(&mut self) -> Failure {
-        // The pipes close a moment before the process can be waited for.
+        // The pipes close a moment before the process can be waited for, and what it said last may still be on its way.
         let deadline = Instant::now() + Duration::from_millis(200);
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break status.to_string(),
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-                _ => break "closed its output".to_owned(),
+        let (status, words) = loop {
+            let status = self.child.try_wait();
+            let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+            match status {
+                Ok(Some(_) | None) if !last.all && Instant::now() < deadline => {}
+                Ok(Some(status)) => break (status.to_string(), last.line()),
+                Ok(None) if Instant::now() < deadline => {}
+                _ => break ("closed its output".to_owned(), last.line()),
             }
+            drop(last);
+            std::thread::sleep(Duration::from_millis(2));
         };
-        let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner).trim().to_owned();
         Failure::Crash(if words.is_empty() { status } else { format!("{status}: {words}") })
+    }
+}
+
+/// The end of what a process wrote to stderr.
+#[derive(Default)]
+struct LastWords {
+    bytes: Vec<u8>,
+    /// Whether nothing more will come.
+    all: bool,
+}
+
+impl LastWords {
+    /// The most that is kept, in bytes.
+    const KEPT: usize = 4096;
+
+    /// The last line that says something, cut short.
+    fn line(&self) -> String {
+        let text = String::from_utf8_lossy(&self.bytes);
+        let last = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
+        last.unwrap_or_default().chars().take(200).collect()
+    }
+}
+
+/// Takes in whatever a process writes to stderr, text or not, with line ends or not, until it ends: were nobody to read,
+/// the process would be stopped or killed by its own notes.
+fn listen(mut stderr: impl Read, words: &Mutex<LastWords>) {
+    let mut part = [0; 4096];
+    loop {
+        let read = stderr.read(&mut part);
+        let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
+            Ok(n) if n > 0 => {
+                words.bytes.extend_from_slice(&part[..n]);
+                let over = words.bytes.len().saturating_sub(LastWords::KEPT);
+                words.bytes.drain(..over);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            _ => {
+                words.all = true;
+                break;
+            }
+        }
     }
 }
 

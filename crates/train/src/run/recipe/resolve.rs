@@ -4,6 +4,7 @@ use super::optimizer::OptimizerKind;
 use super::reinforce::Objective;
 use super::source::TaskMix;
 use super::{DistillMethod, Recipe, Stage};
+use crate::problems::HELD_OUT;
 
 /// The tasks of a recipe that draws problems and does not say which.
 pub const DEFAULT_MIX: [&str; 3] = ["arithmetic", "countdown", "word"];
@@ -57,6 +58,10 @@ pub(super) fn references(recipe: &mut Recipe) {
     let own = problems.jsonl.is_some() || !problems.command.is_empty();
     if problems.mix.is_empty() && !own && recipe.stages.iter().any(Stage::draws_problems) {
         problems.mix = DEFAULT_MIX.map(TaskMix::plain).to_vec();
+    }
+    // How many a file has is not known yet.
+    if problems.jsonl.is_none() {
+        problems.held_out.get_or_insert(HELD_OUT);
     }
 }
 

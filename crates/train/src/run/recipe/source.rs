@@ -25,8 +25,9 @@ pub struct Problems {
     pub tasks: Vec<String>,
     /// Problems to train on that `command` is asked for.
     pub count: usize,
-    /// Problems kept for evaluation.
-    pub held_out: usize,
+    /// Problems kept for evaluation: 200 by default, and one in ten of a file that has fewer than 2000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<usize>,
     /// What scores an answer; by default what the task or the problem itself names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
@@ -40,7 +41,7 @@ impl Default for Problems {
             command: Vec::new(),
             tasks: Vec::new(),
             count: 10_000,
-            held_out: 200,
+            held_out: None,
             verifier: None,
         }
     }

@@ -95,7 +95,7 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
         "`tasks` goes with `command`; the tasks of a mix stand in `mix`",
     )?;
     check.that(problems.count > 0, &["problems", "count"], "expected at least 1, found 0")?;
-    check.that(problems.held_out > 0, &["problems", "held_out"], "expected at least 1, found 0")?;
+    check.that(problems.held_out != Some(0), &["problems", "held_out"], "expected at least 1, found 0")?;
     mix(&problems.mix, &["problems", "mix"], check)?;
     if let Some(Verifier::Command(verifier)) = &problems.verifier {
         let path = |key| ["problems", "verifier", key];
