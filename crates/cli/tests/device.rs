@@ -137,6 +137,21 @@ fn a_run_begins_on_one_device_and_ends_on_another() {
     }
 }
 
+/// In fast mode, whose bits are not the processor's, the sampler's are still the trainer's.
+#[test]
+fn fast_rollouts_have_the_trainers_log_probabilities() {
+    let Some(device) = emulated() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("config.json");
+    let text = common::config(300, Some(1)).to_json().to_string();
+    std::fs::write(&file, text).expect("written");
+    let sizes = ["--prompts", "2", "--group", "3", "--max-new", "7", "--prompt-len", "5", "--steps", "1"];
+    let bench = ["bench", "grpo", "--config", arg(&file), "--json", "--math", "fast", "--device", &device];
+    let said = common::object(&[&bench[..], &sizes].concat());
+    assert_eq!(said["mismatched_logprobs"], 0);
+    assert_eq!(said["device"], "emulated GPU");
+}
+
 #[test]
 fn what_cannot_be_had_is_refused_in_a_sentence() {
     let model = tiny();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment, Segments};
-use tensor::{Ints, Params, Rng, Tape, Tensor, Weight};
+use tensor::{Ints, Params, Rng, Tape, Tensor, Weight, threads};
 
 use crate::config::{ModelConfig, TensorKind, tensor_specs};
 use crate::files::{self, FileError, GenerationConfig, WeightType};
@@ -94,8 +94,11 @@ impl Model {
                 TensorKind::Norm => to.fill(1.0),
                 TensorKind::Bias | TensorKind::RouterBias => {}
                 _ => {
-                    let mut rng = Rng::at(seed, &[i as u64]);
-                    to.iter_mut().for_each(|x| *x = std * rng.normal());
+                    threads::parallel_chunks(to, 1 << 14, |at, to| {
+                        let mut rng = Rng::at(seed, &[i as u64]);
+                        rng.skip(Rng::PER_NORMAL * at as u64);
+                        to.iter_mut().for_each(|x| *x = std * rng.normal());
+                    });
                 }
             }
         }

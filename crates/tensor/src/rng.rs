@@ -13,6 +13,9 @@ fn mix(mut z: u64) -> u64 {
 }
 
 impl Rng {
+    /// Calls of [`Rng::next_u64`] for one [`Rng::normal`].
+    pub const PER_NORMAL: u64 = 2;
+
     /// The stream of a seed.
     pub fn new(seed: u64) -> Rng {
         Rng { state: mix(seed ^ 0x9e37_79b9_7f4a_7c15) }
@@ -24,6 +27,10 @@ impl Rng {
                 .iter()
                 .fold(mix(seed ^ 0x9e37_79b9_7f4a_7c15), |s, &p| mix(s ^ mix(p.wrapping_add(1)))),
         }
+    }
+    /// Passes over as many calls of [`Rng::next_u64`].
+    pub fn skip(&mut self, calls: u64) {
+        self.state = self.state.wrapping_add(calls.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
     /// 64 uniform bits.
     pub fn next_u64(&mut self) -> u64 {
@@ -38,7 +45,8 @@ impl Rng {
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
     }
-    /// Standard normal: the sum of twelve uniforms would be cheap, Box-Muller with our own functions is exact.
+    /// Standard normal, from [`Rng::PER_NORMAL`] calls: the sum of twelve uniforms would be cheap, Box-Muller with our own
+    /// functions is exact.
     pub fn normal(&mut self) -> f32 {
         let u = (self.next_u64() >> 40) as f32 * (1.0 / (1 << 24) as f32) + 0.5 / (1 << 24) as f32;
         let angle = self.uniform() * std::f32::consts::TAU;

@@ -1,6 +1,6 @@
 //! `bench`: how fast this machine runs the engine, on random weights from a Hugging Face config.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -127,11 +127,12 @@ fn end_profile(args: &ModelArgs) {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Gemm { json } => {
-            let larger: &[_] = if tensor::device(0).is_some() { &LARGE_SHAPES } else { &[] };
+            let gpu = tensor::device(0);
+            let larger: &[_] = if gpu.is_some() { &LARGE_SHAPES } else { &[] };
             let shapes: Vec<Value> = SHAPES
                 .iter()
                 .chain(larger)
-                .map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(m, k, n, 0.4)}))
+                .map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(gpu.as_ref(), m, k, n, 0.4)}))
                 .collect();
             let out =
                 json!({"device": device_name(), "threads": tensor::threads::threads(), "shapes": shapes});
@@ -177,7 +178,7 @@ fn gflops_on(gpu: &Gpu, m: usize, k: usize, n: usize, seconds: f64) -> f64 {
     x.iter_mut().for_each(|x| *x = rng.uniform() - 0.5);
     let (tape, x, w) = (Tape::inference(&params), Tensor::constant(x, m, k), params.weight("w"));
     let (start, mut best) = (Instant::now(), f64::MAX);
-    let rounds = (5e10 / (m * k * n) as f64).clamp(1.0, 100.0) as usize;
+    let rounds = (5e10 / (m * k * n) as f64).clamp(1.0, 20.0) as usize;
     while best == f64::MAX || start.elapsed().as_secs_f64() < seconds {
         gpu.synchronize();
         let t = Instant::now();
@@ -189,9 +190,9 @@ fn gflops_on(gpu: &Gpu, m: usize, k: usize, n: usize, seconds: f64) -> f64 {
 }
 
 /// The best of repeated products within about `seconds`, with packed weights.
-fn gflops(m: usize, k: usize, n: usize, seconds: f64) -> f64 {
-    if let Some(gpu) = tensor::device(0) {
-        return gflops_on(&gpu, m, k, n, seconds);
+fn gflops(gpu: Option<&Gpu>, m: usize, k: usize, n: usize, seconds: f64) -> f64 {
+    if let Some(gpu) = gpu {
+        return gflops_on(gpu, m, k, n, seconds);
     }
     let mut rng = Rng::new(1);
     let mut fill = |len: usize| {
@@ -213,12 +214,16 @@ fn gflops(m: usize, k: usize, n: usize, seconds: f64) -> f64 {
     2e-9 * (m * k * n) as f64 / best
 }
 
-/// The machine's ceiling in operations per second: the best of two large shapes.
-pub fn ceiling() -> f64 {
-    if tensor::device(0).is_some() {
-        return 1e9 * gflops(4096, 4096, 4096, 0.2);
+/// The ceiling in operations per second of the device that a model of so many parameters runs on: the best of two large
+/// shapes, on a GPU one.
+pub fn ceiling(parameters: usize) -> f64 {
+    1e9 * match tensor::device(parameters) {
+        Some(gpu) => {
+            let side = (32 * gpu.info().multiprocessors as usize).clamp(64, 4096);
+            gflops(Some(&gpu), side, side, side, 0.2)
+        }
+        None => gflops(None, 1024, 512, 1024, 0.3).max(gflops(None, 4096, 256, 1024, 0.3)),
     }
-    1e9 * gflops(1024, 512, 1024, 0.3).max(gflops(4096, 256, 1024, 0.3))
 }
 
 /// A random model whose optimizer state (`copies` of the weights), `trained` tokens of activations and `cached` tokens
@@ -247,8 +252,8 @@ fn random_tokens(rng: &mut Rng, n: usize, vocab: usize) -> Vec<u32> {
 /// Prints the figures that all model benchmarks share.
 fn report(
     title: &str,
-    config: &Path,
-    json: bool,
+    args: &ModelArgs,
+    parameters: usize,
     tokens: f64,
     steps: usize,
     seconds: f64,
@@ -258,19 +263,20 @@ fn report(
     let peak = peak_memory_bytes();
     let rate = counts.total() as f64 / seconds;
     let mut out = json!({
-        "config": config.display().to_string(),
+        "config": args.config.display().to_string(),
         "device": device_name(),
         "threads": tensor::threads::threads(),
         "tokens_per_second": tokens / seconds,
         "seconds_per_step": seconds / steps as f64,
         "operations_per_second": rate,
-        "ceiling_share": rate / ceiling(),
+        "ceiling_share": rate / ceiling(parameters),
         "peak_memory_bytes": peak,
+        "gpu_memory_bytes": tensor::device(parameters).map(|gpu| gpu.held()),
     });
     if let (Some(out), Value::Object(more)) = (out.as_object_mut(), more) {
         out.extend(more);
     }
-    Output::new(json).object(title, &out)
+    Output::new(args.json).object(title, &out)
 }
 
 fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Result<()> {
@@ -302,8 +308,8 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     end_profile(args);
     report(
         "training",
-        &args.config,
-        args.json,
+        args,
+        model.params().len(),
         (steps * n) as f64,
         steps,
         seconds,
@@ -350,8 +356,8 @@ fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: 
     let more = json!({"generated_tokens": tokens, "cache_bytes": engine.cache_bytes()});
     report(
         "generation",
-        &args.config,
-        args.json,
+        args,
+        model.params().len(),
         tokens as f64,
         1,
         seconds,
@@ -416,8 +422,8 @@ fn bench_grpo(
     let more = json!({"mean_completion_tokens": tokens as f64 / f64::from(completions.max(1)), "mismatched_logprobs": mismatched});
     report(
         "GRPO",
-        &args.config,
-        args.json,
+        args,
+        model.params().len(),
         tokens as f64,
         steps,
         seconds,

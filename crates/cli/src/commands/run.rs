@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 use train::TrainError;
-use train::plan::plan;
+use train::plan::{StagePlan, plan};
 use train::run::recipe::{Recipe, Stage};
 
 use crate::commands::bench::ceiling;
@@ -91,11 +91,12 @@ pub fn run(args: &Run) -> Result<()> {
 fn dry_run(recipe: &Recipe) -> Result<()> {
     let stages = plan(recipe)?;
     line(&recipe.resolved_toml())?;
-    let ceiling = ceiling();
+    let ceiling = ceiling(largest(&stages));
     line(&format!(
-        "# machine: {:.0} GFLOP/s in large matrix products on {} threads",
+        "# machine: {:.0} GFLOP/s in large matrix products on {}",
         ceiling / 1e9,
-        tensor::threads::threads()
+        tensor::device(0)
+            .map_or_else(|| format!("{} threads", tensor::threads::threads()), |gpu| gpu.info().name.clone())
     ))?;
     line("# stage                 parameters    active   operations    memory      time")?;
     let mut seconds = 0.0;
@@ -122,6 +123,11 @@ fn dry_run(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
+/// Parameters of the largest model.
+fn largest(stages: &[StagePlan]) -> usize {
+    stages.iter().map(|p| p.parameters as usize).max().unwrap_or(0)
+}
+
 fn cost(recipe: &Recipe, seconds: f64) -> f64 {
     seconds / 3600.0 * recipe.machine.price_per_core_hour * tensor::threads::threads() as f64
 }
@@ -129,7 +135,12 @@ fn cost(recipe: &Recipe, seconds: f64) -> f64 {
 fn perform(recipe: &Recipe, out: &Path) -> Result<()> {
     let terminal = Terminal::new();
     terminal.catch_interrupt()?;
-    let done = train::pipeline::run(recipe, out, &terminal, ceiling());
+    let done = train::pipeline::run(
+        recipe,
+        out,
+        &terminal,
+        ceiling(plan(recipe).map_or(0, |stages| largest(&stages))),
+    );
     terminal.finish();
     match done {
         Ok(()) => finale(recipe, out),
