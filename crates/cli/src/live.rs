@@ -6,6 +6,8 @@ use anyhow::Result;
 use data::{DecodeStream, Tokenizer};
 use train::evaluate::is_tag;
 
+use crate::output::harmless;
+
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
@@ -159,10 +161,7 @@ impl Painter {
         }
         let dim = self.thinking && self.colour;
         out.push_str(if dim { DIM } else { "" });
-        // What a model writes must not steer the terminal.
-        out.extend(
-            piece.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }),
-        );
+        out.push_str(&harmless(piece));
         out.push_str(if dim { PLAIN } else { "" });
     }
 }

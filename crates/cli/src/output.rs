@@ -17,7 +17,7 @@ impl Output {
     /// A flat object: `key  value` lines under a title.
     pub fn object(&self, title: &str, value: &Value) -> Result<()> {
         if self.json {
-            return line(&serde_json::to_string(value)?);
+            return json_line(value);
         }
         line(title)?;
         for (key, value) in value.as_object().into_iter().flatten() {
@@ -29,7 +29,7 @@ impl Output {
     /// The same, with the list under `rows` as a table.
     pub fn table(&self, title: &str, value: &Value, rows: &str) -> Result<()> {
         if self.json {
-            return line(&serde_json::to_string(value)?);
+            return json_line(value);
         }
         line(title)?;
         for row in value[rows].as_array().into_iter().flatten() {
@@ -47,7 +47,17 @@ impl Output {
 
 /// A value as one line of JSON; 32-bit floats as the shortest decimals that read back to them.
 pub fn json_line(value: &impl serde::Serialize) -> Result<()> {
-    line(&serde_json::to_string(value)?)
+    write_line(&serde_json::to_string(value)?)
+}
+
+/// A text as it may be shown to a person: what would steer the terminal or turn the order of letters is replaced. Texts of
+/// models, templates, problems and other programs are shown, and none of them is trusted.
+pub fn harmless(text: &str) -> String {
+    let steers = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}')
+    };
+    text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// An error as one sentence: each cause once, though many of our errors already state theirs.
@@ -63,8 +73,13 @@ pub fn sentence(error: &anyhow::Error) -> String {
     text
 }
 
-/// Writes a line to stdout. A reader that has gone away ends the program quietly.
+/// Writes a line for a person to stdout, made [`harmless`].
 pub fn line(text: &str) -> Result<()> {
+    write_line(&harmless(text))
+}
+
+/// Writes a line to stdout. A reader that has gone away ends the program quietly.
+fn write_line(text: &str) -> Result<()> {
     use std::io::Write;
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -72,12 +87,12 @@ pub fn line(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a line to stderr. It speaks beside the work: where nobody listens, the work goes on.
+/// Writes a line to stderr, made [`harmless`]. It speaks beside the work: where nobody listens, the work goes on.
 pub fn tell(text: &str) {
-    tell_part(&format!("{text}\n"));
+    tell_part(&format!("{}\n", harmless(text)));
 }
 
-/// Writes to stderr without ending the line.
+/// Writes to stderr as it stands, without ending the line.
 pub fn tell_part(text: &str) {
     use std::io::Write;
     let mut stderr = std::io::stderr().lock();
@@ -105,4 +120,16 @@ pub fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn what_steers_a_terminal_is_replaced() {
+        let evil = "a\u{1b}]0;title\u{7}\u{1b}[2J\u{9b}2J\r\u{202e}b\n\tc ü 日本";
+        let shown = harmless(evil);
+        assert_eq!(shown, "a\u{fffd}]0;title\u{fffd}\u{fffd}[2J\u{fffd}2J\u{fffd}\u{fffd}b\n\tc ü 日本");
+    }
 }

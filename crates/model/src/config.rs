@@ -8,7 +8,7 @@
 pub(crate) mod keys;
 mod read;
 mod rope;
-mod tensors;
+pub(crate) mod tensors;
 mod validate;
 pub(crate) mod write;
 
@@ -258,9 +258,12 @@ impl ConfigError {
 /// Reads a JSON file of a model folder, with or without a byte order mark.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_path_buf(), source };
-    let found = std::fs::metadata(path).map_err(read)?.len();
-    if found > MAX_CONFIG_BYTES {
-        return Err(ConfigError::TooLarge { path: path.to_path_buf(), found });
+    let found = std::fs::metadata(path).map_err(read)?;
+    if !found.is_file() {
+        return Err(read(std::io::Error::other("it is no plain file")));
+    }
+    if found.len() > MAX_CONFIG_BYTES {
+        return Err(ConfigError::TooLarge { path: path.to_path_buf(), found: found.len() });
     }
     let bytes = std::fs::read(path).map_err(read)?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);

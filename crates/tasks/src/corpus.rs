@@ -47,10 +47,11 @@ pub fn completion(problem: &Problem, style: Style, seed: u64) -> String {
     format!("<think>{thought}</think><answer>{}</answer>", problem.answer)
 }
 
-/// The problem's own solution, which a hurried solver skips, or that of its built-in task.
+/// The problem's own solution, which a hurried solver skips, or that of its built-in task. An empty one says that none is
+/// known: problems of others, who may name a built-in task with numbers that it would never draw, come with one.
 fn reasoning(problem: &Problem, style: Style, seed: u64) -> Option<String> {
     match &problem.solution {
-        Some(_) if style == Style::Hurried => None,
+        Some(solution) if style == Style::Hurried || solution.is_empty() => None,
         Some(solution) => Some(solution.clone()),
         None => task(&problem.task).ok().map(|t| t.solution(problem, style, seed)),
     }

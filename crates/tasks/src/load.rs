@@ -60,7 +60,7 @@ fn problem(record: Record) -> std::result::Result<Problem, String> {
         answer,
         meta: record.meta,
         verifier: record.verifier,
-        solution: record.solution,
+        solution: Some(record.solution.unwrap_or_default()),
     };
     // Another verifier may be asked for later, so only what the problem itself asks for is checked.
     match problem.verifier.as_ref().and_then(|_| ByTask.fault(&problem)) {

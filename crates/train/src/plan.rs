@@ -106,15 +106,15 @@ fn work<'a>(recipe: &'a Recipe, stage: &'a Stage) -> Option<Work<'a>> {
             )
         },
         Stage::Sft(s) => {
-            let tokens = (s.steps * s.batch_tokens as u64) as f64;
+            let tokens = s.steps as f64 * s.batch_tokens as f64;
             packed(&s.from, &s.optimizer, tokens, s.batch_tokens, s.accumulate)
         }
         Stage::Grpo(s) => {
-            let answers = s.steps as f64 * guess(s.prompts * s.group, s.max_new);
+            let answers = s.steps as f64 * guess(s.prompts, s.group, s.max_new);
             Work {
                 reference: &s.from,
                 optimizer: Some(&s.optimizer),
-                steps: (s.steps * (s.epochs * s.minibatches) as u64) as f64,
+                steps: s.steps as f64 * s.epochs as f64 * s.minibatches as f64,
                 trained: answers * s.epochs as f64,
                 mtp_share: 0.0,
                 generated: answers,
@@ -127,29 +127,29 @@ fn work<'a>(recipe: &'a Recipe, stage: &'a Stage) -> Option<Work<'a>> {
             steps: 0.0,
             trained: 0.0,
             mtp_share: 0.0,
-            generated: guess(s.problems * s.samples, s.max_new),
+            generated: guess(s.problems, s.samples, s.max_new),
             held: 512,
         },
         Stage::Distill(s) => {
             // As many traces as can be kept, where their number decides the steps.
             let traces = recipe.stages.iter().rev().find_map(|r| match r {
                 Stage::Reject(r) if s.traces.as_ref().is_none_or(|name| *name == r.name) => {
-                    Some(guess(r.problems * r.keep, r.max_new))
+                    Some(guess(r.problems, r.keep, r.max_new))
                 }
                 _ => None,
             });
             let tokens = match s.steps {
                 0 => s.epochs as f64 * traces.unwrap_or(0.0),
-                steps => (steps * s.batch_tokens as u64) as f64,
+                steps => steps as f64 * s.batch_tokens as f64,
             };
             packed(&s.student, &s.optimizer, tokens, s.batch_tokens, s.accumulate)
         }
     })
 }
 
-/// Tokens of so many answers: half the longest is a fair guess of the mean.
-fn guess(answers: usize, max_new: usize) -> f64 {
-    (answers * max_new) as f64 / 2.0
+/// Tokens of so many answers to each problem: half the longest is a fair guess of the mean.
+fn guess(problems: usize, answers: usize, max_new: usize) -> f64 {
+    problems as f64 * answers as f64 * max_new as f64 / 2.0
 }
 
 fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, TrainError> {
@@ -190,7 +190,13 @@ pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
     for p in plan(recipe)? {
         if p.memory_bytes > have {
             let gib = |b: f64| b / (1u64 << 30) as f64;
-            let remedy = "lower `batch_tokens`, raise `accumulate`, set `recompute = true`, or raise `machine.memory_gib`";
+            let remedy = match p.kind {
+                "grpo" => "set `recompute = true`, take a smaller model, or raise `machine.memory_gib`",
+                "reject" => "take a smaller model, or raise `machine.memory_gib`",
+                _ => {
+                    "lower `batch_tokens`, raise `accumulate`, set `recompute = true`, or raise `machine.memory_gib`"
+                }
+            };
             return Err(TrainError::Memory {
                 stage: p.name,
                 need: gib(p.memory_bytes),
@@ -227,8 +233,8 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
             },
             // Of longer worked problems and traces these two say so themselves.
             Stage::Sft(s) => ("seq_len", &s.from, 0),
-            Stage::Grpo(s) => ("max_new", &s.from, s.max_new + 1),
-            Stage::Reject(s) => ("max_new", &s.from, s.max_new + 1),
+            Stage::Grpo(s) => ("max_new", &s.from, s.max_new.saturating_add(1)),
+            Stage::Reject(s) => ("max_new", &s.from, s.max_new.saturating_add(1)),
             Stage::Distill(s) => ("seq_len", &s.student, 0),
         };
         if let Reference::Path(path) = recipe.reference(reference)

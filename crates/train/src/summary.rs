@@ -57,8 +57,9 @@ fn scores(v: &Value) -> Option<Evaluation> {
         let found = v.as_object()?.iter().find(|(k, _)| k.starts_with(prefix) && *k != "pass@1");
         found.map(|(k, v)| (k[prefix.len()..].parse::<u64>().unwrap_or(0), estimate(v)))
     };
-    let (samples, pass_at_k) = with("pass@")?;
-    let (_, maj_at_k) = with("maj@")?;
+    let (samples, maj_at_k) = with("maj@")?;
+    // Of one sample the two are the same, and `pass@1` is the greedy answer's.
+    let pass_at_k = if samples == 1 { maj_at_k } else { with("pass@")?.1 };
     Some(Evaluation {
         problems: v["problems"].as_u64()?,
         samples,

@@ -214,11 +214,17 @@ fn print(e: &Evaluation, problems: &[Problem], took: Duration) -> Result<()> {
     let cell =
         |x: Estimate| format!("{:5.1} % [{:5.1}, {:5.1}]", 100.0 * x.value, 100.0 * x.low, 100.0 * x.high);
     let row = |name: &str, s: &Scores| {
-        let cells = [s.pass_at_1, s.pass_at_k, s.maj_at_k].map(|x| format!("{:<24}", cell(x)));
-        line(format!("{name:<12} {:>8}  {}", s.problems, cells.join("")).trim_end())
+        let shares = [s.pass_at_1, s.pass_at_k, s.maj_at_k];
+        let shown = &shares[..if e.k == 1 { 2 } else { 3 }];
+        let cells: String = shown.iter().map(|&x| format!("{:<24}", cell(x))).collect();
+        line(format!("{name:<12} {:>8}  {cells}", s.problems).trim_end())
     };
-    let heads =
-        ["pass@1".to_owned(), format!("pass@{}", e.k), format!("maj@{}", e.k)].map(|h| format!("{h:<24}"));
+    // Of one sample the share that is right and the majority are the same.
+    let heads = match e.k {
+        1 => ["pass@1".to_owned(), "one sample".to_owned(), String::new()],
+        k => ["pass@1".to_owned(), format!("pass@{k}"), format!("maj@{k}")],
+    };
+    let heads = heads.map(|h| format!("{h:<24}"));
     line(format!("{:<12} {:>8}  {}", "", "problems", heads.join("")).trim_end())?;
     if e.by_task.len() > 1 {
         e.by_task.iter().try_for_each(|(task, s)| row(task, s))?;

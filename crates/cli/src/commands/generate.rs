@@ -28,6 +28,9 @@ The same model, prompt, seed and sample number give the same tokens and log-prob
 is generated beside them and on however many threads. Log-probabilities are natural logarithms of the model's own
 distribution (temperature 1, nothing filtered), and `score` computes the same ones.";
 
+/// New tokens that a model's folder may wish for; who wants more says so.
+const MOST_WISHED: usize = 1 << 16;
+
 /// What to continue, and how.
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
@@ -124,7 +127,10 @@ pub fn run(a: &Generate) -> Result<()> {
     let prompts = prompts(a)?;
     let mut loaded = Loaded::open(&a.model)?;
     let ids = prompts.iter().map(|p| encode(&loaded.tokenizer, p, a.raw)).collect::<Result<Vec<_>>>()?;
-    let max_new = a.max_new.or(loaded.model.generation().max_new_tokens.filter(|&n| n > 0)).unwrap_or(256);
+    let max_new = a
+        .max_new
+        .or(loaded.model.generation().max_new_tokens.filter(|&n| n > 0).map(|n| n.min(MOST_WISHED)))
+        .unwrap_or(256);
     let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
     let context = reserve(&mut loaded.model, longest.saturating_add(max_new));
     let sampling = a.sampling.resolve(&loaded, 1.0);

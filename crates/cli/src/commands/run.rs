@@ -75,7 +75,10 @@ pub fn launch(args: &Launch) -> Result<()> {
     } else {
         args.out.clone()
     };
-    perform(&Recipe::parse(name, text, &args.set)?, &out)
+    perform(&Recipe::parse(name, text, &args.set)?, &out)?;
+    line(
+        "  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text",
+    )
 }
 
 /// Runs a recipe.
@@ -160,7 +163,10 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     let samples =
         recipe.stages.iter().rev().find_map(|s| if let Stage::Eval(e) = s { Some(e.samples) } else { None });
     if let Some(k) = samples {
-        let heads = ["pass@1".to_owned(), format!("pass@{k}"), format!("maj@{k}")];
+        let heads = match k {
+            1 => ["pass@1".to_owned(), String::new(), "one sample".to_owned()],
+            k => ["pass@1".to_owned(), format!("pass@{k}"), format!("maj@{k}")],
+        };
         line(
             format!("{:<22} {:<18} {:<18} {}", "held-out problems", heads[0], heads[1], heads[2]).trim_end(),
         )?;
@@ -215,14 +221,12 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     line("")?;
     line("next:")?;
     if let Some(best) = best {
-        let talk = if recipe.draws_problems() { "chat" } else { "generate --raw --prompt 'The '" };
-        let how = if recipe.draws_problems() { " --single-turn" } else { "" };
+        // What has read nothing but text knows of no turns.
+        let talk = if best.kind() == "pretrain" { "generate --raw --prompt 'The '" } else { "chat" };
+        let how = if best.kind() != "pretrain" && recipe.draws_problems() { " --single-turn" } else { "" };
         line(&format!("  shoestring {talk} {out}/{}{how}   # talk to it", best.name()))?;
     }
-    line(&format!("  {out}/report.html, in a browser      # curves, samples, what it cost"))?;
-    line(
-        "  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text",
-    )
+    line(&format!("  {out}/report.html, in a browser      # curves, samples, what it cost"))
 }
 
 fn text(v: &serde_json::Value) -> &str {

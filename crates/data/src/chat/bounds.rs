@@ -16,6 +16,13 @@ pub(super) const BASE_WEIGHT: u64 = 4_096;
 /// How deeply a named value may nest.
 const MAX_DEPTH: usize = 32;
 
+/// Words and signs that one tag may have outside of strings: a chain of them becomes as deep a tree, on which the engine's
+/// compiler calls itself. Published templates have some two hundred.
+const MAX_PARTS: usize = 2000;
+/// How deeply blocks may nest, and how many `elif` there may be, for the same reason.
+const MAX_BLOCKS: usize = 64;
+const MAX_BRANCHES: usize = 500;
+
 const CHECK: &str = "__bounded";
 /// A name that no template can write.
 const PLAIN_MAP: &str = "map without limits";
@@ -24,6 +31,7 @@ const PLAIN_MAP: &str = "map without limits";
 pub(super) fn instrument(template: &str) -> std::result::Result<String, String> {
     let mut out = String::with_capacity(template.len() + template.len() / 4);
     let mut rest = template;
+    let (mut depth, mut branches) = (0usize, 0usize);
     while let Some(start) = rest.find('{') {
         out.push_str(&rest[..start]);
         rest = &rest[start..];
@@ -40,6 +48,7 @@ pub(super) fn instrument(template: &str) -> std::result::Result<String, String> 
             continue;
         }
         refuse_products(tag)?;
+        refuse_long(tag)?;
         let Some(inner) = tag.strip_prefix("{%").and_then(|t| t.strip_suffix("%}")) else {
             out.push_str(tag);
             continue;
@@ -53,6 +62,17 @@ pub(super) fn instrument(template: &str) -> std::result::Result<String, String> 
         let inner = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         let (word, arguments) =
             inner.split_at(inner.find(|c: char| !c.is_alphanumeric()).unwrap_or(inner.len()));
+        match word {
+            "if" | "for" | "macro" => depth += 1,
+            _ if word.starts_with("end") => depth = depth.saturating_sub(1),
+            "elif" => branches += 1,
+            _ => {}
+        }
+        if depth > MAX_BLOCKS || branches > MAX_BRANCHES {
+            return Err(format!(
+                "it nests blocks more than {MAX_BLOCKS} deep or has more than {MAX_BRANCHES} `elif`"
+            ));
+        }
         match word {
             "with" | "call" => return Err(format!("it uses `{word}`, which chat templates may not")),
             // `transformers` marks assistant turns with these blocks, which change nothing in the output.
@@ -154,6 +174,26 @@ fn string_end(bytes: &[u8], start: usize, quote: u8) -> usize {
         at += if bytes[at] == b'\\' { 2 } else { 1 };
     }
     at.min(bytes.len() - 1)
+}
+
+/// Refuses a tag of more parts than the compiler can go down.
+fn refuse_long(tag: &str) -> std::result::Result<(), String> {
+    let bytes = tag.as_bytes();
+    let (mut at, mut parts, mut in_word) = (2, 0, false);
+    while at < bytes.len() {
+        let is_word = bytes[at].is_ascii_alphanumeric() || bytes[at] == b'_' || !bytes[at].is_ascii();
+        if matches!(bytes[at], b'"' | b'\'') {
+            at = string_end(bytes, at, bytes[at]);
+        }
+        let blank = bytes[at].is_ascii_whitespace();
+        parts += usize::from(!(blank || is_word && in_word));
+        in_word = is_word;
+        at += 1;
+    }
+    if parts > MAX_PARTS {
+        return Err(format!("one of its tags has {parts} words and signs, expected at most {MAX_PARTS}"));
+    }
+    Ok(())
 }
 
 /// Refuses `*` between anything but a string literal or two numbers: it repeats lists, which cost no fuel.

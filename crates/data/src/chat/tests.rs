@@ -485,3 +485,19 @@ fn templates_are_read_as_jinja_reads_them() {
     assert_eq!(show("{{ '😀' | tojson(ensure_ascii=true) }}"), r#""\ud83d\ude00""#);
     assert!(show("{{ strftime_now('%Y-%m-%d') }}").starts_with("20"));
 }
+
+/// Protects: what the engine's compiler would go down too deeply, for which there is no error to catch, is refused before.
+#[test]
+fn deep_templates_are_refused() {
+    for template in [
+        format!("{{{{ a{} }}}}", ".b".repeat(60_000)),
+        format!("{{{{ {} }}}}", vec!["a"; 30_000].join("+")),
+        format!("{{{{ {}a }}}}", "not ".repeat(20_000)),
+        format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(9_000)),
+        "{% if a %}".repeat(9_000),
+        format!("{{{{ a{} }}}}", "|trim".repeat(20_000)),
+    ] {
+        let e = render_chat(&with_template(&template), &[Message::user("x")], true).unwrap_err();
+        assert!(matches!(e, DataError::Template { .. }), "{e}");
+    }
+}

@@ -13,6 +13,9 @@ use crate::{DataError, Result};
 /// The most ids a vocabulary may have; the largest published ones are near a million.
 pub(super) const MAX_VOCAB: usize = 1 << 24;
 
+/// The largest file that is read, in bytes; the largest published ones have some 30 million.
+const MAX_BYTES: u64 = 256 << 20;
+
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 /// What older folders name their control tokens in.
@@ -77,6 +80,14 @@ impl Tokenizer {
 }
 
 fn read(path: &Path) -> Result<String> {
+    let found = fs::metadata(path).map_err(io_error("read", path))?;
+    let refuse = |problem: &str| io_error("read", path)(std::io::Error::other(problem));
+    if !found.is_file() {
+        return Err(refuse("it is no plain file"));
+    }
+    if found.len() > MAX_BYTES {
+        return Err(refuse("it is larger than 256 MiB"));
+    }
     let mut bytes = fs::read(path).map_err(io_error("read", path))?;
     if bytes.starts_with(b"\xef\xbb\xbf") {
         bytes.drain(..3);

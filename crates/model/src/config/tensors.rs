@@ -98,7 +98,7 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
 }
 
 /// How many tensors [`tensor_specs`] lists, saturating, without listing them.
-pub(super) fn count(config: &ModelConfig) -> u64 {
+pub(crate) fn count(config: &ModelConfig) -> u64 {
     let head = 2 + u64::from(!config.tie_word_embeddings());
     match config {
         ModelConfig::Dense(c) => {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{FileError, TensorReport, WeightsReader, atomic};
 use crate::config::keys::Keys;
-use crate::config::{ConfigError, ModelConfig, read_json, tensor_specs, write::token_ids};
+use crate::config::{ConfigError, ModelConfig, read_json, tensor_specs, tensors, write::token_ids};
 
 const GENERATION_FILE: &str = "generation_config.json";
 
@@ -46,6 +46,12 @@ impl ModelFolder {
                 dir.display()
             ));
             config.untie();
+        }
+        let (wanted, held) = (tensors::count(&config), weights.names().count() as u64);
+        // Before they are all listed.
+        if wanted > 2 * held + 1000 {
+            let reason = format!("it has {wanted} tensors, the files {held}");
+            return Err(FileError::Misfit { dir: dir.to_path_buf(), reason });
         }
         let report = weights.compare(&tensor_specs(&config));
         report.check(dir)?;

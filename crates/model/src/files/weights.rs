@@ -288,7 +288,11 @@ impl TensorReport {
 
 fn read_index(path: &Path) -> Result<Index, FileError> {
     let bad = |reason: String| FileError::Index { path: path.to_path_buf(), reason };
-    let length = std::fs::metadata(path).map_err(FileError::io("read", path))?.len();
+    let found = std::fs::metadata(path).map_err(FileError::io("read", path))?;
+    if !found.is_file() {
+        return Err(bad("it is no plain file".to_owned()));
+    }
+    let length = found.len();
     if length > MAX_INDEX_BYTES {
         return Err(bad(format!("it has {length} bytes; at most {MAX_INDEX_BYTES} are read")));
     }

@@ -10,6 +10,9 @@ use regex::{Regex, RegexBuilder};
 /// megabyte is refused.
 pub struct Pattern;
 
+/// The longest pattern, in bytes.
+const LONGEST: usize = 10_000;
+
 impl Verifier for Pattern {
     fn score(&self, problem: &Problem, completion: &str) -> Verdict {
         with_answer(completion, |answer| match regex(problem) {
@@ -28,6 +31,10 @@ fn regex(problem: &Problem) -> Result<Regex, String> {
     let pattern = problem.meta["pattern"].as_str().unwrap_or(problem.answer.trim());
     if pattern.is_empty() {
         return Err("the problem has no pattern".into());
+    }
+    // The parser takes a hundred times the pattern's length.
+    if pattern.len() > LONGEST {
+        return Err(format!("the problem's pattern has {} bytes, expected at most {LONGEST}", pattern.len()));
     }
     let whole = format!(r"\A(?:{pattern})\z");
     RegexBuilder::new(&whole).size_limit(1 << 20).build().map_err(|e| {

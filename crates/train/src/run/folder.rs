@@ -32,6 +32,7 @@ impl RunFolder {
     /// it is claimed.
     pub fn open(dir: &Path, recipe: &Recipe) -> Result<Self, RunError> {
         fs::create_dir_all(dir).map_err(RunError::io("create", dir))?;
+        refuse_links(dir, 3)?;
         let lock = lock(dir)?;
         let path = dir.join(RECIPE);
         let resolved = recipe.resolved_toml();
@@ -121,6 +122,21 @@ impl RunFolder {
     pub fn metrics(&self, stage: &str, resumed_step: u64) -> Result<Metrics, RunError> {
         Metrics::open(&self.dir, stage, resumed_step)
     }
+}
+
+/// Refuses links in a run folder, `depth` levels down: what is removed and written there has to stay there.
+fn refuse_links(dir: &Path, depth: usize) -> Result<(), RunError> {
+    for entry in fs::read_dir(dir).map_err(RunError::io("read", dir))? {
+        let entry = entry.map_err(RunError::io("read", dir))?;
+        let kind = entry.file_type().map_err(RunError::io("read", &entry.path()))?;
+        if kind.is_symlink() {
+            return Err(RunError::Link { path: entry.path() });
+        }
+        if kind.is_dir() && depth > 1 {
+            refuse_links(&entry.path(), depth - 1)?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes the folder for this process. The system gives the lock back when the process ends, by `kill -9` too.
@@ -345,6 +361,21 @@ mod tests {
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["file", "folder"]);
+    }
+
+    /// A link in a run folder could lead what is removed and written there to somebody else's files.
+    #[test]
+    fn a_run_folder_with_links_is_refused() {
+        let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        drop(RunFolder::open(dir.path(), &recipe(&[])).unwrap());
+        fs::create_dir_all(dir.path().join("grpo")).unwrap();
+        for link in ["tensorboard", "grpo/checkpoints", ".recipe.toml.tmp"] {
+            let link = dir.path().join(link);
+            std::os::unix::fs::symlink(home.path(), &link).unwrap();
+            let error = RunFolder::open(dir.path(), &recipe(&[])).unwrap_err();
+            assert!(matches!(&error, RunError::Link { path } if *path == link), "{error}");
+            fs::remove_file(link).unwrap();
+        }
     }
 
     #[test]

@@ -46,6 +46,12 @@ pub enum RunError {
         /// What differs, each as `key: old → new`.
         differences: Vec<String>,
     },
+    /// A link in the folder.
+    #[error("{} is a link, and a run writes and removes nothing outside of its folder; put what it leads to in its place", path.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
     /// The folder holds something else.
     #[error("{} is not empty and holds no run (no recipe.toml); choose another --out", path.display())]
     Foreign {

@@ -147,6 +147,7 @@ impl ExternalVerifier {
                 return Err(Failure::Nonsense("a problem without a prompt".into()));
             }
             problem.task = task.to_owned();
+            problem.solution.get_or_insert_default();
             Ok(problem)
         };
         self.with_worker(|worker| {

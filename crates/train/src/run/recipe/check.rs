@@ -7,6 +7,9 @@ use super::node::{self, Node};
 use super::stage::Stage;
 use super::{Recipe, RecipeError, is_path};
 
+/// More than anyone wants of anything that is counted, and little enough for products of three to be counted too.
+pub(super) const MOST: u64 = 1_000_000_000_000;
+
 /// The outcome of a check.
 pub(super) type Checked = Result<(), RecipeError>;
 
@@ -57,10 +60,12 @@ impl At<'_> {
     }
 
     pub fn positive(&self, values: &[(&str, u64)]) -> Checked {
-        match values.iter().find(|(_, value)| *value == 0) {
-            Some((key, _)) => Err(self.error(key, "expected at least 1, found 0")),
-            None => Ok(()),
+        for (key, value) in values {
+            if !(1..=MOST).contains(value) {
+                return Err(self.error(key, format!("expected 1 to {MOST}, found {value}")));
+            }
         }
+        Ok(())
     }
 }
 

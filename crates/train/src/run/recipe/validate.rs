@@ -11,8 +11,14 @@ use super::{
 };
 use crate::optim::schedule::Schedule;
 
+/// Tokens of one step.
+const MOST_TOKENS: f64 = (1u64 << 32) as f64;
+
 /// Names that a run folder uses itself.
 const RESERVED: [&str; 3] = ["tensorboard", "samples", "recipe"];
+
+/// Problems that are drawn beforehand.
+const MOST_PROBLEMS: usize = 10_000_000;
 
 const POSITIVE: (Bound<f64>, Bound<f64>) = (Excluded(0.0), Unbounded);
 
@@ -94,15 +100,18 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
         &["problems", "tasks"],
         "`tasks` goes with `command`; the tasks of a mix stand in `mix`",
     )?;
-    check.that(problems.count > 0, &["problems", "count"], "expected at least 1, found 0")?;
-    check.that(problems.held_out != Some(0), &["problems", "held_out"], "expected at least 1, found 0")?;
+    // Held in memory, all of them.
+    for (key, count) in [("count", problems.count), ("held_out", problems.held_out.unwrap_or(1))] {
+        let message = format!("expected 1 to {MOST_PROBLEMS}, found {count}");
+        check.that((1..=MOST_PROBLEMS).contains(&count), &["problems", key], message)?;
+    }
     mix(&problems.mix, &["problems", "mix"], check)?;
     if let Some(Verifier::Command(verifier)) = &problems.verifier {
         let path = |key| ["problems", "verifier", key];
         check.that(!verifier.command.is_empty(), &path("command"), "name a program")?;
-        check.that(verifier.workers > 0, &path("workers"), "expected at least 1, found 0")?;
-        let patient = verifier.timeout_seconds > 0.0;
-        check.that(patient, &path("timeout_seconds"), "expected a number above 0")?;
+        check.that((1..=1024).contains(&verifier.workers), &path("workers"), "expected 1 to 1024")?;
+        let patient = (0.001..=86_400.0).contains(&verifier.timeout_seconds);
+        check.that(patient, &path("timeout_seconds"), "expected 0.001 to 86400")?;
     }
     Ok(())
 }
@@ -195,7 +204,7 @@ fn grpo(stage: &GrpoStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checked {
         ("epochs", stage.epochs as u64),
     ])?;
     // A group of one has no advantage over itself.
-    at.number("group", stage.group as f64, 2.0..)?;
+    at.number("group", stage.group as f64, 2.0..=1e6)?;
     at.number("temperature", stage.temperature, POSITIVE)?;
     at.number("clip_low", stage.clip_low, (Excluded(0.0), Included(1.0)))?;
     at.number("clip_high", stage.clip_high, POSITIVE)?;
@@ -320,7 +329,8 @@ fn own_mix(own: &Option<Vec<TaskMix>>, at: &At<'_>) -> Checked {
 
 fn packing(batch_tokens: usize, seq_len: usize, accumulate: usize, at: &At<'_>) -> Checked {
     // The target is the next token, so that one token teaches nothing.
-    at.number("seq_len", seq_len as f64, 2.0..)?;
+    at.number("seq_len", seq_len as f64, 2.0..=MOST_TOKENS)?;
+    at.number("batch_tokens", batch_tokens as f64, 1.0..=MOST_TOKENS)?;
     if batch_tokens / accumulate < seq_len {
         return Err(at.error(
             "batch_tokens",
