@@ -64,6 +64,7 @@ pub fn run(a: &Devices) -> Result<()> {
             "gpus": gpus.as_ref().map_or(Vec::new(), |list| list.iter().map(describe).collect()),
             "missing": gpus.as_ref().err().or(compiler.as_ref().err()).map(|e| e.to_string()),
             "compiler": compiler.ok(),
+            "cublaslt": Gpu::library().ok(),
         }));
     }
     line(&format!("cpu      {isa}, {threads} threads"))?;
@@ -85,7 +86,13 @@ pub fn run(a: &Devices) -> Result<()> {
         Err(e) => line(&format!("no GPU   {e}"))?,
     }
     match &compiler {
-        Ok(version) => line(&format!("kernels  compiled at first use by NVRTC {version}"))?,
+        Ok(version) => {
+            line(&format!("kernels  compiled at first use by NVRTC {version}"))?;
+            line(&match Gpu::library() {
+                Ok(version) => format!("products cuBLASLt {version} where it gives the same bits"),
+                Err(reason) => format!("products our own ({reason})"),
+            })?;
+        }
         Err(e) if gpus.is_ok() => line(&format!("kernels  {e}"))?,
         Err(_) => {}
     }

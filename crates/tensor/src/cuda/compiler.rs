@@ -1,6 +1,7 @@
 //! NVRTC, CUDA's compiler as a library: from the kernels' text to machine code, kept in the user's cache folder.
 
 use super::error::GpuError;
+use super::libraries::{candidates, files_like};
 use super::sources;
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -42,7 +43,10 @@ impl Compiler {
     pub(super) fn get() -> Result<&'static Compiler, GpuError> {
         static COMPILER: OnceLock<Option<Compiler>> = OnceLock::new();
         COMPILER
-            .get_or_init(|| candidates().into_iter().find_map(|path| Compiler::open(&path)))
+            .get_or_init(|| {
+                let files = candidates(&["cu13/lib", "cuda_nvrtc/lib"], "libnvrtc.so");
+                files.into_iter().find_map(|path| Compiler::open(&path))
+            })
             .as_ref()
             .ok_or(GpuError::NoCompiler)
     }
@@ -188,39 +192,4 @@ fn cache() -> Option<PathBuf> {
 /// FNV-1a.
 fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// Where NVRTC may lie, best first.
-fn candidates() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let python = of("VIRTUAL_ENV").into_iter().flat_map(|env| site_packages(&env));
-    for dir in python {
-        found.extend(
-            ["cu13/lib", "cuda_nvrtc/lib"].iter().flat_map(|d| files_like(&dir.join(d), "libnvrtc.so")),
-        );
-    }
-    let toolkits = [of("CUDA_HOME"), of("CUDA_PATH"), Some("/usr/local/cuda".into())];
-    for dir in toolkits.into_iter().flatten() {
-        found.extend(files_like(&dir.join("lib64"), "libnvrtc.so"));
-    }
-    found.extend(["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from));
-    found
-}
-
-fn site_packages(env: &Path) -> Vec<PathBuf> {
-    files_like(&env.join("lib"), "python3").into_iter().map(|p| p.join("site-packages/nvidia")).collect()
-}
-
-/// What begins with `prefix` in a folder, the newest version first.
-fn files_like(dir: &Path, prefix: &str) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .filter(|e| e.file_name().to_string_lossy().starts_with(prefix))
-        .map(|e| e.path())
-        .collect();
-    found.sort();
-    found.reverse();
-    found
 }

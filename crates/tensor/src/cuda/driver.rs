@@ -1,15 +1,17 @@
 //! What a device does for us: memory, copies, launches. NVIDIA's driver does it, or the emulator of the tests.
 
 use super::compiler;
+use super::cublaslt::Library;
 use super::error::GpuError;
 use super::gpu::{Arg, DeviceInfo};
+use super::library;
 use super::sources;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use cudarc::driver::{DriverError, result};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, OnceLock, RwLock};
 
 /// A device and one queue of work on it: calls take effect in their order.
 pub(super) trait Driver: Send + Sync {
@@ -44,6 +46,18 @@ pub(super) trait Driver: Send + Sync {
         shared: u32,
         args: &[Arg],
     ) -> Result<(), GpuError>;
+    /// NVIDIA's library of products on this device's queue, if it is there, for use by this thread.
+    fn library(&self) -> Option<&Library> {
+        None
+    }
+    /// Does what starts work, which is measured under a name as kernels are.
+    fn measured(&self, _name: &'static str, start: &mut dyn FnMut()) {
+        start();
+    }
+    /// Milliseconds that the device needs for what is started, if it can tell.
+    fn elapsed(&self, _start: &mut dyn FnMut()) -> Option<f32> {
+        None
+    }
 }
 
 /// One GPU behind NVIDIA's driver.
@@ -59,6 +73,7 @@ pub(super) struct Cuda {
     functions: RwLock<HashMap<&'static str, Function>>,
     /// Launches between two events each, while they are measured.
     measured: Mutex<Option<Vec<(&'static str, Event, Event)>>>,
+    library: OnceLock<Option<Library>>,
 }
 
 #[derive(Clone, Copy)]
@@ -163,6 +178,7 @@ impl Cuda {
                 modules: Mutex::default(),
                 functions: RwLock::default(),
                 measured: Mutex::default(),
+                library: OnceLock::new(),
             })
         }
     }
@@ -178,8 +194,13 @@ impl Cuda {
     }
 
     /// A moment in the stream, if kernels are measured.
-    fn event(&self) -> Option<Event> {
+    fn event_if_measured(&self) -> Option<Event> {
         self.measured.lock().expect(UNPOISONED).as_ref()?;
+        self.event()
+    }
+
+    /// A moment in the stream.
+    fn event(&self) -> Option<Event> {
         let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).ok()?;
         // SAFETY: an event and a stream of this context.
         unsafe { result::event::record(event, self.stream) }.ok()?;
@@ -276,26 +297,53 @@ impl Driver for Cuda {
         self.enter()?;
         let function = self.function(kernel)?;
         let mut params = params(args);
-        let before = self.event();
-        // SAFETY: arguments as the kernel declares them (checked by `Gpu::launch`); memory is kept by slabs, which are
-        // handed out again only to later work of the same stream.
-        unsafe {
-            result::launch_kernel(
-                function.0,
-                (grid[0], grid[1], grid[2]),
-                (threads, 1, 1),
-                shared,
-                self.stream,
-                &mut params[..args.len()],
-            )
-        }
-        .map_err(failed(kernel))?;
-        if let (Some(before), Some(after)) = (before, self.event())
+        let mut started = Ok(());
+        self.measured(kernel, &mut || {
+            // SAFETY: arguments as the kernel declares them (checked by `Gpu::launch`); memory is kept by slabs, which
+            // are handed out again only to later work of the same stream.
+            started = unsafe {
+                result::launch_kernel(
+                    function.0,
+                    (grid[0], grid[1], grid[2]),
+                    (threads, 1, 1),
+                    shared,
+                    self.stream,
+                    &mut params[..args.len()],
+                )
+            };
+        });
+        started.map_err(failed(kernel))
+    }
+    fn library(&self) -> Option<&Library> {
+        self.enter().ok()?;
+        let open = || {
+            library::version().ok()?;
+            // SAFETY: the stream is of this thread's context, and neither is ever destroyed.
+            unsafe { Library::open(self.stream.cast()) }
+        };
+        self.library.get_or_init(open).as_ref()
+    }
+    fn measured(&self, name: &'static str, start: &mut dyn FnMut()) {
+        let before = self.event_if_measured();
+        start();
+        if let (Some(before), Some(after)) = (before, self.event_if_measured())
             && let Some(list) = self.measured.lock().expect(UNPOISONED).as_mut()
         {
-            list.push((kernel, before, after));
+            list.push((name, before, after));
         }
-        Ok(())
+    }
+    fn elapsed(&self, start: &mut dyn FnMut()) -> Option<f32> {
+        self.enter().ok()?;
+        let before = self.event()?;
+        start();
+        let after = self.event()?;
+        self.synchronize().ok()?;
+        // SAFETY: events of this context, recorded and now past; they are not used again.
+        unsafe {
+            let ms = result::event::elapsed(before.0, after.0).ok();
+            let _ = (result::event::destroy(before.0), result::event::destroy(after.0));
+            ms
+        }
     }
     fn profile(&self) {
         *self.measured.lock().expect(UNPOISONED) = Some(Vec::new());

@@ -1,9 +1,11 @@
-//! Products on a GPU: which kernel of `gemm.cu` suits a shape. All of them give the same bits.
+//! Products on a GPU: which kernel of `gemm.cu` suits a shape, or whether NVIDIA's library computes it. All of them give
+//! the same bits.
 
+use super::library::{self, Product};
 use super::{Gpu, Math, Ptr, Slab, args};
 
 /// How the factors lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Layout {
     /// `C = A · Bᵀ`, `A [m, k]`, `B [n, k]`.
     Nt,
@@ -145,9 +147,18 @@ pub(crate) fn product(
     if m == 0 || n == 0 || (k == 0 && accumulate) {
         return;
     }
-    let tile = choose(gpu, tiles_of(layout, gpu.math()).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
+    let p = Product { layout, math: gpu.math(), accumulate, sizes: [m, n, k], strides: [lda, ldb, ldc] };
+    if !library::multiply(gpu, &p, at) {
+        own_product(gpu, &p, at);
+    }
+}
+
+/// A product by our own kernels.
+pub(super) fn own_product(gpu: &Gpu, p: &Product, at: Matrices) {
+    let ([m, n, k], [lda, ldb, ldc]) = (p.sizes, p.strides);
+    let tile = choose(gpu, tiles_of(p.layout, p.math).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
     let grid = [n.div_ceil(tile.cols), m.div_ceil(tile.rows), 1];
-    let args = args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate];
+    let args = args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, p.accumulate];
     gpu.launch_shared(tile.flat, grid, tile.threads, tile.shared, args);
 }
 

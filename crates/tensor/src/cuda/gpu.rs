@@ -3,6 +3,7 @@
 use super::driver::{self, Cuda, Driver, MAX_ARGS};
 use super::emulated::Emulated;
 use super::error::GpuError;
+use super::library::{self, Choices};
 use super::sources;
 use std::cell::UnsafeCell;
 use std::collections::{BTreeMap, HashMap};
@@ -29,7 +30,7 @@ pub struct DeviceInfo {
 }
 
 /// How a GPU calculates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Math {
     /// f32 throughout, in the processor's order: its bits.
     #[default]
@@ -54,6 +55,8 @@ struct Inner {
     held: AtomicUsize,
     /// The kinds of each kernel's parameters.
     signatures: HashMap<&'static str, Vec<Kind>>,
+    /// Which products NVIDIA's library computes.
+    choices: Choices,
 }
 
 /// Memory of a GPU, which returns to the pool when dropped. Contents are unspecified until written.
@@ -71,6 +74,32 @@ pub(crate) struct Ptr(u64);
 impl Ptr {
     /// No place: a buffer that a kernel does without.
     pub(crate) const NULL: Ptr = Ptr(0);
+
+    /// Its address on the device.
+    pub(super) fn address(self) -> u64 {
+        self.0
+    }
+}
+
+/// Memory that goes back to the driver when dropped, not to the pool: for what is large, and needed once.
+pub(super) struct Scratch {
+    ptr: u64,
+    gpu: Gpu,
+}
+
+impl Scratch {
+    /// Where it begins.
+    pub(super) fn start(&self) -> Ptr {
+        Ptr(self.ptr)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Where waiting fails, so will whatever is done next, with a message.
+        let _ = self.gpu.inner.driver.synchronize();
+        self.gpu.inner.driver.free(self.ptr);
+    }
 }
 
 impl Slab {
@@ -241,6 +270,11 @@ impl Gpu {
         Ok(super::compiler::Compiler::get()?.version())
     }
 
+    /// The version of NVIDIA's library of products, or why it is not used.
+    pub fn library() -> Result<String, &'static str> {
+        library::version()
+    }
+
     /// Compiles every kernel for an architecture such as "sm_90"; gives each file's name and the compiler's report.
     pub fn compile_all(arch: &str) -> Result<Vec<(&'static str, String)>, GpuError> {
         let compiler = super::compiler::Compiler::get()?;
@@ -274,7 +308,8 @@ impl Gpu {
 
     fn with(driver: Box<dyn Driver>) -> Gpu {
         let signatures = sources::FILES.iter().flat_map(|(_, text)| signatures(text)).collect();
-        let inner = Inner { driver, free: Mutex::default(), held: AtomicUsize::new(0), signatures };
+        let (free, held, choices) = (Mutex::default(), AtomicUsize::new(0), Choices::default());
+        let inner = Inner { driver, free, held, signatures, choices };
         Gpu { inner: Arc::new(inner), math: Math::Exact }
     }
 
@@ -331,6 +366,20 @@ impl Gpu {
             let (held, total) = (mib(self.held() - bytes), mib(self.info().memory));
             give_up(GpuError::OutOfMemory { wanted: mib(bytes), held, total })
         })
+    }
+
+    /// Memory to be given back soon, if there is enough.
+    pub(super) fn scratch(&self, bytes: usize) -> Option<Scratch> {
+        let ptr = self.inner.driver.alloc(bytes).ok()?;
+        Some(Scratch { ptr, gpu: self.clone() })
+    }
+    /// What does the work.
+    pub(super) fn driver(&self) -> &dyn Driver {
+        &*self.inner.driver
+    }
+    /// Which products NVIDIA's library computes.
+    pub(super) fn choices(&self) -> &Choices {
+        &self.inner.choices
     }
 
     /// A slab with the given values.

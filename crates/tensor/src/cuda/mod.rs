@@ -7,11 +7,14 @@
 use std::sync::OnceLock;
 
 mod compiler;
+mod cublaslt;
 mod driver;
 mod emulated;
 mod error;
 pub(crate) mod gemm;
 mod gpu;
+mod libraries;
+mod library;
 mod sources;
 
 pub use error::GpuError;
