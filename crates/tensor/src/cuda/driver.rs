@@ -72,9 +72,12 @@ pub(super) struct Cuda {
     modules: Mutex<HashMap<usize, Module>>,
     functions: RwLock<HashMap<&'static str, Function>>,
     /// Launches between two events each, while they are measured.
-    measured: Mutex<Option<Vec<(&'static str, Event, Event)>>>,
+    measured: Mutex<Option<Vec<Measured>>>,
     library: OnceLock<Option<Library>>,
 }
+
+/// A kernel's name, and the moments before and after it.
+type Measured = (&'static str, Event, Event);
 
 #[derive(Clone, Copy)]
 struct Event(sys::CUevent);
