@@ -154,6 +154,8 @@ pub(super) struct Library {
     functions: &'static Functions,
     handle: Opaque,
     stream: Opaque,
+    /// Whether suggestions that are not tried are named on stderr.
+    reports: bool,
 }
 
 // SAFETY: a handle that any thread may use that has made its context the current one (`Driver::library`), and a stream
@@ -183,14 +185,14 @@ impl Library {
             note_failure(status);
             return None;
         }
-        Some(Library { functions, handle, stream })
+        Some(Library { functions, handle, stream, reports: super::library::reports() })
     }
 
     /// Algorithms that the library suggests for a product, best first: without workspace, their sums in one piece.
     pub(super) fn candidates(&self, p: &Product) -> Vec<Algorithm> {
         let (computes, each) = match p.math {
-            Math::Exact => (&[COMPUTE_32F_PEDANTIC, COMPUTE_32F][..], 5),
-            Math::Fast => (&[COMPUTE_32F][..], 8),
+            Math::Exact => (&[COMPUTE_32F_PEDANTIC, COMPUTE_32F][..], 8),
+            Math::Fast => (&[COMPUTE_32F][..], 16),
         };
         let mut found: Vec<Algorithm> = Vec::new();
         for &compute in computes {
@@ -227,8 +229,20 @@ impl Library {
             )
         };
         found.truncate(if status == 0 { usize::try_from(got).unwrap_or(0) } else { 0 });
-        found.retain(|r| r.state == 0 && r.workspace == 0);
-        found.into_iter().map(|r| r.algorithm).filter(|a| is_whole(f, a)).collect()
+        let (fit, refused): (Vec<Found>, Vec<Found>) =
+            found.into_iter().partition(|r| r.state == 0 && r.workspace == 0 && is_whole(f, &r.algorithm));
+        for r in refused.iter().filter(|_| self.reports) {
+            let of = |what| config(f, &r.algorithm, what);
+            eprintln!(
+                "cuBLASLt: not tried: algorithm {:?}, state {}, {} bytes of workspace, split {:?}, reduction {:?}",
+                of(CONFIG_ID),
+                r.state,
+                r.workspace,
+                of(CONFIG_SPLITK_NUM),
+                of(CONFIG_REDUCTION_SCHEME)
+            );
+        }
+        fit.into_iter().map(|r| r.algorithm).collect()
     }
 
     /// What is needed to compute a product by an algorithm, if that can do it without workspace.
@@ -287,10 +301,9 @@ impl Library {
     }
 }
 
-/// Whether a sum over k is made in one piece.
+/// Whether a sum over k is made in one piece; how pieces would be put together does not matter then.
 fn is_whole(f: &Functions, algorithm: &[u64; 8]) -> bool {
-    config(f, algorithm, CONFIG_SPLITK_NUM) == Some(1)
-        && config(f, algorithm, CONFIG_REDUCTION_SCHEME) == Some(0)
+    config(f, algorithm, CONFIG_SPLITK_NUM).is_some_and(|pieces| pieces <= 1)
 }
 
 fn config(f: &Functions, algorithm: &[u64; 8], what: c_int) -> Option<i32> {

@@ -103,6 +103,11 @@ fn setting() -> OsString {
     std::env::var_os("SHOESTRING_CUBLASLT").unwrap_or_default()
 }
 
+/// Whether everything that is found out is told.
+pub(super) fn reports() -> bool {
+    setting() == "report"
+}
+
 /// The library's version, or why it is not used.
 pub(super) fn version() -> Result<String, &'static str> {
     if setting() == "0" {
@@ -177,7 +182,7 @@ fn search(gpu: &Gpu, library: &Library, p: &Product) -> Option<Algorithm> {
             trial.differing(other, &t.algorithm) == Some([0, 0])
         })
     });
-    if setting() == "report" {
+    if reports() {
         report(library, p, own, &tested, chosen, began);
     }
     chosen.map(|t| t.algorithm)
