@@ -96,10 +96,10 @@ const TN: [Tile; 4] = [
 macro_rules! fast_tiles {
     ($layout:literal) => {
         [
-            tile!("fast_gemm_", $layout, 128, 256, 256, 98304, 40.0, 38.0),
+            Tile { grouped: None, ..tile!("fast_gemm_", $layout, 128, 256, 256, 98304, 40.0, 38.0) },
             tile!("fast_gemm_", $layout, 128, 128, 128, 65536, 26.0, 20.0),
             tile!("fast_gemm_", $layout, 64, 64, 128, 49152, 6.0, 6.0),
-            tile!("fast_gemm_", $layout, 64, 32, 128, 49152, 3.5, 3.2),
+            Tile { grouped: None, ..tile!("fast_gemm_", $layout, 64, 32, 128, 49152, 3.5, 3.2) },
             tile!("fast_gemm_", $layout, 16, 64, 128, 40960, 2.5, 2.4),
             tile!("fast_gemm_", $layout, 16, 16, 32, 49152, 2.3, 0.8),
         ]
@@ -110,7 +110,7 @@ macro_rules! fast_tiles {
 const FAST_NT: [Tile; 6] = fast_tiles!("nt");
 const FAST_NN: [Tile; 6] = fast_tiles!("nn");
 const FAST_TN: [Tile; 4] = [
-    tile!("fast_gemm_", "tn", 128, 256, 256, 98304, 40.0, 38.0),
+    Tile { grouped: None, ..tile!("fast_gemm_", "tn", 128, 256, 256, 98304, 40.0, 38.0) },
     tile!("fast_gemm_", "tn", 128, 128, 128, 65536, 26.0, 20.0),
     tile!("fast_gemm_", "tn", 64, 64, 128, 49152, 6.0, 6.0),
     tile!("fast_gemm_", "tn", 32, 32, 128, 32768, 2.5, 2.2),
