@@ -3,6 +3,8 @@
 use super::error::GpuError;
 use super::libraries::{candidates, files_like};
 use super::sources;
+use ground::atomic;
+use ground::seeds::{FNV, fnv};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -163,7 +165,8 @@ pub(super) fn cubins(arch: &str, announce: impl FnOnce()) -> Result<Vec<Vec<u8>>
 
 /// Where a file's machine code is kept.
 fn place(compiler: &Compiler, file: usize, arch: &str) -> Option<PathBuf> {
-    let key = fnv(&format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file)));
+    let made_of = format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file));
+    let key = fnv(FNV, made_of.as_bytes());
     Some(cache()?.join(format!("{}-{arch}-{key:016x}.cubin", sources::FILES[file].0)))
 }
 
@@ -175,10 +178,11 @@ fn cached(compiler: &Compiler, file: usize, arch: &str) -> Option<Vec<u8>> {
 fn compile_and_keep(compiler: &Compiler, file: usize, arch: &str) -> Result<Vec<u8>, GpuError> {
     let cubin = compiler.compile(file, arch)?.cubin;
     if let Some(place) = place(compiler, file, arch) {
-        let temporary = place.with_extension(format!("tmp{}", std::process::id()));
+        // Several processes may compile at once: each writes its own file, and the last one stays.
+        let own = place.with_extension(std::process::id().to_string());
         let _ = std::fs::create_dir_all(place.parent().expect("a file in the cache folder"))
-            .and_then(|()| std::fs::write(&temporary, &cubin))
-            .and_then(|()| std::fs::rename(&temporary, &place));
+            .and_then(|()| atomic::replace(&own, &cubin))
+            .and_then(|()| std::fs::rename(&own, &place));
     }
     Ok(cubin)
 }
@@ -187,9 +191,4 @@ fn cache() -> Option<PathBuf> {
     let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
     Some(base.join("shoestring").join("kernels"))
-}
-
-/// FNV-1a.
-fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
