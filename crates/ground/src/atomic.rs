@@ -1,6 +1,6 @@
 //! Files that are there whole or not at all, also after a power cut.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -12,15 +12,20 @@ pub struct PendingFile {
 }
 
 impl PendingFile {
+    /// Opens the file, to be written, read, synced and published.
+    pub fn create(destination: &Path) -> io::Result<(PendingFile, File)> {
+        let name = destination.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+        let temporary = destination.with_file_name(format!(".{name}.tmp"));
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        Ok((PendingFile { temporary, destination: destination.to_owned(), published: false }, file))
+    }
+
     /// Writes a file with `fill` and syncs it to disk, still under its temporary name.
     pub fn write(
         destination: &Path,
         fill: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<PendingFile> {
-        let name = destination.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-        let temporary = destination.with_file_name(format!(".{name}.tmp"));
-        let pending = PendingFile { temporary, destination: destination.to_owned(), published: false };
-        let mut file = File::create(&pending.temporary)?;
+        let (pending, mut file) = PendingFile::create(destination)?;
         fill(&mut file)?;
         file.sync_all()?;
         Ok(pending)
@@ -46,7 +51,7 @@ impl Drop for PendingFile {
 /// Replaces a file by what `fill` writes: at any moment it holds either what it held or all of that.
 pub fn replace_with(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     PendingFile::write(path, fill)?.publish()?;
-    sync_folder(path.parent().unwrap_or(Path::new("")))
+    sync_folder_of(path)
 }
 
 /// Replaces a small file.
@@ -60,6 +65,11 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Makes a rename to `path` survive a power cut.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    sync_folder(path.parent().unwrap_or(Path::new("")))
 }
 
 /// Makes renames and removals in a folder survive a power cut.
