@@ -7,7 +7,7 @@ use data::Tokenizer;
 use engine::{Engine, Request, Sampling};
 use model::Model;
 use serde_json::{Value, json};
-use tensor::operations;
+use tensor::{Gpu, Math, operations};
 
 use crate::TrainError;
 use crate::context::{Context, Progress};
@@ -84,6 +84,14 @@ impl Learner {
         self.usual_loss = if self.usual_loss.is_finite() { 0.8 * self.usual_loss + 0.2 * loss } else { loss };
     }
 
+    /// How the device calculates, as `--math` names it.
+    fn math(&self) -> &'static str {
+        match self.model.params().gpu().map(Gpu::math) {
+            None | Some(Math::Exact) => "exact",
+            Some(Math::Fast) => "fast",
+        }
+    }
+
     fn save(
         &self,
         stage: &str,
@@ -102,16 +110,25 @@ impl Learner {
             "usual_loss": self.usual_loss.is_finite().then_some(self.usual_loss),
             "cost": cost,
             "ended": ended,
+            "math": self.math(),
         });
         Ok(checkpoint::save(dir, step, state, &[self.model.params().data(), first, second])?)
     }
 
     fn load(&mut self, dir: &std::path::Path) -> Result<Option<(u64, Value, usize)>, TrainError> {
+        let math = self.math();
         let (first, second, steps) = self.optimizer.state_mut();
         let Some(loaded) = checkpoint::load(dir, &mut [self.model.params_mut().data_mut(), first, second])?
         else {
             return Ok(None);
         };
+        let (was, is) = (loaded.state["math"].as_str().unwrap_or("exact"), math);
+        if was != is {
+            return Err(TrainError::Recipe(format!(
+                "the stage was begun in {was} mode and would go on in {is} mode, with other bits: run it with \
+                 `--math {was}`"
+            )));
+        }
         *steps = loaded.state["optimizer_steps"].as_u64().unwrap_or(loaded.step);
         self.cursor = loaded.state["cursor"].as_u64().unwrap_or(0);
         self.usual_loss = loaded.state["usual_loss"].as_f64().unwrap_or(f64::INFINITY);

@@ -105,9 +105,8 @@ impl Compiler {
             let log = CStr::from_bytes_until_nul(&log)
                 .map(|s| s.to_string_lossy().into_owned())
                 .unwrap_or_default();
-            let result = if status == 0 {
-                let mut size = 0;
-                (self.cubin_size)(program, &mut size);
+            let mut size = 0;
+            let result = if status == 0 && (self.cubin_size)(program, &mut size) == 0 && size > 0 {
                 let mut cubin = vec![0u8; size];
                 (self.cubin)(program, cubin.as_mut_ptr().cast());
                 Ok(Compiled { cubin, log })
@@ -170,8 +169,11 @@ fn place(compiler: &Compiler, file: usize, arch: &str) -> Option<PathBuf> {
     Some(cache()?.join(format!("{}-{arch}-{key:016x}.cubin", sources::FILES[file].0)))
 }
 
+/// What is kept is machine code and its hash behind it: the driver reads the code without being told its length.
 fn cached(compiler: &Compiler, file: usize, arch: &str) -> Option<Vec<u8>> {
-    std::fs::read(place(compiler, file, arch)?).ok().filter(|kept| !kept.is_empty())
+    let mut kept = std::fs::read(place(compiler, file, arch)?).ok()?;
+    let hash = kept.split_off(kept.len().checked_sub(size_of::<u64>())?);
+    (!kept.is_empty() && hash == fnv(FNV, &kept).to_le_bytes()).then_some(kept)
 }
 
 /// Compiles a file and puts the result into the cache. A cache that cannot be written is done without.
@@ -181,7 +183,7 @@ fn compile_and_keep(compiler: &Compiler, file: usize, arch: &str) -> Result<Vec<
         // Several processes may compile at once: each writes its own file, and the last one stays.
         let own = place.with_extension(std::process::id().to_string());
         let _ = std::fs::create_dir_all(place.parent().expect("a file in the cache folder"))
-            .and_then(|()| atomic::replace(&own, &cubin))
+            .and_then(|()| atomic::replace(&own, &[&cubin[..], &fnv(FNV, &cubin).to_le_bytes()].concat()))
             .and_then(|()| std::fs::rename(&own, &place));
     }
     Ok(cubin)

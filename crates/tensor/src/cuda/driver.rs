@@ -69,6 +69,8 @@ pub(super) struct Cuda {
     stream: sys::CUstream,
     /// Shared memory that a block may ask for.
     shared: i32,
+    /// Whether the device reads the host's memory itself.
+    reads_host: bool,
     modules: Mutex<HashMap<usize, Module>>,
     functions: RwLock<HashMap<&'static str, Function>>,
     /// Launches between two events each, while they are measured.
@@ -155,10 +157,8 @@ impl Cuda {
             .get(ordinal)
             .cloned()
             .ok_or(GpuError::NoSuchDevice { wanted: ordinal, present: present.len() })?;
+        info.check()?;
         let (major, minor) = info.capability;
-        if major < 8 {
-            return Err(GpuError::TooOld { name: info.name, major, minor });
-        }
         let cubins = compiler::cubins(&format!("sm_{major}{minor}"), announce)?;
         let device = result::device::get(ordinal as i32).map_err(failed("cuDeviceGet"))?;
         // SAFETY: a device that the driver has named; the context is kept for the life of the process.
@@ -172,8 +172,13 @@ impl Cuda {
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )
             .map_err(failed("cuDeviceGetAttribute"))?;
+            let reads_host =
+                result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)
+                    .map_err(failed("cuDeviceGetAttribute"))?
+                    != 0;
             Ok(Cuda {
                 info,
+                reads_host,
                 cubins,
                 context,
                 stream,
@@ -254,7 +259,10 @@ impl Driver for Cuda {
     fn alloc(&self, bytes: usize) -> Result<u64, GpuError> {
         self.enter()?;
         // SAFETY: memory of its own.
-        unsafe { result::malloc_sync(bytes) }.map_err(failed("cuMemAlloc"))
+        unsafe { result::malloc_sync(bytes) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => GpuError::NoMemory,
+            _ => failed("cuMemAlloc")(e),
+        })
     }
     fn free(&self, ptr: u64) {
         // A process that ends has no context any more, and needs none.
@@ -265,8 +273,10 @@ impl Driver for Cuda {
     }
     fn upload(&self, from: &[u8], to: u64) -> Result<(), GpuError> {
         self.enter()?;
-        // SAFETY: `to` has room (caller); the driver copies pageable memory before it returns.
-        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(failed("cuMemcpyHtoD"))
+        // SAFETY: `to` has room (caller); `from` is copied before this returns: by the driver, which stages it, or, where the
+        // device reads the host's memory itself, because this waits.
+        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(failed("cuMemcpyHtoD"))?;
+        if self.reads_host { self.synchronize() } else { Ok(()) }
     }
     fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
         self.enter()?;

@@ -11,7 +11,7 @@
 //   nn  C [M, N] = A [M, K] B [K, N]     the gradient of its input
 //   tn  C [M, N] = A [K, M]^T B [K, N]   the gradient of its weight
 // Sizes are free, K may be 0. Factors that begin at multiples of 16 bytes and whose leading dimensions are multiples of
-// 8 are copied eight values at a time; others are much slower (fast_gemm_round_rows can pad them).
+// 8 are copied eight values at a time; others are much slower.
 //
 // Kernels, launched with grid (ceil(N / BN), ceil(M / BM)), the threads and the bytes of dynamic shared memory given.
 // Shared memory above 48 KiB has to be asked for.
@@ -530,17 +530,6 @@ KERNEL_BOUNDED(fast_gemm_round, 256, 4)(const float* x, unsigned short* y, long 
     const long long stride = (long long)gridDim.x * blockDim.x * 8;
     for (long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < n; i += stride)
         fast_gemm_kernels::round_eight(x + i, y + i, n - i < 8 ? (int)(n - i) : 8, both);
-}
-
-// Row i of y = row rows[i] of x, or row i where `rows` is null; rows of `width` values begin ldx and ldy values apart.
-// Launch: grid (rows of y, ceil(width / 2048) or fewer), 256 threads.
-KERNEL_BOUNDED(fast_gemm_round_rows, 256, 4)(const float* x, const int* rows, unsigned short* y, int width, int ldx,
-                                             int ldy) {
-    const float* from = x + (size_t)(rows ? rows[blockIdx.x] : (int)blockIdx.x) * ldx;
-    unsigned short* to = y + (size_t)blockIdx.x * ldy;
-    const bool both = aligned(from) && aligned(to);
-    for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8; i < width; i += gridDim.y * blockDim.x * 8)
-        fast_gemm_kernels::round_eight(from + i, to + i, width - i, both);
 }
 
 // Whole products.

@@ -40,6 +40,17 @@ pub enum Math {
     Fast,
 }
 
+impl DeviceInfo {
+    /// Whether the kernels can run on it.
+    pub fn check(&self) -> Result<(), GpuError> {
+        let (major, minor) = self.capability;
+        if major < 8 {
+            return Err(GpuError::TooOld { name: self.name.clone(), major, minor });
+        }
+        Ok(())
+    }
+}
+
 /// A GPU with its queue of work and its pool of memory, and how it is to calculate; a handle, cheap to clone.
 #[derive(Clone)]
 pub struct Gpu {
@@ -105,12 +116,12 @@ impl Drop for Scratch {
 impl Slab {
     /// The place of value `offset` (of two bytes each).
     pub(crate) fn half(&self, offset: usize) -> Ptr {
-        debug_assert!(2 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
+        assert!(2 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
         Ptr(self.ptr + 2 * offset as u64)
     }
     /// The place of value `offset` (of four bytes each).
     pub(crate) fn at(&self, offset: usize) -> Ptr {
-        debug_assert!(4 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
+        assert!(4 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
         Ptr(self.ptr + 4 * offset as u64)
     }
     /// Its GPU.
@@ -233,7 +244,7 @@ macro_rules! args {
 pub(crate) use args;
 
 /// Ends the op that cannot go on: there is no result to return, and the reason is the user's to read.
-fn give_up(error: GpuError) -> ! {
+pub(crate) fn give_up(error: GpuError) -> ! {
     std::panic::panic_any(error)
 }
 
@@ -351,7 +362,10 @@ impl Gpu {
     /// Memory from the driver; where it has none left, what lies idle in the pool is given back first.
     fn fresh(&self, bytes: usize) -> u64 {
         let inner = &self.inner;
-        let ptr = inner.driver.alloc(bytes).or_else(|_| {
+        let ptr = inner.driver.alloc(bytes).or_else(|error| {
+            if error != GpuError::NoMemory {
+                return Err(error);
+            }
             inner.driver.synchronize()?;
             let idle = std::mem::take(&mut *inner.free.lock().expect(UNPOISONED));
             for (class, list) in idle {
@@ -361,7 +375,10 @@ impl Gpu {
             inner.driver.alloc(bytes)
         });
         inner.held.fetch_add(bytes, Relaxed);
-        ptr.unwrap_or_else(|_| {
+        ptr.unwrap_or_else(|error| {
+            if error != GpuError::NoMemory {
+                give_up(error)
+            }
             let mib = |bytes: usize| bytes.div_ceil(1 << 20);
             let (held, total) = (mib(self.held() - bytes), mib(self.info().memory));
             give_up(GpuError::OutOfMemory { wanted: mib(bytes), held, total })
@@ -441,6 +458,7 @@ impl Gpu {
         if grid.contains(&0) {
             return;
         }
+        assert!(grid[1..].iter().all(|&n| n < 1 << 16), "{kernel}: a grid of {grid:?}");
         let grid = grid.map(|n| u32::try_from(n).expect("grids fit 32 bits"));
         let started = self.inner.driver.launch(kernel, grid, threads as u32, shared as u32, args);
         started.unwrap_or_else(|e| give_up(e));

@@ -2,7 +2,7 @@
 
 use super::segments::{Segments, Tables};
 use super::{AttentionShape, PAGE};
-use crate::cuda::{Gpu, Math, ROW_THREADS, Slab, args, row_grid};
+use crate::cuda::{Gpu, GpuError, Math, ROW_THREADS, Slab, args, give_up, row_grid};
 
 /// A layer's cache on a GPU: rows of keys and of values, PAGE to a page.
 pub(super) struct Pages {
@@ -144,7 +144,8 @@ fn kernels(gpu: &Gpu, shape: &AttentionShape) -> &'static Kernels {
         Math::Fast => &FAST,
     };
     let fits = |k: &&Kernels| shape.qk_dim <= k.dims.0 && shape.v_dim <= k.dims.1;
-    all.iter().find(fits).unwrap_or_else(|| panic!("attention: no GPU kernel for {shape:?}"))
+    let AttentionShape { qk_dim, v_dim, .. } = *shape;
+    all.iter().find(fits).unwrap_or_else(|| give_up(GpuError::WideHeads { qk_dim, v_dim }))
 }
 
 /// `q`, `k`, `v` → `out [tokens, heads * v_dim]`, `lse [tokens, heads]`; with a cache, keys and values go there first.
@@ -162,6 +163,13 @@ pub(super) fn forward(
     let kernels = kernels(gpu, shape);
     let (k, v) = match cache {
         Some(pages) => {
+            assert!(
+                pages.widths == (kv_heads * qk_dim, kv_heads * v_dim) && t.last_page < pages.room,
+                "attention: page {} of {} pages of {:?} values for {shape:?}",
+                t.last_page,
+                pages.room,
+                pages.widths
+            );
             for (from, to, width) in [(k, &pages.k, pages.widths.0), (v, &pages.v, pages.widths.1)] {
                 let (grid, args) = (row_grid(t.slots.len(), width), args![from, t.slots.on(gpu), to, width]);
                 gpu.launch("elementwise_scatter_rows", grid, ROW_THREADS, args);
