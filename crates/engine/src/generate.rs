@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
 use model::{KvCache, Model, PassOptions, Segment};
+use tensor::ops::Drawn;
 use tensor::{Rng, Tape, Tensor, ops, threads};
 use thiserror::Error;
 
@@ -47,6 +48,9 @@ pub struct Completion {
     pub token_ids: Vec<u32>,
     /// Their natural log-probabilities under the model at temperature 1, unfiltered.
     pub logprobs: Vec<f32>,
+    /// Their log-probabilities at the temperature that they were drawn at, unfiltered: those of the policy that sampled,
+    /// where nothing was filtered. The same as `logprobs` at temperature 1, and where the most likely token is taken.
+    pub tempered_logprobs: Vec<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -60,7 +64,7 @@ pub struct Token {
     pub sample: usize,
     /// The token.
     pub id: u32,
-    /// Its log-probability.
+    /// Its log-probability at temperature 1.
     pub logprob: f32,
 }
 
@@ -173,16 +177,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<F: FnMut(Token) -> bool> Run<'_, F> {
     fn finish(&self, r: Running, finish_reason: FinishReason) -> Vec<u32> {
-        let done = Completion { token_ids: r.tokens, logprobs: r.logprobs, finish_reason };
-        lock(&self.results)[r.request][r.sample] = Some(done);
-        r.pages
+        let Running { request, sample, pages, tokens: token_ids, logprobs, tempered_logprobs } = r;
+        let done = Completion { token_ids, logprobs, tempered_logprobs, finish_reason };
+        lock(&self.results)[request][sample] = Some(done);
+        pages
     }
 
     /// Appends a token; says whether that ended the continuation.
-    fn accept(&self, seq: &mut Running, id: u32, logprob: f32) -> Option<FinishReason> {
+    fn accept(&self, seq: &mut Running, drawn: Drawn) -> Option<FinishReason> {
+        let Drawn { token: id, logprob, tempered } = drawn;
         let r = &self.requests[seq.request];
         seq.tokens.push(id);
         seq.logprobs.push(logprob);
+        seq.tempered_logprobs.push(tempered);
         let token = Token { request: seq.request, sample: seq.sample, id, logprob };
         let go_on = (*lock(&self.on_token))(token);
         if !go_on || r.stop_tokens.contains(&id) {
@@ -220,11 +227,13 @@ struct Running {
     pages: Vec<u32>,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    tempered_logprobs: Vec<f32>,
 }
 
 impl Running {
     fn new(request: usize, sample: usize) -> Running {
-        Running { request, sample, pages: Vec::new(), tokens: Vec::new(), logprobs: Vec::new() }
+        let (pages, tokens, logprobs, tempered_logprobs) = Default::default();
+        Running { request, sample, pages, tokens, logprobs, tempered_logprobs }
     }
 }
 
@@ -346,9 +355,9 @@ impl<'m> Lane<'m> {
                     rng: token_rng(r, sample, 0),
                 };
                 let chosen = choose(params, &rows, &samples.clone().map(wish).collect::<Vec<_>>());
-                for (sample, (id, logprob)) in samples.zip(chosen) {
+                for (sample, drawn) in samples.zip(chosen) {
                     let mut seq = Running::new(p.request, sample);
-                    match (r.max_new > 0).then(|| run.accept(&mut seq, id, logprob)) {
+                    match (r.max_new > 0).then(|| run.accept(&mut seq, drawn)) {
                         None => drop(run.finish(seq, FinishReason::Length)),
                         Some(Some(reason)) => drop(run.finish(seq, reason)),
                         Some(None) => {
@@ -447,8 +456,8 @@ impl<'m> Lane<'m> {
         };
         let chosen = choose(params, &of_running, &running.iter().map(wish).collect::<Vec<_>>());
         let mut still = Vec::with_capacity(running.len());
-        for (mut seq, (id, logprob)) in running.drain(..).zip(chosen) {
-            match run.accept(&mut seq, id, logprob) {
+        for (mut seq, drawn) in running.drain(..).zip(chosen) {
+            match run.accept(&mut seq, drawn) {
                 None => still.push(seq),
                 Some(reason) => run.finish(seq, reason).iter().for_each(|&page| self.pages.release(page)),
             }

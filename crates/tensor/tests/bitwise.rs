@@ -99,7 +99,7 @@ proptest! {
         rows_are_independent("embedding", rng, &params, n, &|tape, b| vec![matrix(&ops::embedding(tape, &pick(&targets, b), w[3]))]);
         rows_are_independent("head", rng, &params, n, &|tape, b| {
             let y = x.pick(b).constant();
-            let stats = ops::log_probs(tape.params(), &y, w[3], &pick(&targets, b));
+            let stats = ops::log_probs(tape.params(), &y, w[3], &pick(&targets, b), 1.0);
             let trained = ops::cross_entropy(tape, &y, w[3], &pick(&targets, b), &pick(&zeros, b));
             // What a sampler computes from the logits of one row.
             let logits = ops::logits(tape.params(), &y, w[3]);

@@ -5,7 +5,9 @@ mod common;
 
 use common::{Matrix, emulator, model, params_of, same_bits};
 use std::sync::Arc;
-use tensor::ops::{self, AdamW, AttentionShape, Draw, Expert, KvLayer, Muon, PAGE, RouterShape, Segment};
+use tensor::ops::{
+    self, AdamW, AttentionShape, Draw, Drawn, Expert, KvLayer, Muon, PAGE, RouterShape, Segment,
+};
 use tensor::{Buf, Data, Gpu, Math, Params, Rng, Tape, Tensor, Weight};
 
 #[test]
@@ -201,7 +203,13 @@ fn optimizers() {
         let (mut m, mut v) = (Data::zeros(gpu, n), Data::zeros(gpu, n));
         let mut out = Vec::new();
         for step in 0..3 {
-            let g = Matrix::random(&mut rng, 1, n, 1.0);
+            let mut g = Matrix::random(&mut rng, 1, n, 1.0);
+            if step == 1 {
+                // One matrix takes no part, of another only the last element does.
+                let [idle, last] = [w[0], w[1]].map(|w| w.offset..w.offset + w.len());
+                g.data[idle].fill(0.0);
+                g.data[last.start..last.end - 1].fill(0.0);
+            }
             let (p, grads) = params.data_and_grads_mut();
             grads.host_mut().copy_from_slice(&g.data);
             let norm = ops::squared_norm(grads);
@@ -246,7 +254,8 @@ fn drawn_tokens() {
             let mut params = Params::new([]);
             params.move_to(gpu);
             let chosen = ops::sample(&params, &logits.constant(), &draws);
-            chosen.into_iter().map(|(token, logprob)| (token, logprob.to_bits())).collect::<Vec<_>>()
+            let bits = |d: Drawn| (d.token, d.logprob.to_bits(), d.tempered.to_bits());
+            chosen.into_iter().map(bits).collect::<Vec<_>>()
         };
         assert_eq!(run(Some(&gpu)), run(None), "{rows} rows of {vocab}");
     }

@@ -412,6 +412,16 @@ fn route() {
                 math::choose(&scores, &bias.data, k, shape.groups, shape.top_groups)
             })
             .collect();
+        // The balance loss counts the greatest affinities themselves.
+        let greatest: Vec<u32> = logits[0]
+            .data
+            .chunks(e)
+            .flat_map(|row| {
+                let scores: Vec<f64> = row.iter().map(|&l| math::sigmoid(f64::from(l))).collect();
+                math::choose(&scores, &vec![0.0; e], k, 1, 1)
+            })
+            .collect();
+        assert!(e == 1 || greatest != chosen, "bias and groups change a choice");
         for alpha in [0.0, 0.7] {
             let slopes = Matrix::random(&mut rng, n, k, 1.0).data;
             for used in [true, false] {
@@ -434,7 +444,7 @@ fn route() {
                     |at| {
                         let weights =
                             math::route_weights(&at[0], &chosen, k, e, shape.normalize, shape.scaling);
-                        let balance = math::balance_loss(&at[0], &chosen, k, e, &lens, alpha);
+                        let balance = math::balance_loss(&at[0], &greatest, k, e, &lens, alpha);
                         let through: f64 = weights.iter().zip(&slopes).map(|(w, s)| w * f64::from(*s)).sum();
                         (vec![weights, vec![balance]], balance + if used { through } else { 0.0 })
                     },
@@ -509,8 +519,15 @@ fn experts() {
 }
 
 /// Log-probabilities of the targets, and entropies.
-fn head_reference(x: &[f64], head: &[f64], h: usize, vocab: usize, targets: &[u32]) -> (Vec<f64>, Vec<f64>) {
-    let logits = math::linear(x, head, None, h);
+fn head_reference(
+    x: &[f64],
+    head: &[f64],
+    h: usize,
+    vocab: usize,
+    targets: &[u32],
+    temperature: f64,
+) -> (Vec<f64>, Vec<f64>) {
+    let logits: Vec<f64> = math::linear(x, head, None, h).iter().map(|l| l / temperature).collect();
     let rows = logits.chunks(vocab).map(math::log_softmax);
     let both =
         rows.zip(targets).map(|(lp, &t)| (lp[t as usize], -lp.iter().map(|v| v.exp() * v).sum::<f64>()));
@@ -529,8 +546,8 @@ fn losses_on_the_head() {
         let targets: Vec<u32> = (0..n).map(|_| rng.below(vocab) as u32).collect();
         // Some tokens carry no loss, as prompts do.
         let weights: Vec<f32> = (0..n).map(|i| if i % 3 == 1 { 0.0 } else { rng.normal() }).collect();
-        let reference = |at: &[Vec<f64>], sign: f64| {
-            let (lp, entropy) = head_reference(&at[0], &at[1], h, vocab, &targets);
+        let reference = |at: &[Vec<f64>], sign: f64, temperature: f64| {
+            let (lp, entropy) = head_reference(&at[0], &at[1], h, vocab, &targets, temperature);
             let loss = lp.iter().zip(&weights).map(|(lp, w)| sign * lp * f64::from(*w)).sum();
             (vec![lp, entropy], loss)
         };
@@ -542,20 +559,23 @@ fn losses_on_the_head() {
                 let stats = ops::cross_entropy(tape, &x[0], w[0], &targets, &weights);
                 vec![stats.logprobs, stats.entropies]
             },
-            |at| reference(at, -1.0),
+            |at| reference(at, -1.0, 1.0),
         );
-        check(
-            &format!("log_probs {n}x{h}x{vocab}"),
-            &x,
-            &head,
-            |tape, x, w| {
-                let stats = ops::log_probs(tape.params(), &x[0], w[0], &targets);
-                let seeded = ops::seed_log_probs(tape.params(), &x[0], w[0], &targets, &weights);
-                assert_eq!((&seeded.logprobs, &seeded.entropies), (&stats.logprobs, &stats.entropies));
-                vec![stats.logprobs, stats.entropies]
-            },
-            |at| reference(at, 1.0),
-        );
+        for temperature in [1.0f32, 0.5, 1.5] {
+            check(
+                &format!("log_probs {n}x{h}x{vocab} at {temperature}"),
+                &x,
+                &head,
+                |tape, x, w| {
+                    let stats = ops::log_probs(tape.params(), &x[0], w[0], &targets, temperature);
+                    let seeded =
+                        ops::seed_log_probs(tape.params(), &x[0], w[0], &targets, &weights, temperature);
+                    assert_eq!((&seeded.logprobs, &seeded.entropies), (&stats.logprobs, &stats.entropies));
+                    vec![stats.logprobs, stats.entropies]
+                },
+                |at| reference(at, 1.0, f64::from(temperature)),
+            );
+        }
         let teacher_hidden = h + 3;
         let teacher = [Matrix::random(&mut rng, vocab, teacher_hidden, 0.5)];
         let teacher_x = Matrix::random(&mut rng, n, teacher_hidden, 1.0);

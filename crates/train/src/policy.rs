@@ -21,9 +21,9 @@ pub struct Rollout {
     pub prompt: Vec<u32>,
     /// Completion tokens; at least one.
     pub completion: Vec<u32>,
-    /// Log-probabilities that the sampler reported, `[completion]`.
+    /// Log-probabilities that it was sampled by, `[completion]`, at the temperature of [`PolicySettings`].
     pub old: Vec<f32>,
-    /// Log-probabilities under the reference model, `[completion]`, where a divergence is charged.
+    /// Log-probabilities under the reference model at that temperature, `[completion]`, where a divergence is charged.
     pub reference: Option<Vec<f32>>,
     /// What its tokens are reinforced by.
     pub advantage: f32,
@@ -39,12 +39,11 @@ pub struct PolicySettings<'a> {
     pub kl: KlKind,
     /// Its weight.
     pub kl_coefficient: f32,
-    /// Tokens that a completion may have.
-    pub max_new: usize,
-    /// Completions and tokens by which the loss is normalised: those of the whole step.
-    pub sequences: usize,
-    /// See `sequences`.
-    pub tokens: usize,
+    /// What the loss is normalised by.
+    pub norm: Norm,
+    /// The temperature at which the completions were sampled. The policy that is trained is the one that sampled: all
+    /// log-probabilities, entropies and divergences are those of the logits divided by it.
+    pub temperature: f32,
     /// Whether the weights still are those that sampled. Then the log-probabilities are the sampler's, to the bit, and
     /// are not computed again before the gradient.
     pub on_policy: bool,
@@ -61,8 +60,8 @@ pub struct PolicyStats {
     pub kl: f64,
     /// Share of tokens whose ratio was clipped.
     pub clip_share: f64,
-    /// Tokens whose log-probability differs by a bit from the sampler's. On the first step after sampling this is
-    /// zero by the engine's contract.
+    /// Tokens whose log-probability differs by a bit from the sampler's, of those trained on. On the first step after
+    /// sampling this is zero by the engine's contract.
     pub mismatched: usize,
     /// Tokens trained on.
     pub trained_tokens: usize,
@@ -136,16 +135,17 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
     let Flat { tokens, targets, segments, predictions } = flatten(rollouts);
     let tape = Tape::recording(model.params());
     let out = model.forward(&tape, &tokens, &segments, s.options.pass(), None);
+    let (params, head) = (model.params(), model.head());
     let present =
-        (!s.on_policy).then(|| ops::log_probs(model.params(), &out.hidden, model.head(), &targets).logprobs);
-    let norm = Norm { sequences: s.sequences, tokens: s.tokens, max_new: s.max_new };
+        (!s.on_policy).then(|| ops::log_probs(params, &out.hidden, head, &targets, s.temperature).logprobs);
     let mut slopes = vec![0.0; tokens.len()];
     for (r, range) in rollouts.iter().zip(&predictions) {
         let new = present.as_ref().map_or(&r.old[..], |p| &p[range.clone()]);
-        let got = s.objective.slopes(&Sequence { new, old: &r.old, advantage: r.advantage }, s.clip, norm);
+        let weight = s.objective.weight(r.completion.len(), s.norm);
+        let got = s.objective.slopes(&Sequence { new, old: &r.old, advantage: r.advantage }, s.clip, weight);
         slopes[range.clone()].copy_from_slice(&got.slopes);
         if let Some(reference) = &r.reference {
-            let share = s.kl_coefficient / (r.completion.len() * s.sequences) as f32;
+            let share = s.kl_coefficient * weight;
             for ((slope, new), (old, reference)) in
                 slopes[range.clone()].iter_mut().zip(new).zip(r.old.iter().zip(reference))
             {
@@ -156,7 +156,7 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
         }
         sums.clipped += got.clipped;
     }
-    let stats = ops::seed_log_probs(model.params(), &out.hidden, model.head(), &targets, &slopes);
+    let stats = ops::seed_log_probs(params, &out.hidden, head, &targets, &slopes, s.temperature);
     for (r, range) in rollouts.iter().zip(predictions) {
         let new = &stats.logprobs[range.clone()];
         sums.mismatched += new.iter().zip(&r.old).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
@@ -247,10 +247,10 @@ mod tests {
         let all: Vec<&Rollout> = rollouts.iter().collect();
         let flat = flatten(&all);
         assert_eq!(flat.tokens.len(), 69 + 72 + 13 + 8 + 3, "a prompt's rows are there once");
-        let shared = crate::step::score(&model, &flat.tokens, &flat.targets, &flat.segments);
+        let shared = crate::step::score(&model, &flat.tokens, &flat.targets, &flat.segments, 1.0);
         for (r, rows) in all.iter().zip(flat.predictions) {
             let alone = flatten(&[r]);
-            let own = crate::step::score(&model, &alone.tokens, &alone.targets, &alone.segments);
+            let own = crate::step::score(&model, &alone.tokens, &alone.targets, &alone.segments, 1.0);
             assert_eq!(shared.logprobs[rows], own.logprobs[alone.predictions[0].clone()]);
         }
 
@@ -259,9 +259,8 @@ mod tests {
             clip: Clip { low: 10.0, high: 10.0 },
             kl: KlKind::K3,
             kl_coefficient: 0.0,
-            max_new: 70,
-            sequences: all.len(),
-            tokens: all.iter().map(|r| r.completion.len()).sum(),
+            norm: Norm { sequences: all.len(), tokens: 88, mean_tokens: 88.0, max_new: 70 },
+            temperature: 1.0,
             on_policy: false,
             options: StepOptions::default(),
         };
@@ -294,7 +293,7 @@ mod tests {
         }
         for r in &mut rollouts {
             let flat = flatten(&[r]);
-            let scored = crate::step::score(&tiny(), &flat.tokens, &flat.targets, &flat.segments);
+            let scored = crate::step::score(&tiny(), &flat.tokens, &flat.targets, &flat.segments, 0.7);
             r.old = scored.logprobs[flat.predictions[0].clone()].to_vec();
         }
         let all: Vec<&Rollout> = rollouts.iter().collect();
@@ -304,9 +303,8 @@ mod tests {
                 clip: Clip { low: 0.2, high: 0.28 },
                 kl: KlKind::K3,
                 kl_coefficient: 0.0,
-                max_new: 9,
-                sequences: 3,
-                tokens: 20,
+                norm: Norm { sequences: 3, tokens: 20, mean_tokens: 20.0, max_new: 9 },
+                temperature: 0.7,
                 on_policy,
                 options: StepOptions::default(),
             };

@@ -20,7 +20,7 @@ struct Totals {
 }
 
 /// Cuts a batch into `parts` batches of whole documents and about equal numbers of tokens.
-fn split(batch: Batch, parts: usize) -> Vec<Batch> {
+pub(crate) fn split(batch: Batch, parts: usize) -> Vec<Batch> {
     if parts <= 1 {
         return vec![batch];
     }
@@ -200,9 +200,15 @@ impl Balance {
     }
 }
 
-/// Log-probabilities and entropies of every target, without gradients.
-pub fn score(model: &Model, tokens: &[u32], targets: &[u32], segments: &[Segment]) -> TokenStats {
+/// Log-probabilities and entropies of every target at a temperature, without gradients.
+pub fn score(
+    model: &Model,
+    tokens: &[u32],
+    targets: &[u32],
+    segments: &[Segment],
+    temperature: f32,
+) -> TokenStats {
     let tape = Tape::inference(model.params());
     let pass = model.forward(&tape, tokens, segments, PassOptions::default(), None);
-    ops::log_probs(model.params(), &pass.hidden, model.head(), targets)
+    ops::log_probs(model.params(), &pass.hidden, model.head(), targets, temperature)
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
 use tensor::operations::{self, Counts};
 use tensor::{Buf, Gpu, Math, Params, Rng, Tape, Tensor, ops};
-use train::objective::{Clip, ObjectiveKind, kl::KlKind, objective};
+use train::objective::{Clip, Norm, ObjectiveKind, kl::KlKind, objective};
 use train::optim::Optimizer;
 use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
 use train::policy::{PolicySettings, Rollout, policy_step};
@@ -415,20 +415,20 @@ fn bench_grpo(
                 rollouts.push(Rollout {
                     prompt: r.prompt.clone(),
                     completion: s.token_ids,
-                    old: s.logprobs,
+                    old: s.tempered_logprobs,
                     reference: None,
                     advantage,
                 });
             }
         }
+        let total: usize = rollouts.iter().map(|r| r.completion.len()).sum();
         let settings = PolicySettings {
             objective: objective(ObjectiveKind::Grpo),
             clip: Clip { low: 0.2, high: 0.2 },
             kl: KlKind::K3,
             kl_coefficient: 0.0,
-            max_new,
-            sequences: rollouts.len(),
-            tokens: rollouts.iter().map(|r| r.completion.len()).sum(),
+            norm: Norm { sequences: rollouts.len(), tokens: total, mean_tokens: total as f32, max_new },
+            temperature: 1.0,
             on_policy: true,
             options: StepOptions { accumulate: 1, ..StepOptions::default() },
         };

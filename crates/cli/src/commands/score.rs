@@ -78,7 +78,7 @@ pub fn run(a: &Score) -> Result<()> {
     let hidden = ops::pick_rows(model.params(), &pass.hidden, &rows);
     let logprobs = match predicting {
         0 => Vec::new(),
-        _ => ops::log_probs(model.params(), &hidden, model.head(), &ids[1..]).logprobs,
+        _ => ops::log_probs(model.params(), &hidden, model.head(), &ids[1..], 1.0).logprobs,
     };
     if a.json {
         return json_line(&Scored { ids: &ids, logprobs: &logprobs });

@@ -20,6 +20,8 @@ fn tiny(kind: &str) -> Model {
     Model::random(ModelConfig::from_value(&config).expect("a valid config"), 3)
 }
 
+const TEMPERATURES: [f32; 3] = [1.0, 0.7, 1.3];
+
 fn requests() -> Vec<Request> {
     let mut rng = Rng::new(5);
     [3usize, 70, 64, 1, 130]
@@ -29,7 +31,7 @@ fn requests() -> Vec<Request> {
             prompt: (0..n).map(|_| rng.below(61) as u32).collect(),
             samples: 2 + 2 * (i % 3),
             max_new: 5 + 40 * (i % 2),
-            sampling: Sampling::default(),
+            sampling: Sampling { temperature: TEMPERATURES[i % 3], ..Sampling::default() },
             stop_tokens: vec![7],
             seed: 11 + i as u64,
         })
@@ -37,7 +39,7 @@ fn requests() -> Vec<Request> {
 }
 
 /// The contract that reinforcement learning stands on: what the sampler reports is what the trainer computes,
-/// to the bit, for any batch, chunking and number of threads.
+/// to the bit, for any batch, chunking and number of threads, at temperature 1 and at that of the draw.
 #[test]
 fn log_probs_equal_the_trainers_bit_for_bit() {
     for kind in ["moe", "dense"] {
@@ -64,19 +66,25 @@ fn log_probs_equal_the_trainers_bit_for_bit() {
                 tokens.extend(&all[..all.len() - 1]);
                 targets.extend(&all[1..]);
                 lens.push(all.len() - 1);
-                want.push((r.prompt.len(), s.logprobs));
+                want.push((r.prompt.len(), r.sampling.temperature, s));
             }
         }
         let tape = Tape::recording(model.params());
         let pass = model.forward(&tape, &tokens, &whole(&lens), PassOptions::default(), None);
-        let stats = ops::log_probs(model.params(), &pass.hidden, model.head(), &targets);
-        let mut at = 0;
-        for (len, (prompt, logprobs)) in lens.iter().zip(want) {
-            let got: Vec<u32> =
-                stats.logprobs[at + prompt - 1..at + len].iter().map(|x| x.to_bits()).collect();
-            let want: Vec<u32> = logprobs.iter().map(|x| x.to_bits()).collect();
-            assert_eq!(got, want, "{kind}");
-            at += len;
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+        for temperature in TEMPERATURES {
+            let stats = ops::log_probs(model.params(), &pass.hidden, model.head(), &targets, temperature);
+            let mut at = 0;
+            for (len, (prompt, drawn_at, s)) in lens.iter().zip(&want) {
+                let got = bits(&stats.logprobs[at + prompt - 1..at + len]);
+                if temperature == 1.0 {
+                    assert_eq!(got, bits(&s.logprobs), "{kind}");
+                }
+                if temperature == *drawn_at {
+                    assert_eq!(got, bits(&s.tempered_logprobs), "{kind} at {temperature}");
+                }
+                at += len;
+            }
         }
     }
 }

@@ -136,10 +136,10 @@ fn deepseek(c: &DeepseekConfig) -> Checked {
         format!("must be at most {MAX_SIZE}"),
     )?;
     ensure(
-        c.num_nextn_predict_layers <= 64,
+        c.num_nextn_predict_layers <= 1,
         "num_nextn_predict_layers",
         c.num_nextn_predict_layers,
-        "must be at most 64",
+        "must be 0 or 1: only one layer of multi-token prediction is built",
     )?;
     ensure(
         c.n_routed_experts.is_multiple_of(c.n_group) && c.n_routed_experts >= 2 * c.n_group,

@@ -118,11 +118,11 @@ DEVICE float block_max(float v) {
 }
 
 // Sums of e and of e * v over `end` elements, where e = exp(x - shift), and both are 0 from element n on; `end` is a
-// multiple of 16. The first warp gets the result.
+// multiple of 16. Both rows are multiplied by scale first. The first warp gets the result.
 //
 // Only the additions have an order: sixteen lanes walk the row in the first warp, while the other warps compute the
 // exponentials of the next stretch and fetch the one behind it.
-DEVICE Float2 exp_sums(const float* x, const float* v, float shift, int n, int end) {
+DEVICE Float2 exp_sums(const float* x, const float* v, float shift, int n, int end, float scale = 1.0f) {
     const int WORKERS = HEAD_THREADS - 32, EACH = 4, STRETCH = WORKERS * EACH;
     static_assert(STRETCH % 16 == 0, "lanes stay in step");
     __shared__ Float2 staged[2][STRETCH];
@@ -133,8 +133,8 @@ DEVICE Float2 exp_sums(const float* x, const float* v, float shift, int n, int e
 #pragma unroll
         for (int k = 0; k < EACH; ++k) {
             int i = at + worker + k * WORKERS;
-            next[k].a = i < n ? x[i] : 0.0f;
-            next[k].b = i < n ? v[i] : 0.0f;
+            next[k].a = i < n ? x[i] * scale : 0.0f;
+            next[k].b = i < n ? v[i] * scale : 0.0f;
         }
     };
     if (!adds) fetch(0);
@@ -166,13 +166,14 @@ struct Normalizer {
     float top, lse, entropy;
 };
 
-// The greatest logit of a row, log of the sum of exponentials, and the entropy of the softmax; every thread gets them.
-DEVICE Normalizer normalizer(const float* x, int n) {
+// Of a row's logits times scale: the greatest, log of the sum of exponentials, and the entropy of the softmax; every
+// thread gets them.
+DEVICE Normalizer normalizer(const float* x, int n, float scale = 1.0f) {
     float top = -INFINITY_F;
 #pragma unroll 8
     for (int i = threadIdx.x; i < n; i += HEAD_THREADS) top = top > x[i] ? top : x[i];
-    top = block_max(top);
-    Float2 sums = exp_sums(x, x, top, n, (n + 15) / 16 * 16);
+    top = block_max(top) * scale;  // scaling keeps the order
+    Float2 sums = exp_sums(x, x, top, n, (n + 15) / 16 * 16, scale);
     __shared__ Normalizer result;
     if (threadIdx.x == 0) {
         float lse = top + exact_ln(sums.a);

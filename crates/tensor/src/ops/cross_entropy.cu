@@ -1,23 +1,23 @@
 // The losses on rows of logits. A row has a block; see `exp_sums` in the prelude for how it is summed.
 
-// From logits [rows, vocab] and targets [rows]: logprobs and entropies [rows]. Unless weights [rows] is null, the
-// logits become the gradient of the sum of weights * -logprobs.
+// From logits [rows, vocab] and targets [rows]: logprobs and entropies [rows] of the logits times scale. Unless weights
+// [rows] is null, the logits become the gradient of the sum of weights * -logprobs.
 // Grid rows, HEAD_THREADS (512) threads.
 KERNEL_BOUNDED(cross_entropy_rows, HEAD_THREADS, 2)(float* logits, const int* targets, const float* weights,
-                                                    float* logprobs, float* entropies, int vocab) {
+                                                    float* logprobs, float* entropies, int vocab, float scale) {
     float* row = logits + (size_t)blockIdx.x * vocab;
     int target = targets[blockIdx.x];
-    Normalizer z = normalizer(row, vocab);
+    Normalizer z = normalizer(row, vocab, scale);
     if (threadIdx.x == 0) {
-        logprobs[blockIdx.x] = row[target] - z.lse;
+        logprobs[blockIdx.x] = row[target] * scale - z.lse;
         entropies[blockIdx.x] = z.entropy;
     }
     if (!weights) return;
-    float weight = weights[blockIdx.x];
+    float weight = weights[blockIdx.x] * scale;
     __syncthreads(); // the target's logit has been read
 #pragma unroll 4
     for (int i = threadIdx.x; i < vocab; i += HEAD_THREADS) {
-        float d = weight == 0.0f ? 0.0f : weight * exact_exp(row[i] - z.lse);
+        float d = weight == 0.0f ? 0.0f : weight * exact_exp(row[i] * scale - z.lse);
         row[i] = i == target && weight != 0.0f ? d - weight : d;
     }
 }

@@ -16,7 +16,7 @@ use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
 
-/// What one walk over the head gives, per token.
+/// What one walk over the head gives, per token. At a temperature, all of it is that of the logits divided by it.
 #[derive(Clone, Debug, Default)]
 pub struct TokenStats {
     /// Natural log-probability of the target.
@@ -112,14 +112,22 @@ fn check(x: &Tensor, head: Weight, targets: &[u32]) {
 }
 
 /// The walk: `x [tokens, hidden]`, `head [vocab, hidden]`. `weights[t]`, if given, multiplies token t's negative
-/// log-likelihood in the loss; its gradient is added to `x` and to the head in the same walk.
-fn walk(params: &Params, x: &Tensor, head: Weight, targets: &[u32], weights: Option<&[f32]>) -> TokenStats {
+/// log-likelihood at `temperature` in the loss; its gradient is added to `x` and to the head in the same walk.
+fn walk(
+    params: &Params,
+    x: &Tensor,
+    head: Weight,
+    targets: &[u32],
+    weights: Option<&[f32]>,
+    temperature: f32,
+) -> TokenStats {
     check(x, head, targets);
+    assert!(temperature > 0.0, "cross_entropy: a temperature of {temperature}");
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     add_product(Part::Head, if weights.is_some() { 3 * n } else { n }, h, vocab);
     let (stats, dx) = match params.gpu() {
-        Some(gpu) => walk_cuda(gpu, params, x, head, targets, weights),
-        None => walk_cpu(params, x, head, targets, weights),
+        Some(gpu) => walk_cuda(gpu, params, x, head, targets, weights, 1.0 / temperature),
+        None => walk_cpu(params, x, head, targets, weights, 1.0 / temperature),
     };
     if let (Some(g), Some(dx)) = (&x.grad, dx) {
         g.give(dx);
@@ -133,6 +141,7 @@ fn walk_cpu(
     head: Weight,
     targets: &[u32],
     weights: Option<&[f32]>,
+    scale: f32,
 ) -> (TokenStats, Option<Data>) {
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     let mut stats = TokenStats { logprobs: vec![0.0; n], entropies: vec![0.0; n] };
@@ -151,13 +160,16 @@ fn walk_cpu(
                 for (i, row) in piece.chunks_exact_mut(vocab).enumerate() {
                     let r = at / vocab + i;
                     let target = targets[r0 + r] as usize;
+                    if scale != 1.0 {
+                        math::scale(row, scale);
+                    }
                     let (lse, entropy) = normalizer(row);
                     // SAFETY: each row is visited once.
                     unsafe {
                         lp.slice(r, 1)[0] = row[target] - lse;
                         en.slice(r, 1)[0] = entropy;
                     }
-                    if let Some(w) = weights.map(|w| w[r0 + r]) {
+                    if let Some(w) = weights.map(|w| w[r0 + r] * scale) {
                         if w == 0.0 {
                             row.fill(0.0);
                         } else {
@@ -183,6 +195,7 @@ fn walk_cuda(
     head: Weight,
     targets: &[u32],
     weights: Option<&[f32]>,
+    scale: f32,
 ) -> (TokenStats, Option<Data>) {
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
     let chunk = chunk_rows(Some(gpu), vocab);
@@ -194,7 +207,7 @@ fn walk_cuda(
         let rows = chunk.min(n - r0);
         product_cuda(gpu, params, x.at(r0 * h), rows, head, logits.at(0));
         let w = w.as_ref().map_or(Ptr::NULL, |w| w.at(r0));
-        let args = args![&logits, targets.at(r0), w, stats.at(r0), stats.at(n + r0), vocab];
+        let args = args![&logits, targets.at(r0), w, stats.at(r0), stats.at(n + r0), vocab, scale];
         gpu.launch("cross_entropy_rows", [rows, 1, 1], THREADS, args);
         if let Some(dx) = &mut dx {
             head_backward_cuda(gpu, params, x.at(r0 * h), &logits, rows, head, dx.on_mut(gpu).at(r0 * h));
@@ -234,26 +247,27 @@ fn head_backward_cuda(
 /// Negative log-likelihood `Σ weights[t] * -log p(targets[t])`; seeds its gradient at once (on a recording tape).
 pub fn cross_entropy(tape: &Tape, x: &Tensor, head: Weight, targets: &[u32], weights: &[f32]) -> TokenStats {
     assert_eq!(weights.len(), targets.len(), "cross_entropy: weights and targets differ in number");
-    walk(tape.params(), x, head, targets, tape.is_recording().then_some(weights))
+    walk(tape.params(), x, head, targets, tape.is_recording().then_some(weights), 1.0)
 }
 
 /// Log-probabilities and entropies alone, for losses that need them before they know their gradient.
-pub fn log_probs(params: &Params, x: &Tensor, head: Weight, targets: &[u32]) -> TokenStats {
-    walk(params, x, head, targets, None)
+pub fn log_probs(params: &Params, x: &Tensor, head: Weight, targets: &[u32], temperature: f32) -> TokenStats {
+    walk(params, x, head, targets, None, temperature)
 }
 
-/// Seeds the gradient of a loss of which `slopes[t]` is the derivative by token t's log-probability; gives the
-/// log-probabilities and entropies that [`log_probs`] would.
+/// Seeds the gradient of a loss of which `slopes[t]` is the derivative by token t's log-probability at `temperature`;
+/// gives the log-probabilities and entropies that [`log_probs`] would.
 pub fn seed_log_probs(
     params: &Params,
     x: &Tensor,
     head: Weight,
     targets: &[u32],
     slopes: &[f32],
+    temperature: f32,
 ) -> TokenStats {
     assert_eq!(slopes.len(), targets.len(), "seed_log_probs: slopes and targets differ in number");
     let weights: Vec<f32> = slopes.iter().map(|s| -s).collect();
-    walk(params, x, head, targets, Some(&weights))
+    walk(params, x, head, targets, Some(&weights), temperature)
 }
 
 /// Distillation on logits (Hinton et al. 2015, temperature 1): `Σ weights[t] * KL(teacher ‖ student)`, from both

@@ -27,5 +27,5 @@ pub use linear::{exact_linear, linear};
 pub use muon::{MUON_STEPS, Muon, muon};
 pub use rms_norm::{add_rms_norm, grouped_rms_norm, rms_norm};
 pub use router::{MAX_EXPERTS, RouterShape, Routes, balance_bias, route};
-pub use sampling::{Draw, argmax, pick_rows, sample, walk};
+pub use sampling::{Draw, Drawn, argmax, pick_rows, sample, walk};
 pub use swiglu::swiglu;

@@ -99,11 +99,34 @@ DEVICE void muon_momentum_transposed(const float* g, float* m, float* x, int row
     }
 }
 
+// any [batch] = whether a matrix's gradient, of `size` elements, has one that is not zero. Most have it in front.
+// Grid batch, exact, 256 threads.
+KERNEL(muon_any)(const float* g, const int* offsets, int* any, int size) {
+    __shared__ int found;
+    g += (unsigned)offsets[blockIdx.x];
+    if (threadIdx.x == 0) found = 0;
+    for (long long at = 0; at < size; at += 16 * MUON_THREADS) {
+        __syncthreads();
+        if (found) break;
+        bool mine = false;
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            long long i = at + j * MUON_THREADS + threadIdx.x;
+            mine = mine || (i < size && g[i] != 0.0f);
+        }
+        __syncthreads();
+        if (mine) found = 1;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) any[blockIdx.x] = found;
+}
+
 // m = grad_scale * g + momentum * m, then x = grad_scale * g + momentum * m with that m. g and m are arenas, offsets is
-// [batch], x [batch, n, k]: transposed if rows > cols.
+// [batch], x [batch, n, k]: transposed if rows > cols. Matrices of which any [batch] is 0 are left alone.
 // Grid (ceil(cols / 32), ceil(rows / 32), batch), exact, 256 threads.
-KERNEL_BOUNDED(muon_momentum, 256, 4)(const float* g, float* m, const int* offsets, float* x, int rows, int cols,
-                                      float grad_scale, float momentum) {
+KERNEL_BOUNDED(muon_momentum, 256, 4)(const float* g, float* m, const int* offsets, const int* any, float* x, int rows,
+                                      int cols, float grad_scale, float momentum) {
+    if (!any[blockIdx.z]) return;
     size_t at = (unsigned)offsets[blockIdx.z], size = (size_t)rows * cols;
     x += blockIdx.z * size;
     if (rows > cols) {
@@ -230,10 +253,11 @@ DEVICE void muon_apply_transposed(const float* x, float* p, int rows, int cols, 
 }
 
 // p = minus_step * x + keep * p. p is an arena, offsets [batch], x [batch, n, k]: transposed back if rows > cols.
-// minus_step = -lr * size and keep = 1 - lr * decay come from the host.
+// minus_step = -lr * size and keep = 1 - lr * decay come from the host. Matrices of which any [batch] is 0 are left alone.
 // Grid (ceil(cols / 32), ceil(rows / 32), batch), exact, 256 threads.
-KERNEL_BOUNDED(muon_apply, 256, 4)(float* p, const int* offsets, const float* x, int rows, int cols, float minus_step,
-                                   float keep) {
+KERNEL_BOUNDED(muon_apply, 256, 4)(float* p, const int* offsets, const int* any, const float* x, int rows, int cols,
+                                   float minus_step, float keep) {
+    if (!any[blockIdx.z]) return;
     size_t size = (size_t)rows * cols;
     p += (unsigned)offsets[blockIdx.z];
     x += blockIdx.z * size;

@@ -41,6 +41,9 @@ impl Muon {
 
     /// One step on a matrix `p [rows, cols]` with gradient `g` and momentum `m`.
     fn step(&self, p: &mut [f32], g: &[f32], m: &mut [f32], (rows, cols): (usize, usize)) {
+        if g.iter().all(|&g| g == 0.0) {
+            return;
+        }
         math::blend(self.grad_scale, g, self.momentum, m);
         // Nesterov: look ahead along the momentum.
         let mut x = Buf::copy_of(m);
@@ -52,6 +55,8 @@ impl Muon {
 }
 
 /// One step on the given matrices of the weights `p`, with their gradients `g` and momenta `m`, where the weights lie.
+/// A matrix whose gradient is zero took no part (an expert without tokens, an MTP layer that rested): it keeps its
+/// weights and its momentum, since its orthogonalised momentum would be a step as long as any.
 /// Panics if two of the matrices overlap.
 pub fn muon(p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], rule: Muon) {
     let mut order = weights.to_vec();
@@ -102,7 +107,9 @@ fn on_gpu(gpu: &Gpu, p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], r
         let tiles = [cols.div_ceil(32), rows.div_ceil(32), count];
         let (mut x, mut y) = (gpu.alloc(count * n * k), gpu.alloc(count * n * k));
         let (a, b) = (gpu.alloc(count * n * n), gpu.alloc(count * n * n));
-        let args = args![g, m, &offsets, &x, rows, cols, rule.grad_scale, rule.momentum];
+        let any = gpu.alloc(count);
+        gpu.launch("muon_any", [count, 1, 1], 256, args![g, &offsets, &any, n * k]);
+        let args = args![g, m, &offsets, &any, &x, rows, cols, rule.grad_scale, rule.momentum];
         gpu.launch("muon_momentum", tiles, 256, args);
 
         let pieces = (n * k).div_ceil(update::PIECE);
@@ -123,7 +130,7 @@ fn on_gpu(gpu: &Gpu, p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], r
             std::mem::swap(&mut x, &mut y);
         }
         let (step, keep) = rule.factors(rows, cols);
-        gpu.launch("muon_apply", tiles, 256, args![p, &offsets, &x, rows, cols, step, keep]);
+        gpu.launch("muon_apply", tiles, 256, args![p, &offsets, &any, &x, rows, cols, step, keep]);
     }
 }
 
@@ -210,6 +217,24 @@ mod tests {
         symmetric(&x, right, (n, k), &mut half);
         gemm(&[Product { a: Left::rows(&x, k), b: right, m: n, k, n, c: 0 }], &mut whole, n, false);
         assert!(half[..] == whole[..], "the same bits as the full product");
+    }
+
+    #[test]
+    fn a_matrix_without_a_gradient_rests() {
+        let (w, mut rng) =
+            ([Weight { offset: 0, rows: 3, cols: 4 }, Weight { offset: 12, rows: 3, cols: 4 }], Rng::new(2));
+        let mut random = || {
+            let mut x = Buf::new(24);
+            x.iter_mut().for_each(|v| *v = rng.normal());
+            x
+        };
+        let (p, m, mut g) = (random(), random(), random());
+        g[..12].fill(0.0);
+        let (mut p2, mut m2) = (Data::from(Buf::copy_of(&p)), Data::from(Buf::copy_of(&m)));
+        let rule = Muon { lr: 0.02, decay: 0.1, momentum: 0.95, grad_scale: 1.0 };
+        muon(&mut p2, &g.into(), &mut m2, &w, rule);
+        assert_eq!((&p2.host()[..12], &m2.host()[..12]), (&p[..12], &m[..12]));
+        assert!(p2.host()[12..].iter().zip(&p[12..]).all(|(a, b)| a != b));
     }
 
     #[test]

@@ -88,11 +88,24 @@ pub fn route(
         }
     };
     let weights = tape.output(weights, n, k);
-    let balance = (alpha > 0.0).then(|| match gpu {
-        Some(gpu) => balance_cuda(gpu, &scores, &experts, &shape, lens, alpha),
-        None => {
-            let (loss, slopes) = balance_slopes(scores.host(), experts.host(), &shape, lens, alpha);
-            (Buf::copy_of(&[loss]).into(), Buf::copy_of(&slopes).into())
+    let balance = (alpha > 0.0).then(|| {
+        // Equation 18 counts the greatest affinities, whatever bias and groups made of the choice.
+        let plain = RouterShape { groups: 1, top_groups: 1, ..shape };
+        let (mut affinities, mut unused) = (Data::new(gpu, n * e), Data::new(gpu, n * k));
+        let none = vec![0.0; e];
+        match gpu {
+            Some(gpu) => {
+                let (affinities, unused) = (affinities.on_mut(gpu), unused.on_mut(gpu));
+                let bias = gpu.upload(&none);
+                let (greatest, _) = choose_cuda(gpu, logits, bias.at(0), &plain, affinities, unused);
+                balance_cuda(gpu, &scores, &greatest, &shape, lens, alpha)
+            }
+            None => {
+                let (affinities, unused) = (affinities.host_mut(), unused.host_mut());
+                let (greatest, _) = choose_cpu(logits, &none, &plain, affinities, unused);
+                let (loss, slopes) = balance_slopes(scores.host(), greatest.host(), &shape, lens, alpha);
+                (Buf::copy_of(&[loss]).into(), Buf::copy_of(&slopes).into())
+            }
         }
     });
     let (balance_loss, balance) = balance.unzip();
@@ -160,7 +173,7 @@ fn choose_cuda(
 fn balance_cuda(
     gpu: &Gpu,
     scores: &Data,
-    experts: &Ints,
+    greatest: &Ints,
     shape: &RouterShape,
     lens: &[usize],
     alpha: f32,
@@ -179,7 +192,7 @@ fn balance_cuda(
     let (sequences, frequency, terms) =
         (gpu.upload_ints(&sequences), gpu.alloc(lens.len() * e), gpu.alloc(n));
     let (mut loss, mut slopes) = (Data::new(Some(gpu), 1), Data::new(Some(gpu), n * e));
-    let args = args![experts.on(gpu), &sequences, &frequency, e, k];
+    let args = args![greatest.on(gpu), &sequences, &frequency, e, k];
     gpu.launch("router_frequency", [lens.len(), 1, 1], 1024, args);
     let args = args![scores.on(gpu), &sequences, &frequency, slopes.on_mut(gpu), &terms, n, e, alpha];
     gpu.launch("router_balance", [lens.len(), longest.div_ceil(128).max(1), 1], 128, args);
@@ -320,10 +333,11 @@ fn weight_slopes(s: &[f32], experts: &[u32], dw: &[f32], shape: &RouterShape, d:
     }
 }
 
-/// The balance loss `α Σ_i f_i P_i`, averaged over tokens, and its slope by each score.
+/// The balance loss `α Σ_i f_i P_i`, averaged over tokens, and its slope by each score, from the scores and each token's
+/// `greatest` ones, `[tokens * top_k]`.
 fn balance_slopes(
     scores: &[f32],
-    experts: &[u32],
+    greatest: &[u32],
     shape: &RouterShape,
     lens: &[usize],
     alpha: f32,
@@ -336,7 +350,7 @@ fn balance_slopes(
     for &len in lens {
         let rows = &scores[start * e..(start + len) * e];
         let mut f = vec![0.0f32; e];
-        experts[start * k..(start + len) * k].iter().for_each(|&x| f[x as usize] += 1.0);
+        greatest[start * k..(start + len) * k].iter().for_each(|&x| f[x as usize] += 1.0);
         f.iter_mut().for_each(|f| *f *= e as f32 / (k * len) as f32);
         let share = alpha / tokens as f32;
         for (t, row) in rows.chunks_exact(e).enumerate() {

@@ -172,25 +172,28 @@ DEVICE int sampling_argmax(const float* logits, int vocab, float top) {
 }
 
 // tokens and logprobs [rows] from logits [rows, vocab], temperature and uniform [rows]; vocab up to 2^21. Temperature 0
-// (or less) takes the most likely token, the first if there are several; else uniform, in [0, 1), draws one. The
-// log-probability is the model's own, at temperature 1.
+// (or less) takes the most likely token, the first if there are several; else uniform, in [0, 1), draws one.
+// logprobs are the model's own, at temperature 1; tempered [rows] those that the token was drawn by.
 // Grid rows, HEAD_THREADS (512) threads.
 KERNEL_BOUNDED(sampling_choose, HEAD_THREADS, 2)(const float* logits, const float* temperature, const float* uniform,
-                                                 int* tokens, float* logprobs, int vocab) {
+                                                 int* tokens, float* logprobs, float* tempered,
+                                                 int vocab) {
     logits += (size_t)blockIdx.x * vocab;
     float t = temperature[blockIdx.x];
     Normalizer z = normalizer(logits, vocab);
+    float scale = t > 0.0f ? 1.0f / t : 1.0f;
+    float lse = scale == 1.0f ? z.lse : normalizer(logits, vocab, scale).lse;
     int token;
     if (t <= 0.0f) {
         token = sampling_argmax(logits, vocab, z.top);
     } else {
         // Scaling keeps the order, so the greatest stays the greatest.
-        float scale = 1.0f / t;
         token = sampling_draw(SamplingRow{logits, vocab, scale, z.top * scale}, uniform[blockIdx.x]);
     }
     if (threadIdx.x == 0) {
         token = token < vocab ? token : 0; // none was found: a logit is NaN
         tokens[blockIdx.x] = token;
         logprobs[blockIdx.x] = logits[token] - z.lse;
+        tempered[blockIdx.x] = logits[token] * scale - lse;
     }
 }

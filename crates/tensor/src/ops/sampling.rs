@@ -17,6 +17,17 @@ pub struct Draw {
     pub uniform: f32,
 }
 
+/// A token that was chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Drawn {
+    /// Its id.
+    pub token: u32,
+    /// Its log-probability under the model, at temperature 1.
+    pub logprob: f32,
+    /// Its log-probability at the temperature that it was drawn at, the same where that is 0.
+    pub tempered: f32,
+}
+
 /// The given rows of `x`, `[rows, cols]`.
 pub fn pick_rows(params: &Params, x: &Tensor, rows: &[u32]) -> Tensor {
     let (n, cols) = (rows.len(), x.cols());
@@ -36,11 +47,11 @@ pub fn pick_rows(params: &Params, x: &Tensor, rows: &[u32]) -> Tensor {
     Tensor::constant(out, n, cols)
 }
 
-/// A token for every row of `logits [rows, vocab]`, and its log-probability under the model (temperature 1).
-pub fn sample(params: &Params, logits: &Tensor, draws: &[Draw]) -> Vec<(u32, f32)> {
+/// A token for every row of `logits [rows, vocab]`.
+pub fn sample(params: &Params, logits: &Tensor, draws: &[Draw]) -> Vec<Drawn> {
     let (n, vocab) = (logits.rows(), logits.cols());
     assert_eq!(draws.len(), n, "sample: {} draws for {n} rows", draws.len());
-    let mut chosen = vec![(0, 0.0); n];
+    let mut chosen = vec![Drawn::default(); n];
     let Some(gpu) = params.gpu().filter(|_| vocab <= MAX_VOCAB) else {
         let logits = logits.host();
         parallel_chunks(&mut chosen, 4, |at, out| {
@@ -54,32 +65,37 @@ pub fn sample(params: &Params, logits: &Tensor, draws: &[Draw]) -> Vec<(u32, f32
         draws.iter().map(|d| (d.temperature, d.uniform)).unzip();
     let (temperature, uniform) = (gpu.upload(&temperature), gpu.upload(&uniform));
     // Tokens and log-probabilities in one slab, to be fetched at once.
-    let both = gpu.alloc(2 * n);
-    let args = args![logits.data.on(gpu), &temperature, &uniform, both.at(0), both.at(n), vocab];
+    let all = gpu.alloc(3 * n);
+    let args = args![logits.data.on(gpu), &temperature, &uniform, all.at(0), all.at(n), all.at(2 * n), vocab];
     gpu.launch("sampling_choose", [n, 1, 1], 512, args);
-    let mut bits = vec![0u32; 2 * n];
-    gpu.download(&both, &mut bits);
-    chosen.iter_mut().enumerate().for_each(|(i, c)| *c = (bits[i], f32::from_bits(bits[n + i])));
+    let mut bits = vec![0u32; 3 * n];
+    gpu.download(&all, &mut bits);
+    for (i, c) in chosen.iter_mut().enumerate() {
+        let [logprob, tempered] = [bits[n + i], bits[2 * n + i]].map(f32::from_bits);
+        *c = Drawn { token: bits[i], logprob, tempered };
+    }
     chosen
 }
 
 /// The largest vocabulary that the kernel takes.
 const MAX_VOCAB: usize = 1 << 21;
 
-fn choose(logits: &[f32], draw: Draw) -> (u32, f32) {
+fn choose(logits: &[f32], Draw { temperature, uniform }: Draw) -> Drawn {
     let (lse, _) = normalizer(logits);
-    let token = if draw.temperature <= 0.0 { argmax(logits) } else { drawn(logits, draw) };
-    (token as u32, logits[token] - lse)
-}
-
-fn drawn(logits: &[f32], Draw { temperature, uniform }: Draw) -> usize {
-    let mut p = logits.to_vec();
-    if temperature != 1.0 {
-        math::scale(&mut p, 1.0 / temperature);
+    if temperature <= 0.0 {
+        let token = argmax(logits);
+        return Drawn { token: token as u32, logprob: logits[token] - lse, tempered: logits[token] - lse };
+    }
+    let (mut p, scale) = (logits.to_vec(), 1.0 / temperature);
+    let mut tempered = lse;
+    if scale != 1.0 {
+        math::scale(&mut p, scale);
+        tempered = normalizer(&p).0;
     }
     let top = math::max(&p);
     math::exp_sum(&mut p, top);
-    walk(&p, uniform)
+    let token = walk(&p, uniform);
+    Drawn { token: token as u32, logprob: logits[token] - lse, tempered: logits[token] * scale - tempered }
 }
 
 /// The first index at which the sum of `weights` exceeds `uniform` of their total; the last that is not zero if none.

@@ -150,7 +150,7 @@ pub fn step(recompute: bool, gpu: Option<&Gpu>) -> Vec<(&'static str, Vec<f32>)>
     };
     let y = ops::rms_norm(&tape, &x2, w[1], EPS);
     let stats = ops::cross_entropy(&tape, &y, w[2], &targets, &weights);
-    ops::seed_log_probs(&params, &y, w[2], &ids, &weights);
+    ops::seed_log_probs(&params, &y, w[2], &ids, &weights, 0.7);
     let teacher = Tensor::constant(Buf::copy_of(x1.host()), n, HIDDEN);
     let kl = ops::distill_kl(&tape, &y, w[2], (&params, &teacher, w[0]), &weights);
     let logits = ops::logits(&params, &y, w[2]);

@@ -1,19 +1,22 @@
-//! CISPO: the importance weight is capped from above and carries no gradient, so that no token is dropped.
+//! CISPO: the importance weight is clipped and carries no gradient, so that no token is dropped; MiniMax-M1, equation 4. With
+//! the defaults there is no lower bound, as there, and the cap is 5, as ScaleRL found it to be good; that is TRL's
+//! `epsilon_high = 5`, which states the cap itself.
 
-use super::{Clip, Norm, Objective, Sequence, Slopes, standardised};
+use super::{Clip, Norm, Objective, Sequence, Slopes};
 
 pub(super) struct Cispo;
 
 impl Objective for Cispo {
-    fn advantages(&self, rewards: &[f32]) -> Vec<f32> {
-        standardised(rewards)
+    fn weight(&self, _: usize, norm: Norm) -> f32 {
+        1.0 / norm.mean_tokens.max(1.0)
     }
-    fn slopes(&self, s: &Sequence, clip: Clip, norm: Norm) -> Slopes {
+    fn slopes(&self, s: &Sequence, clip: Clip, weight: f32) -> Slopes {
         let mut out = Slopes::default();
         for (new, old) in s.new.iter().zip(s.old) {
-            let (ratio, cap) = ((new - old).exp(), 1.0 + clip.high);
-            out.clipped += usize::from(ratio > cap);
-            out.slopes.push(-s.advantage * ratio.min(cap) / norm.tokens.max(1) as f32);
+            let ratio = (new - old).exp();
+            let held = ratio.clamp(1.0 - clip.low, 1.0 + clip.high);
+            out.clipped += usize::from(ratio != held);
+            out.slopes.push(-s.advantage * held * weight);
         }
         out
     }

@@ -20,7 +20,7 @@ use crate::rollout::{SampleSettings, sample};
 use crate::run::metrics::keys;
 use crate::run::recipe::{DistillMethod, DistillStage, Reference};
 use crate::speaker::{stop_tokens, teach_ends};
-use crate::step::{StepOptions, score};
+use crate::step::{StepOptions, score, split};
 
 /// Training problems of this stage come after those of rejection sampling.
 const FIRST_PROBLEM: u64 = 1 << 35;
@@ -146,11 +146,12 @@ fn logits_step(
         }
     }
     let batch = pack(&docs);
-    let total: f32 = batch.weights.iter().sum();
-    let weights: Vec<f32> = batch.weights.iter().map(|w| w / total).collect();
+    let (tokens, total) = (batch.tokens.len() as u64, batch.weights.iter().sum::<f32>());
     l.model.params_mut().zero_grads();
-    let segments = whole(&batch.lens);
-    let kl = {
+    let mut loss = 0.0;
+    for batch in split(batch, s.accumulate) {
+        let weights: Vec<f32> = batch.weights.iter().map(|w| w / total).collect();
+        let segments = whole(&batch.lens);
         let student = Tape::recording(l.model.params());
         let pass = l.model.forward(&student, &batch.tokens, &segments, Default::default(), None);
         let given = Tape::inference(teacher.params());
@@ -163,16 +164,15 @@ fn logits_step(
             &weights,
         );
         student.backward();
-        kl
-    };
-    let loss = kl.iter().zip(&weights).map(|(k, w)| f64::from(*k) * f64::from(*w)).sum();
+        loss += kl.iter().zip(&weights).map(|(k, w)| f64::from(*k) * f64::from(*w)).sum::<f64>();
+    }
     let report = l.optimizer.step(l.model.params_mut(), factor);
     let values = vec![(keys::LOSS, loss), ("grad_norm", f64::from(report.grad_norm))];
-    Ok(StepOutcome { values, tokens: 2 * batch.tokens.len() as u64, skipped: report.skipped, enough: false })
+    Ok(StepOutcome { values, tokens: 2 * tokens, skipped: report.skipped, enough: false })
 }
 
 /// Reverse KL on the student's own answers: the slope of `KL(student ‖ teacher)` by each sampled token's
-/// log-probability is the difference of the two log-probabilities.
+/// log-probability is the difference of the two log-probabilities, both at the temperature of the samples.
 fn on_policy_step(
     ctx: &Context,
     s: &DistillStage,
@@ -186,7 +186,8 @@ fn on_policy_step(
     let problems = (0..s.prompts as u64).map(|i| source.train(mix, FIRST_PROBLEM + l.cursor + i)).collect();
     l.cursor += s.prompts as u64;
     let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, step]).next_u64();
-    let sampling = Sampling { temperature: s.temperature as f32, ..Sampling::default() };
+    let temperature = s.temperature as f32;
+    let sampling = Sampling { temperature, ..Sampling::default() };
     let settings = SampleSettings { group: 1, max_new: s.max_new, sampling, seed };
     let (groups, sampled) =
         sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
@@ -198,7 +199,7 @@ fn on_policy_step(
         .map(|(prompt, c)| Rollout {
             prompt,
             completion: c.token_ids,
-            old: c.logprobs,
+            old: c.tempered_logprobs,
             reference: None,
             advantage: 0.0,
         })
@@ -206,9 +207,9 @@ fn on_policy_step(
     let total: usize = rollouts.iter().map(|r| r.completion.len()).sum();
     l.model.params_mut().zero_grads();
     let mut kl = 0.0;
-    for part in rollouts.chunks(64) {
+    for part in rollouts.chunks(rollouts.len().div_ceil(s.accumulate).clamp(1, 64)) {
         let flat = flatten(&part.iter().collect::<Vec<_>>());
-        let taught = score(teacher, &flat.tokens, &flat.targets, &flat.segments);
+        let taught = score(teacher, &flat.tokens, &flat.targets, &flat.segments, temperature);
         let tape = Tape::recording(l.model.params());
         let pass = l.model.forward(&tape, &flat.tokens, &flat.segments, Default::default(), None);
         let mut slopes = vec![0.0; flat.tokens.len()];
@@ -219,7 +220,8 @@ fn on_policy_step(
                 slopes[i] = gap / total as f32;
             }
         }
-        ops::seed_log_probs(l.model.params(), &pass.hidden, l.model.head(), &flat.targets, &slopes);
+        let (params, head) = (l.model.params(), l.model.head());
+        ops::seed_log_probs(params, &pass.hidden, head, &flat.targets, &slopes, temperature);
         tape.backward();
     }
     let report = l.optimizer.step(l.model.params_mut(), factor);

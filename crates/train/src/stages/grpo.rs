@@ -11,7 +11,7 @@ use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm, StepOutcome};
-use crate::objective::{Clip, Objective, objective};
+use crate::objective::{Clip, Norm, Objective, objective};
 use crate::policy::{PolicySettings, PolicyStats, Rollout, flatten, policy_step};
 use crate::rollout::{Group, SampleSettings, sample};
 use crate::run::metrics::keys;
@@ -133,14 +133,14 @@ fn one_step(
         let rewards: Vec<f32> =
             g.answers.iter().map(|a| a.reward.total - overlong(s, a.completion.token_ids.len())).collect();
         for (a, advantage) in g.answers.iter().zip(objective.advantages(&rewards)) {
-            let (completion, old) = (a.completion.token_ids.clone(), a.completion.logprobs.clone());
+            let (completion, old) = (a.completion.token_ids.clone(), a.completion.tempered_logprobs.clone());
             rollouts.push(Rollout { prompt: g.prompt.clone(), completion, old, reference: None, advantage });
         }
     }
     if let Some(reference) = reference {
-        with_reference(reference, &mut rollouts);
+        with_reference(reference, &mut rollouts, s.temperature as f32);
     }
-    let (stats, trained) = update(s, l, &rollouts, objective, factor);
+    let stats = update(s, l, &rollouts, objective, factor);
     let values = vec![
         (keys::REWARD, figures.reward),
         (keys::ACCURACY, figures.accuracy),
@@ -153,12 +153,13 @@ fn one_step(
         ("kl", stats.kl),
         ("clip_share", stats.clip_share),
         ("mismatched_logprobs", stats.mismatched as f64),
-        ("grad_norm", f64::from(stats.report.grad_norm)),
+        ("checked_logprobs", stats.checked as f64),
+        ("grad_norm", stats.grad_norm),
         ("learning_rate_factor", f64::from(factor)),
     ];
     // A step in which no group taught anything is no failure.
-    let skipped = stats.report.skipped && !stats.report.grad_norm.is_finite();
-    Ok(StepOutcome { values, tokens: sampled + trained as u64, skipped, enough: false })
+    let skipped = !stats.grad_norm.is_finite();
+    Ok(StepOutcome { values, tokens: sampled + stats.trained as u64, skipped, enough: false })
 }
 
 /// Groups to learn from, the tokens sampled for them, and the total and accuracy reward of every answer drawn.
@@ -212,53 +213,81 @@ fn overlong(s: &GrpoStage, len: usize) -> f32 {
     (s.overlong_penalty * over as f64 / s.overlong_buffer as f64) as f32
 }
 
-/// Fills in the reference model's log-probabilities.
-fn with_reference(reference: &Model, rollouts: &mut [Rollout]) {
+/// Fills in the reference model's log-probabilities at the temperature of the rollouts.
+fn with_reference(reference: &Model, rollouts: &mut [Rollout], temperature: f32) {
     for part in rollouts.chunks_mut(64) {
         let flat = flatten(&part.iter().collect::<Vec<_>>());
-        let stats = score(reference, &flat.tokens, &flat.targets, &flat.segments);
+        let stats = score(reference, &flat.tokens, &flat.targets, &flat.segments, temperature);
         for (r, rows) in part.iter_mut().zip(flat.predictions) {
             r.reference = Some(stats.logprobs[rows].to_vec());
         }
     }
 }
 
-/// `epochs · minibatches` optimizer steps; the statistics of the first, and the tokens trained on in all.
+/// What the optimizer steps on one rollout measured.
+#[derive(Default)]
+struct Updates {
+    /// Tokens trained on, and means over them.
+    trained: usize,
+    entropy: f64,
+    kl: f64,
+    clip_share: f64,
+    /// Of the first step, the only one whose weights are the sampler's: tokens whose log-probability was compared with
+    /// the sampler's, and those that differ.
+    checked: usize,
+    mismatched: usize,
+    /// The mean norm; not finite if that of any step was not.
+    grad_norm: f64,
+}
+
+/// `epochs · minibatches` optimizer steps.
 fn update(
     s: &GrpoStage,
     l: &mut Learner,
     rollouts: &[Rollout],
     objective: &dyn Objective,
     factor: f32,
-) -> (PolicyStats, usize) {
-    let mut first: Option<PolicyStats> = None;
-    let mut trained = 0;
+) -> Updates {
     // Whole groups stay together.
     let size = (rollouts.len() / s.group).div_ceil(s.minibatches).max(1) * s.group;
+    let tokens = |part: &[Rollout]| part.iter().map(|r| r.completion.len()).sum::<usize>();
+    let mean_tokens = tokens(rollouts) as f32 / rollouts.len().div_ceil(size) as f32;
+    let mut steps: Vec<PolicyStats> = Vec::new();
     for _ in 0..s.epochs {
         for part in rollouts.chunks(size) {
+            let norm = Norm { sequences: part.len(), tokens: tokens(part), mean_tokens, max_new: s.max_new };
             let part: Vec<&Rollout> = part.iter().collect();
             let settings = PolicySettings {
                 objective,
                 clip: Clip { low: s.clip_low as f32, high: s.clip_high as f32 },
                 kl: s.kl,
                 kl_coefficient: s.kl_coefficient as f32,
-                max_new: s.max_new,
-                sequences: part.len(),
-                tokens: part.iter().map(|r| r.completion.len()).sum(),
-                on_policy: first.is_none(),
+                norm,
+                temperature: s.temperature as f32,
+                on_policy: steps.is_empty(),
                 options: StepOptions {
                     recompute: s.recompute,
                     router_bias_rate: s.router_bias_rate as f32,
                     ..StepOptions::default()
                 },
             };
-            let stats = policy_step(&mut l.model, &mut l.optimizer, &part, &settings, factor);
-            trained += stats.trained_tokens;
-            first.get_or_insert(stats);
+            steps.push(policy_step(&mut l.model, &mut l.optimizer, &part, &settings, factor));
         }
     }
-    (first.expect("at least one minibatch"), trained)
+    let trained = steps.iter().map(|u| u.trained_tokens).sum();
+    let mean = |f: &dyn Fn(&PolicyStats) -> f64| {
+        steps.iter().map(|u| f(u) * u.trained_tokens as f64).sum::<f64>() / (trained as f64).max(1.0)
+    };
+    Updates {
+        trained,
+        entropy: mean(&|u| u.entropy),
+        kl: mean(&|u| u.kl),
+        clip_share: mean(&|u| u.clip_share),
+        checked: steps.first().map_or(0, |u| u.trained_tokens),
+        mismatched: steps.first().map_or(0, |u| u.mismatched),
+        grad_norm: steps.iter().map(|u| f64::from(u.report.grad_norm)).sum::<f64>()
+            / steps.len().max(1) as f64,
+    }
 }
 
 fn greedy_accuracy(ctx: &Context, s: &GrpoStage, l: &Learner) -> Result<f64, TrainError> {

@@ -124,8 +124,9 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
                 }
                 l.cursor += 1;
             }
-            // The bias of the routers stands still at the end (V3 report, section 4.2).
-            let router_bias_rate = if step * 10 >= scheduled * 9 { 0.0 } else { options.router_bias_rate };
+            // The bias of the routers rests at the end (V3 report, section 4.2).
+            let rests = step as f64 >= (1.0 - s.router_bias_rest) * scheduled as f64;
+            let router_bias_rate = if rests { 0.0 } else { options.router_bias_rate };
             let mtp_weight = if step.is_multiple_of(s.mtp_every) { options.mtp_weight } else { 0.0 };
             let loss_limit = l.loss_limit();
             let options = StepOptions { router_bias_rate, mtp_weight, loss_limit, ..options };
@@ -183,7 +184,7 @@ fn measure(l: &Learner, docs: &[Vec<u32>]) -> HeldOut {
     let mut losses = Vec::new();
     for part in docs.chunks(64) {
         let packed = pack(&part.iter().map(|ids| Document::plain(ids.clone())).collect::<Vec<_>>());
-        let stats = score(&l.model, &packed.tokens, &packed.targets, &whole(&packed.lens));
+        let stats = score(&l.model, &packed.tokens, &packed.targets, &whole(&packed.lens), 1.0);
         let mut at = 0;
         for len in packed.lens {
             losses

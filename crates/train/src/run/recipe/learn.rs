@@ -66,6 +66,8 @@ pub struct PretrainStage {
     pub schedule: Schedule,
     /// Step of the router's selection bias per optimizer step (DeepSeek-V3's gamma).
     pub router_bias_rate: f64,
+    /// The share of the schedule, at its end, over which that bias rests.
+    pub router_bias_rest: f64,
     /// Weight of the sequence-wise balance loss.
     pub balance_alpha: f64,
     /// Weight of the multi-token prediction loss.
@@ -108,6 +110,7 @@ impl Default for PretrainStage {
             optimizer: Optimizer::default(),
             schedule: Schedule::default(),
             router_bias_rate: 0.001,
+            router_bias_rest: 0.1,
             balance_alpha: 0.0001,
             mtp_weight: 0.3,
             mtp_every: 1,

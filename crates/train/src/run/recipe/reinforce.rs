@@ -28,7 +28,8 @@ pub struct GrpoStage {
     pub group: usize,
     /// The longest answer, in tokens.
     pub max_new: usize,
-    /// Temperature of the rollouts.
+    /// Temperature of the rollouts. The policy that is trained is the one that sampled: ratios, divergence and entropy are
+    /// those of the logits divided by it.
     pub temperature: f64,
     /// The objective.
     pub objective: Objective,
@@ -36,7 +37,8 @@ pub struct GrpoStage {
     pub clip_low: f64,
     /// How far above 1 the probability ratio may go before it is clipped; by default the objective's own.
     pub clip_high: f64,
-    /// Weight of the KL penalty against the reference model; 0 keeps no reference.
+    /// Weight of the KL penalty against the reference model, averaged as the objective averages its loss; 0 keeps no
+    /// reference.
     pub kl_coefficient: f64,
     /// How the KL divergence is estimated.
     pub kl: KlEstimate,
@@ -116,11 +118,14 @@ pub enum Objective {
     Grpo,
     /// Dr. GRPO: neither the deviation nor the answer's length divides.
     DrGrpo,
-    /// DAPO: the higher clip is looser, the loss is averaged over tokens.
+    /// DAPO: the higher clip is looser, the loss is averaged over the tokens of the whole rollout, whichever minibatch they
+    /// come in.
     Dapo,
+    /// As `grpo`, but averaged over the tokens of each minibatch (TRL's BNPO).
+    Bnpo,
     /// GSPO: one length-normalised ratio for a whole answer.
     Gspo,
-    /// CISPO: clips the weight and keeps every token's gradient.
+    /// CISPO: clips the weight and keeps every token's gradient. The cap is 1 + `clip_high`, which TRL calls `epsilon_high`.
     Cispo,
 }
 
@@ -130,7 +135,7 @@ pub enum Objective {
 pub enum KlEstimate {
     /// `r − log r − 1`, always positive.
     K3,
-    /// k3 times the probability ratio, whose gradient is unbiased off policy (DeepSeek-V3.2).
+    /// k3 times the token's probability ratio, whose gradient is unbiased off policy (DeepSeek-V3.2).
     Unbiased,
 }
 

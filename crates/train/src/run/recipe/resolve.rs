@@ -87,10 +87,10 @@ pub(super) fn numbers(recipe: &mut Recipe) {
         }
         if let Stage::Grpo(stage) = stage {
             let (low, high) = match stage.objective {
-                Objective::Grpo | Objective::DrGrpo => (0.2, 0.2),
+                Objective::Grpo | Objective::DrGrpo | Objective::Bnpo => (0.2, 0.2),
                 Objective::Dapo => (0.2, 0.28),
                 Objective::Gspo => (3e-4, 4e-4),
-                Objective::Cispo => (1.0, 0.28),
+                Objective::Cispo => (1.0, 4.0),
             };
             set(&mut stage.clip_low, low);
             set(&mut stage.clip_high, high);

@@ -74,7 +74,7 @@ pub struct DistillStage {
     pub prompts: usize,
     /// The longest answer, in tokens (method `on_policy`).
     pub max_new: usize,
-    /// Temperature of the student's samples (method `on_policy`).
+    /// Temperature of the student's samples, and of both models where they are compared (method `on_policy`).
     pub temperature: f64,
     /// Parts that a step is worked off in, to save memory.
     pub accumulate: usize,

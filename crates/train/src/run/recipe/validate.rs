@@ -171,6 +171,7 @@ fn pretrain(stage: &PretrainStage, at: &At<'_>, earlier: &Earlier<'_>) -> Checke
         ("accumulate", stage.accumulate as u64),
         ("mtp_every", stage.mtp_every),
     ])?;
+    at.number("router_bias_rest", stage.router_bias_rest, 0.0..=1.0)?;
     at.number("stop_after_tokens", stage.stop_after_tokens as f64, 0.0..=stage.tokens as f64)?;
     packing(stage.batch_tokens, stage.seq_len, stage.accumulate, at)?;
     at.number("checkpoint_seconds", stage.checkpoint_seconds, 0.0..)?;
