@@ -445,7 +445,8 @@ class Ours:
         sizes = sizes_of(args, kind) | ({"steps": 2} if kind == "grpo" and not args.quick else {})
         options = [x for k, v in sizes.items() for x in ("--" + k.replace("_", "-"), str(v))]
         config = str(HERE / f"{shape}.json")
-        self.command = [args.binary, "bench", kind, "--config", config, "--threads", str(args.threads), "--json", *options]
+        self.command = [args.binary, "bench", kind, "--config", config, "--threads", str(args.threads), "--device", "cpu",
+                        "--json", *options]
         self.times, self.rates, self.peak = [], [], 0
 
     def measure(self, timeout):

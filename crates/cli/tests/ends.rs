@@ -154,6 +154,33 @@ fn a_thought_that_the_prompt_opens_is_part_of_the_answer() {
     assert!(traces.contains(r"<think>\n</think><answer>4</answer>"), "{traces}");
 }
 
+/// An `eval` stage of a model from outside is in the closing table, with one sample too.
+#[test]
+fn an_eval_stage_of_a_model_from_outside_is_in_the_table() {
+    let tokenizer = tokenizer();
+    let dir = puppet(&tokenizer, "<|assistant|><think></think><answer>4</answer><|end|>");
+    let line = |i: usize| json!({"prompt": format!("Number {i}"), "answer": "4"}).to_string() + "\n";
+    std::fs::write(dir.path().join("mine.jsonl"), (1..=30).map(line).collect::<String>()).expect("written");
+    let recipe = dir.path().join("r.toml");
+    let text = format!(
+        "name = 'r'\n[problems]\njsonl = {:?}\nheld_out = 20\n[[stage]]\nkind = 'eval'\nof = {:?}\nmax_new = 8\n",
+        arg(&dir.path().join("mine.jsonl")),
+        arg(dir.path()),
+    );
+    std::fs::write(&recipe, text).expect("written");
+    for samples in ["1", "2"] {
+        let (out, set) = (dir.path().join(samples), format!("stage.eval.samples={samples}"));
+        let done = shoestring(&["run", arg(&recipe), "--out", arg(&out), "--set", &set]);
+        let said = String::from_utf8_lossy(&done.stdout);
+        let row = said.lines().find(|l| l.trim_start().starts_with(arg(dir.path()))).expect("a row");
+        assert!(row.contains("100.0 %"), "{said}");
+        assert!(!said.contains("text.toml"), "nothing that has to do with another run: {said}");
+        let report: Value =
+            serde_json::from_slice(&std::fs::read(out.join("report.json")).expect("read")).expect("JSON");
+        assert_eq!(report["evaluation"][arg(dir.path())]["problems"], 20);
+    }
+}
+
 /// A problem that leaves no room for an answer is named before the first step.
 #[test]
 fn a_prompt_that_is_too_long_is_named_before_the_first_step() {

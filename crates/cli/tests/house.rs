@@ -9,15 +9,17 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every crate and those of ours that it may import. `serve` is yet to come.
-const MAY_IMPORT: [(&str, &[&str]); 8] = [
-    ("shoestring-tensor", &[]),
-    ("shoestring-data", &[]),
-    ("shoestring-model", &["shoestring-tensor"]),
-    ("shoestring-tasks", &["shoestring-data"]),
+const MAY_IMPORT: [(&str, &[&str]); 9] = [
+    ("shoestring-ground", &[]),
+    ("shoestring-tensor", &["shoestring-ground"]),
+    ("shoestring-data", &["shoestring-ground"]),
+    ("shoestring-model", &["shoestring-tensor", "shoestring-ground"]),
+    ("shoestring-tasks", &["shoestring-data", "shoestring-ground"]),
     ("shoestring-engine", &["shoestring-model", "shoestring-tensor"]),
     (
         "shoestring-train",
         &[
+            "shoestring-ground",
             "shoestring-tensor",
             "shoestring-data",
             "shoestring-model",
@@ -29,6 +31,7 @@ const MAY_IMPORT: [(&str, &[&str]); 8] = [
     (
         "shoestring",
         &[
+            "shoestring-ground",
             "shoestring-tensor",
             "shoestring-data",
             "shoestring-model",

@@ -13,7 +13,7 @@ use crate::{DataError, Result};
 /// Endings that compressed files have behind their own.
 pub(crate) const PACKED: [&str; 7] = ["gz", "zst", "xz", "bz2", "lz4", "br", "zip"];
 
-/// A gzip file may unpack to so many times its size, and a little more. Text gives 3 to 10; only what was made for it gives
+/// A packed file may unpack to so many times its size, and a little more. Text gives 3 to 10; only what was made for it gives
 /// 1000, which would fill the memory of whoever reads it.
 const MOST_TIMES: u64 = 200;
 const LEAST_BYTES: u64 = 64 << 20;
@@ -32,6 +32,16 @@ const FOREIGN: [(&[u8], &str); 10] = [
     (b"\xfe\xff", "UTF-16 text"),
 ];
 
+/// What a packed file of this length may unpack to, in bytes.
+pub(crate) fn most_bytes(length: u64) -> u64 {
+    length.saturating_mul(MOST_TIMES).max(LEAST_BYTES)
+}
+
+/// What is said where it would be more.
+pub(crate) fn unpacks_to_too_much() -> String {
+    format!("it unpacks to more than {MOST_TIMES} times its size")
+}
+
 /// Opens a file as text.
 ///
 /// # Errors
@@ -44,7 +54,7 @@ pub fn open_text(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     let is_gzip = start.starts_with(b"\x1f\x8b");
     let whole = Cursor::new(start).chain(rest);
     let (start, rest): (Vec<u8>, Box<dyn Read + Send>) = if is_gzip {
-        let most = length.map_or(u64::MAX, |n| n.saturating_mul(MOST_TIMES).max(LEAST_BYTES));
+        let most = length.map_or(u64::MAX, most_bytes);
         let unpacked = Bounded { inner: MultiGzDecoder::new(BufReader::new(whole)), left: most };
         let (start, rest) = beginning(unpacked).map_err(io_error("read", path))?;
         (start, Box::new(rest))
@@ -78,9 +88,7 @@ struct Bounded<R> {
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(out)?;
-        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            io::Error::other(format!("it unpacks to more than {MOST_TIMES} times its size"))
-        })?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| io::Error::other(unpacks_to_too_much()))?;
         Ok(n)
     }
 }

@@ -25,7 +25,7 @@ pub mod split;
 pub mod tokenizer;
 
 pub use chat::{
-    Conversation, DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Given, Message, Sample, encode_chat,
+    Conversation, DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Given, Message, Sample, chat_len, encode_chat,
     encode_prompt, fields_left_out, render_chat,
 };
 pub use corpus::{Corpus, TextDocument, read_texts, read_texts_with};

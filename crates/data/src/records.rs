@@ -6,14 +6,13 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parquet::record::Row;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::atomic::AtomicFile;
 use crate::error::io_error;
 use crate::input::open_text;
-use crate::parquet_rows::{ParquetRows, to_json};
+use crate::parquet_rows::ParquetRows;
 use crate::{DataError, Result};
 
 /// The longest line that is read, in bytes: a guard against a file without line ends filling the memory.
@@ -71,7 +70,7 @@ pub struct Records<T> {
 
 enum Source {
     Lines { reader: Box<dyn BufRead + Send>, buffer: Vec<u8> },
-    Rows { file: Box<ParquetRows>, group: std::vec::IntoIter<Row> },
+    Rows(Box<ParquetRows>),
 }
 
 impl<T: DeserializeOwned> Records<T> {
@@ -82,8 +81,7 @@ impl<T: DeserializeOwned> Records<T> {
     pub fn open(path: &Path, columns: &[&str]) -> Result<Records<T>> {
         let is_parquet = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"));
         let source = if is_parquet {
-            let file = Box::new(ParquetRows::open(path, columns)?);
-            Source::Rows { file, group: Vec::new().into_iter() }
+            Source::Rows(Box::new(ParquetRows::open(path, columns)?))
         } else {
             Source::Lines { reader: open_text(path)?, buffer: Vec::new() }
         };
@@ -95,19 +93,16 @@ impl<T: DeserializeOwned> Records<T> {
     fn read(&mut self) -> Result<Option<(Place, T)>> {
         match &mut self.source {
             Source::Lines { reader, buffer } => read_line(&mut self.place, reader, buffer),
-            Source::Rows { file, group } => loop {
-                if let Some(row) = group.next() {
-                    let place = self.place.clone();
-                    self.place.number += 1;
-                    let value = to_json(&row).map_err(|problem| place.error(problem))?;
-                    let record = serde_json::from_value(value).map_err(|e| {
-                        place.error(format!("not of the expected form: {}", without_position(&e)))
-                    })?;
-                    return Ok(Some((place, record)));
-                }
-                let Some(next) = file.next_group()? else { return Ok(None) };
-                *group = next.into_iter();
-            },
+            Source::Rows(rows) => {
+                let Some(row) = rows.next()? else { return Ok(None) };
+                let place = self.place.clone();
+                self.place.number += 1;
+                let value = row.map_err(|problem| place.error(problem))?;
+                let record = serde_json::from_value(value).map_err(|e| {
+                    place.error(format!("not of the expected form: {}", without_position(&e)))
+                })?;
+                Ok(Some((place, record)))
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Held-out splits and shuffles that are pure functions of a seed: no state to save, the same on every
 //! platform, and random access without memory for the whole order.
 
+use ground::seeds::{FNV, GOLDEN, fnv, mix};
+
 /// Says whether the example with this key belongs to the held-out part, which holds one in `one_in`.
 ///
 /// The answer depends on the bytes of the key and the seed alone, so an example stays on its side when others
@@ -46,22 +48,9 @@ pub fn permutation(seed: u64, epoch: u64, n: u64) -> impl Fn(u64) -> u64 + Clone
     }
 }
 
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// The finaliser of SplitMix64: a bijection on 64 bits in which every input bit reaches every output bit.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// FNV-1a over the bytes, started and finished with the seed mixed in.
 pub fn hash_bytes(bytes: &[u8], seed: u64) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325 ^ mix(seed.wrapping_add(GOLDEN));
-    for &byte in bytes {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    mix(hash)
+    mix(fnv(FNV ^ mix(seed.wrapping_add(GOLDEN)), bytes))
 }
 
 #[cfg(test)]

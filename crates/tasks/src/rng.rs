@@ -1,36 +1,28 @@
 //! xoshiro256** seeded by splitmix64: every problem is a pure function of the words it is seeded with.
 
+use ground::seeds::{FNV, GOLDEN, fnv, mix};
+
 /// A small deterministic random number generator (Blackman and Vigna, xoshiro256**).
 #[derive(Clone, Debug)]
 pub struct Rng {
     state: [u64; 4],
 }
 
-/// One step of splitmix64's output function; a good mixer of 64-bit words.
-pub(crate) fn mix64(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// A stable 64-bit hash of text (FNV-1a, then mixed). Stable across versions: the train/held-out split rests on it.
 pub(crate) fn hash_text(text: &str) -> u64 {
-    let fnv = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    mix64(fnv)
+    mix(fnv(FNV, text.as_bytes()))
 }
 
 impl Rng {
     /// A generator whose stream is determined by all of `words`, in order.
     pub fn new(words: &[u64]) -> Rng {
-        let mut h = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut h = GOLDEN;
         for &w in words {
-            h = mix64(h ^ mix64(w.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_add(h.rotate_left(17)));
+            h = mix(h ^ mix(w.wrapping_add(GOLDEN)).wrapping_add(h.rotate_left(17)));
         }
         let mut next = || {
-            h = h.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            mix64(h)
+            h = h.wrapping_add(GOLDEN);
+            mix(h)
         };
         Rng { state: [next(), next(), next(), next()] }
     }
@@ -98,7 +90,7 @@ mod tests {
         let first: Vec<u64> = (0..4).map(|_| rng.next_u64()).collect();
         assert_eq!(first, (0..4).map(|_| again.next_u64()).collect::<Vec<_>>());
         assert_ne!(first, (0..4).map(|_| other.next_u64()).collect::<Vec<_>>());
-        assert_eq!(hash_text(""), mix64(0xcbf2_9ce4_8422_2325));
+        assert_eq!(hash_text(""), mix(FNV));
     }
 
     #[test]

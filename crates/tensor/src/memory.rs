@@ -111,7 +111,7 @@ impl Data {
                 gpu.copy(from.at(0), copy.on(gpu).at(0), self.len);
                 copy
             }
-            _ => Buf::copy_of(self.host()).into(),
+            _ => Data { gpu: self.gpu.clone(), ..Buf::copy_of(self.host()).into() },
         }
     }
 }

@@ -66,7 +66,7 @@ pub struct Params {
 }
 
 /// Why a lock on a model's memory is never poisoned.
-const UNPOISONED: &str = "no op panics while it holds the gradients or the panels";
+const UNPOISONED: &str = "a panic while the gradients or the panels are held ends the process";
 
 /// A part of the gradient arena, held by one op at a time.
 pub struct Grads<'a> {
@@ -85,6 +85,11 @@ impl DerefMut for Grads<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
         &mut self.arena.host_mut()[self.part.clone()]
     }
+}
+
+/// Panics if a weight does not lie in an arena of `len` values.
+fn lies_in(w: Weight, len: usize) {
+    assert!(w.offset + w.len() <= len, "{w:?} in an arena of {len} values");
 }
 
 impl Params {
@@ -157,15 +162,19 @@ impl Params {
     }
     /// Where a weight lies on the GPU.
     pub(crate) fn on(&self, gpu: &Gpu, w: Weight) -> Ptr {
+        lies_in(w, self.data.len());
         self.data.on(gpu).at(w.offset)
     }
     /// Where a weight lies on the GPU as a factor of products.
     pub(crate) fn factor_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
+        lies_in(w, self.data.len());
         self.data.operand(gpu).at(w.offset)
     }
     /// Where a weight's gradient lies on the GPU, to be added to there.
     pub(crate) fn grad_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
-        self.grads.lock().expect(UNPOISONED).on_mut(gpu).at(w.offset)
+        let mut grads = self.grads.lock().expect(UNPOISONED);
+        lies_in(w, grads.len());
+        grads.on_mut(gpu).at(w.offset)
     }
     /// Gives the gradients memory (once) and sets them to zero.
     pub fn zero_grads(&mut self) {

@@ -1,15 +1,11 @@
 //! Random numbers that are a pure function of a seed and a position, so that a resumed run draws the same.
 
+use ground::seeds::{GOLDEN, mix};
+
 /// A counter-based generator (SplitMix64 over a 64-bit counter).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rng {
     state: u64,
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 impl Rng {
@@ -18,23 +14,19 @@ impl Rng {
 
     /// The stream of a seed.
     pub fn new(seed: u64) -> Rng {
-        Rng { state: mix(seed ^ 0x9e37_79b9_7f4a_7c15) }
+        Rng { state: mix(seed ^ GOLDEN) }
     }
     /// The stream of a seed and a path of numbers, such as (step, sample).
     pub fn at(seed: u64, path: &[u64]) -> Rng {
-        Rng {
-            state: path
-                .iter()
-                .fold(mix(seed ^ 0x9e37_79b9_7f4a_7c15), |s, &p| mix(s ^ mix(p.wrapping_add(1)))),
-        }
+        Rng { state: path.iter().fold(mix(seed ^ GOLDEN), |s, &p| mix(s ^ mix(p.wrapping_add(1)))) }
     }
     /// Passes over as many calls of [`Rng::next_u64`].
     pub fn skip(&mut self, calls: u64) {
-        self.state = self.state.wrapping_add(calls.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        self.state = self.state.wrapping_add(calls.wrapping_mul(GOLDEN));
     }
     /// 64 uniform bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.state = self.state.wrapping_add(GOLDEN);
         mix(self.state)
     }
     /// Uniform in [0, 1) with 24 bits.

@@ -17,7 +17,7 @@ pub(crate) struct Grad(Arc<Mutex<Option<Arc<Data>>>>);
 
 impl Grad {
     fn slot(&self) -> MutexGuard<'_, Option<Arc<Data>>> {
-        self.0.lock().expect("no op panics while it holds a gradient")
+        self.0.lock().expect("a panic while a gradient is held ends the process")
     }
     /// Takes the gradient out, if any op has produced one.
     pub(crate) fn take(&self) -> Option<Arc<Data>> {

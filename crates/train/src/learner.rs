@@ -8,7 +8,7 @@ use engine::{Engine, Request, Sampling};
 use model::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tensor::operations;
+use tensor::{Gpu, Math, operations};
 
 use crate::TrainError;
 use crate::context::{Context, Progress};
@@ -111,6 +111,14 @@ impl Learner {
         self.usual_loss = if self.usual_loss.is_finite() { 0.8 * self.usual_loss + 0.2 * loss } else { loss };
     }
 
+    /// How the device calculates, as `--math` names it.
+    fn math(&self) -> &'static str {
+        match self.model.params().gpu().map(Gpu::math) {
+            None | Some(Math::Exact) => "exact",
+            Some(Math::Fast) => "fast",
+        }
+    }
+
     fn save(
         &self,
         stage: &str,
@@ -131,6 +139,7 @@ impl Learner {
             "figures": self.figures,
             "guard": self.guard,
             "ended": kind == Kind::End,
+            "math": self.math(),
         });
         let sections = [self.model.params().data(), first, second];
         Ok(checkpoint::save(dir, step, kind == Kind::Anchor, state, &sections)?)
@@ -141,9 +150,17 @@ impl Learner {
         dir: &std::path::Path,
         anchors: bool,
     ) -> Result<Option<(u64, Value, usize)>, TrainError> {
+        let math = self.math();
         let (first, second, steps) = self.optimizer.state_mut();
         let mut sections = [self.model.params_mut().data_mut(), first, second];
         let Some(loaded) = checkpoint::load(dir, anchors, &mut sections)? else { return Ok(None) };
+        let (was, is) = (loaded.state["math"].as_str().unwrap_or("exact"), math);
+        if was != is {
+            return Err(TrainError::Recipe(format!(
+                "the stage was begun in {was} mode and would go on in {is} mode, with other bits: run it with \
+                 `--math {was}`"
+            )));
+        }
         *steps = loaded.state["optimizer_steps"].as_u64().unwrap_or(loaded.step);
         self.cursor = loaded.state["cursor"].as_u64().unwrap_or(0);
         self.usual_loss = loaded.state["usual_loss"].as_f64().unwrap_or(f64::INFINITY);

@@ -183,10 +183,15 @@ pub fn training_bytes(config: &ModelConfig, copies: usize, held: usize) -> f64 {
     4.0 * (copies as f64 * parameters + per_token * held as f64) + 64e6
 }
 
-/// Refuses a recipe that would need more memory than it allows itself or than is free.
+/// Refuses a recipe that would need more memory than it allows itself or than is free; on a GPU, than that has.
 pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
-    let free = available_bytes().unwrap_or(f64::INFINITY);
-    let have = free.min(recipe.machine.memory_gib * (1u64 << 30) as f64);
+    let have = match tensor::device(0) {
+        Some(gpu) => gpu.info().memory as f64,
+        None => {
+            let allowed = recipe.machine.memory_gib * (1u64 << 30) as f64;
+            available_bytes().unwrap_or(f64::INFINITY).min(allowed)
+        }
+    };
     for p in plan(recipe)? {
         if p.memory_bytes > have {
             let gib = |b: f64| b / (1u64 << 30) as f64;

@@ -3,6 +3,7 @@
 //! Everything here is a pure function; the bootstrap draws from a fixed seed, so that the same measurements
 //! always give the same interval.
 
+use ground::seeds::{GOLDEN, mix};
 use serde::{Deserialize, Serialize};
 
 /// The normal quantile of a two-sided 95 % interval.
@@ -173,10 +174,8 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0 = self.0.wrapping_add(GOLDEN);
+        mix(self.0)
     }
 
     /// A number below `bound`, by the high half of a product.

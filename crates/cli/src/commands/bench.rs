@@ -11,7 +11,7 @@ use model::{Model, ModelConfig};
 use serde_json::{Value, json};
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
 use tensor::operations::{self, Counts};
-use tensor::{Buf, Gpu, Params, Rng, Tape, Tensor, ops};
+use tensor::{Buf, Gpu, Math, Params, Rng, Tape, Tensor, ops};
 use train::objective::{Clip, Norm, ObjectiveKind, kl::KlKind, objective};
 use train::optim::Optimizer;
 use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
@@ -134,9 +134,9 @@ pub fn run(bench: &Bench) -> Result<()> {
                 .chain(larger)
                 .map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(gpu.as_ref(), m, k, n, 0.4)}))
                 .collect();
-            let out =
-                json!({"device": device_name(), "threads": tensor::threads::threads(), "shapes": shapes});
-            Output::new(*json).table(&format!("matrix product, f32, {}", device_name()), &out, "shapes")
+            let math = math_name(gpu.as_ref());
+            let out = json!({"device": device_name(), "math": math, "threads": tensor::threads::threads(), "shapes": shapes});
+            Output::new(*json).table(&format!("matrix product, {math}, {}", device_name()), &out, "shapes")
         }
         Bench::Train { model, batch, seq, steps } => bench_train(model, *batch, *seq, *steps),
         Bench::Generate { model, prompts, prompt_len, max_new } => {
@@ -168,6 +168,14 @@ fn device_name() -> String {
     tensor::device(0).map_or_else(|| format!("{:?}", tensor::cpu::simd::isa()), |gpu| gpu.info().name.clone())
 }
 
+/// How the device calculates.
+fn math_name(gpu: Option<&Gpu>) -> &'static str {
+    match gpu.map(Gpu::math) {
+        None | Some(Math::Exact) => "exact",
+        Some(Math::Fast) => "fast",
+    }
+}
+
 /// Products on the GPU, many in a row, as the best round within about `seconds` did them.
 fn gflops_on(gpu: &Gpu, m: usize, k: usize, n: usize, seconds: f64) -> f64 {
     let mut rng = Rng::new(1);
@@ -177,6 +185,8 @@ fn gflops_on(gpu: &Gpu, m: usize, k: usize, n: usize, seconds: f64) -> f64 {
     let mut x = Buf::new(m * k);
     x.iter_mut().for_each(|x| *x = rng.uniform() - 0.5);
     let (tape, x, w) = (Tape::inference(&params), Tensor::constant(x, m, k), params.weight("w"));
+    // The first one looks for the fastest way.
+    drop(ops::linear(&tape, &x, w, None));
     let (start, mut best) = (Instant::now(), f64::MAX);
     let rounds = (5e10 / (m * k * n) as f64).clamp(1.0, 20.0) as usize;
     while best == f64::MAX || start.elapsed().as_secs_f64() < seconds {
@@ -229,14 +239,18 @@ pub fn ceiling(parameters: usize) -> f64 {
 /// A random model whose optimizer state (`copies` of the weights), `trained` tokens of activations and `cached` tokens
 /// of keys and values fit this machine.
 fn load(args: &ModelArgs, copies: usize, trained: usize, cached: usize) -> Result<Model> {
+    if args.profile && tensor::device(0).is_none() {
+        bail!("--profile measures the kernels of a GPU: name one with --device");
+    }
     let config = ModelConfig::load(&args.config)?;
     let sizes = inspect(&config, 1);
     let cache = sizes.kv_cache.expanded_f32 as f64 * cached as f64;
     let need = training_bytes(&config, copies, trained) + cache;
-    if let Some(free) = available_bytes().filter(|free| need > *free) {
+    let free = tensor::device(0).map(|gpu| gpu.info().memory as f64).or_else(available_bytes);
+    if let Some(free) = free.filter(|free| need > *free) {
         let gib = |bytes: f64| bytes / f64::from(1u32 << 30);
         bail!(
-            "{} would take about {:.1} GiB of memory, but {:.1} GiB are free: choose a smaller model, or less at a time",
+            "{} would take about {:.1} GiB of memory, but {:.1} GiB are there: choose a smaller model, or less at a time",
             args.config.display(),
             gib(need),
             gib(free)
@@ -261,17 +275,21 @@ fn report(
     more: Value,
 ) -> Result<()> {
     let peak = peak_memory_bytes();
+    let gpu = tensor::device(parameters);
+    // Before the ceiling is measured, which takes memory too.
+    let held = gpu.as_ref().map(|gpu| gpu.held());
     let rate = counts.total() as f64 / seconds;
     let mut out = json!({
         "config": args.config.display().to_string(),
         "device": device_name(),
+        "math": math_name(gpu.as_ref()),
         "threads": tensor::threads::threads(),
         "tokens_per_second": tokens / seconds,
         "seconds_per_step": seconds / steps as f64,
         "operations_per_second": rate,
         "ceiling_share": rate / ceiling(parameters),
         "peak_memory_bytes": peak,
-        "gpu_memory_bytes": tensor::device(parameters).map(|gpu| gpu.held()),
+        "gpu_memory_bytes": held,
     });
     if let (Some(out), Value::Object(more)) = (out.as_object_mut(), more) {
         out.extend(more);

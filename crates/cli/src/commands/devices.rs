@@ -22,9 +22,10 @@ pub struct Devices {
     emulator_source: bool,
 }
 
-/// Most operations per second on f32, by the cores' count and clock: a multiply-add for each of 128 a cycle.
+/// Most operations per second on f32, by the cores' count and clock: a multiply-add for each a cycle.
 fn ceiling(d: &DeviceInfo) -> f64 {
-    f64::from(d.multiprocessors) * 128.0 * 2.0 * f64::from(d.clock_khz) * 1e3
+    let cores = if d.capability == (8, 0) { 64.0 } else { 128.0 };
+    f64::from(d.multiprocessors) * cores * 2.0 * f64::from(d.clock_khz) * 1e3
 }
 
 fn describe(d: &DeviceInfo) -> Value {
@@ -64,6 +65,7 @@ pub fn run(a: &Devices) -> Result<()> {
             "gpus": gpus.as_ref().map_or(Vec::new(), |list| list.iter().map(describe).collect()),
             "missing": gpus.as_ref().err().or(compiler.as_ref().err()).map(|e| e.to_string()),
             "compiler": compiler.ok(),
+            "cublaslt": Gpu::library().ok(),
         }));
     }
     line(&format!("cpu      {isa}, {threads} threads"))?;
@@ -80,12 +82,24 @@ pub fn run(a: &Devices) -> Result<()> {
                     d.driver.0,
                     d.driver.1,
                 ))?;
+                if let Err(e) = d.check() {
+                    line(&format!("         {e}"))?;
+                }
+            }
+            if list.is_empty() {
+                line("no GPU   the NVIDIA driver lists none")?;
             }
         }
         Err(e) => line(&format!("no GPU   {e}"))?,
     }
     match &compiler {
-        Ok(version) => line(&format!("kernels  compiled at first use by NVRTC {version}"))?,
+        Ok(version) => {
+            line(&format!("kernels  compiled at first use by NVRTC {version}"))?;
+            line(&match Gpu::library() {
+                Ok(version) => format!("products cuBLASLt {version} where it gives the same bits"),
+                Err(reason) => format!("products our own ({reason})"),
+            })?;
+        }
         Err(e) if gpus.is_ok() => line(&format!("kernels  {e}"))?,
         Err(_) => {}
     }

@@ -160,7 +160,8 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         recipe.stages.iter().rev().find_map(|s| if let Stage::Eval(e) = s { Some(e.samples) } else { None });
     if let Some(k) = samples {
         let heads = match k {
-            1 => ["pass@1".to_owned(), String::new(), "one sample".to_owned()],
+            // The report has the greedy answers' share alone then.
+            1 => ["pass@1".to_owned(), String::new(), String::new()],
             k => ["pass@1".to_owned(), format!("pass@{k}"), format!("maj@{k}")],
         };
         line(
@@ -180,12 +181,13 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
                 .find(|(k, _)| k.starts_with(prefix) && *k != "pass@1");
             found.map_or_else(String::new, |(_, v)| show(v))
         };
-        line(&format!(
+        let row = format!(
             "  {name:<20} {:<18} {:<18} {}",
             show(&scores["pass@1"]),
             column("pass@"),
             column("maj@")
-        ))?;
+        );
+        line(row.trim_end())?;
     }
     for c in report["claims"].as_array().into_iter().flatten() {
         let mark = if c["shown"].as_bool() == Some(true) { "shown    " } else { "not shown" };

@@ -1,6 +1,5 @@
 //! `score`: log-probabilities of given tokens by the trainer's forward pass.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -139,18 +138,12 @@ fn write_logits(path: &Path, logits: &[f32], rows: usize, vocab: usize) -> std::
     let header = serde_json::json!({"logits": {"dtype": "F32", "shape": [rows, vocab], "data_offsets": [0, 4 * logits.len()]}});
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(format!(".tmp{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let write = || {
-        let mut file = File::create(&temporary)?;
+    ground::atomic::replace_with(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         for part in logits.chunks(1 << 16) {
             file.write_all(&part.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
         }
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+        Ok(())
+    })
 }

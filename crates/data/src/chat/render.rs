@@ -50,6 +50,20 @@ pub(super) fn render(
 
     bounds::install(&mut env, bounds::BASE_WEIGHT + 16 * messages.len() as u64 + content as u64 / 4);
 
+    // Python's None has no items, and Jinja's undefined has none of them.
+    env.add_test("iterable", |value: &Value| {
+        !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
+    });
+    for name in ["length", "count"] {
+        env.add_filter(name, |value: &Value| match value.len() {
+            Some(length) => Ok(length),
+            None if value.is_undefined() => Ok(0),
+            None => {
+                let problem = format!("a value of the kind {} has no length", value.kind());
+                Err(Error::new(ErrorKind::InvalidOperation, problem))
+            }
+        });
+    }
     env.add_function("strftime_now", |format: &str| strftime_now(format));
 
     // As Jinja reads any file.

@@ -484,6 +484,10 @@ fn templates_are_read_as_jinja_reads_them() {
     }
     assert_eq!(show("{{ '😀' | tojson(ensure_ascii=true) }}"), r#""\ud83d\ude00""#);
     assert!(show("{{ strftime_now('%Y-%m-%d') }}").starts_with("20"));
+    let iterable = "{{ none is iterable }} {{ tools is iterable }} {{ 'x' is iterable }} {{ [] is iterable }} {{ 1 is iterable }}";
+    assert_eq!(show(iterable), "False False True True False");
+    assert_eq!(show("{{ nothing | length }}{{ 'äb' | length }}{{ {'a': 1} | count }}"), "021");
+    assert!(render_chat(&with_template("{{ none | length }}"), &[Message::user("x")], false).is_err());
 }
 
 /// Protects: what the engine's compiler would go down too deeply, for which there is no error to catch, is refused before.

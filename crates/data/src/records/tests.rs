@@ -170,6 +170,29 @@ fn binary_columns_are_text() {
     assert!(e.contains("x.parquet row 1: column `prompt` holds bytes that are not UTF-8"), "{e}");
 }
 
+/// Protects: a long text that a dictionary repeats without end is not unpacked without end.
+#[test]
+fn a_dictionary_does_not_fill_the_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bomb.parquet");
+    let schema = Arc::new(parse_message_type("message schema { required binary text (UTF8); }").unwrap());
+    let mut writer =
+        SerializedFileWriter::new(fs::File::create(&path).unwrap(), schema, Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let values = vec![ByteArray::from("x".repeat(1 << 16).into_bytes()); 2000];
+    column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    assert!(fs::metadata(&path).unwrap().len() < 200_000, "the text is there once");
+    let mut records = Records::<serde_json::Value>::open(&path, &["text"]).unwrap();
+    let (read, error) = (records.by_ref().take_while(|r| r.is_ok()).count(), records.next());
+    assert!((1000..1100).contains(&read) && error.is_none(), "{read}");
+    let error = Records::<serde_json::Value>::open(&path, &[]).unwrap().find_map(|r| r.err()).unwrap();
+    assert!(error.to_string().contains("more than 200 times its size"), "{error}");
+}
+
 /// Protects: a damaged Parquet file gives an error or rows, never a panic that leaves this crate.
 #[test]
 fn damaged_parquet_does_not_panic() {

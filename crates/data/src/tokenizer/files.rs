@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Names, Tokenizer};
+use super::{Names, Tokenizer, limits};
 use crate::atomic::write_file;
 use crate::error::{guard, io_error};
 use crate::{DataError, Result};
@@ -35,6 +35,8 @@ impl Tokenizer {
         let path = dir.join(TOKENIZER);
         let problem = |problem| DataError::TokenizerFile { path: path.clone(), problem };
         let text = read(&path)?;
+        let steps: limits::Steps = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
+        limits::check(&steps).map_err(problem)?;
         let inner: tokenizers::Tokenizer = guard(|| text.parse::<tokenizers::Tokenizer>())
             .and_then(|t| t.map_err(|e| e.to_string()))
             .map_err(problem)?;

@@ -6,6 +6,7 @@
 
 mod encode;
 mod files;
+mod limits;
 mod stream;
 mod train;
 

@@ -357,3 +357,17 @@ fn ids_without_a_row_are_neither_typed_nor_named() {
     assert!(e.contains("\"<more>\"") && e.contains("has no row"), "{e}");
     assert!(t.with_rows(vocabulary - 1).is_none());
 }
+
+/// Protects: a text without a blank trains in time that grows with its length, not with its square.
+#[test]
+fn a_word_without_end_is_trained_on_in_pieces() {
+    let mut state = 1u64;
+    let mut letter = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b'a' + (state >> 33) as u8 % 26)
+    };
+    let word: String = (0..400_000).map(|_| letter()).collect();
+    let begin = std::time::Instant::now();
+    Tokenizer::train(std::iter::once(word), &TrainOptions::reasoning(1000)).unwrap();
+    assert!(begin.elapsed() < std::time::Duration::from_secs(30), "{:?}", begin.elapsed());
+}

@@ -19,6 +19,9 @@ use crate::{DataError, Result};
 /// them where a digit follows, so that ` + ` between two numbers is one token and not three.
 const PIECES: &str = r"\p{N}| ?[^\s\p{L}\p{N}]+ (?=\p{N})| ?\p{L}+ (?=\p{N})| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+";
 
+/// The longest run of letters, blanks or signs, in characters, that is learned from in one piece.
+const LONGEST_RUN: usize = 1000;
+
 /// What to train.
 #[derive(Clone, Debug, Default)]
 pub struct TrainOptions {
@@ -185,5 +188,22 @@ fn pieces_between(text: String, named: &[&String]) -> Vec<String> {
         }
     }
     pieces.retain(|p| !p.is_empty());
-    pieces
+    pieces.iter().flat_map(|p| without_long_runs(p)).map(str::to_owned).collect()
+}
+
+/// A text, cut where letters, blanks or signs go on for longer than any word: the time of training grows with the square of
+/// the longest.
+fn without_long_runs(text: &str) -> Vec<&str> {
+    let class = |c: char| (c.is_alphabetic(), c.is_whitespace(), c.is_numeric());
+    let (mut parts, mut start, mut run, mut last) = (Vec::new(), 0, 0, None);
+    for (at, c) in text.char_indices() {
+        run = if last == Some(class(c)) { run + 1 } else { 1 };
+        last = Some(class(c));
+        if run > LONGEST_RUN {
+            parts.push(&text[start..at]);
+            (start, run) = (at, 1);
+        }
+    }
+    parts.push(&text[start..]);
+    parts
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{FileError, TensorReport, WeightsReader, atomic};
+use super::{FileError, TensorReport, WeightsReader};
 use crate::config::keys::Keys;
 use crate::config::{ConfigError, ModelConfig, read_json, tensor_specs, tensors, write::token_ids};
 
@@ -224,7 +224,7 @@ pub fn read_generation_config(dir: &Path, config: &ModelConfig) -> Result<Genera
 /// Writes `generation_config.json`, leaving out what is `None`.
 pub fn write_generation_config(dir: &Path, generation: &GenerationConfig) -> Result<(), FileError> {
     let text = format!("{:#}\n", generation.to_json());
-    atomic::replace(&dir.join(GENERATION_FILE), text.as_bytes())
+    replace(&dir.join(GENERATION_FILE), &text)
 }
 
 /// Writes `config.json`, with the type that the weights are stored in.
@@ -234,5 +234,9 @@ pub fn write_config(dir: &Path, config: &ModelConfig, weights: super::WeightType
         super::WeightType::F32 => json!("float32"),
         super::WeightType::Bf16 => json!("bfloat16"),
     };
-    atomic::replace(&dir.join("config.json"), format!("{value:#}\n").as_bytes())
+    replace(&dir.join("config.json"), &format!("{value:#}\n"))
+}
+
+fn replace(path: &Path, text: &str) -> Result<(), FileError> {
+    ground::atomic::replace(path, text.as_bytes()).map_err(FileError::io("write", path))
 }

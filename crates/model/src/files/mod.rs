@@ -4,7 +4,6 @@
 //! anything is allocated, nothing is executed, and what is refused is refused with the file, the tensor and
 //! what was expected. Everything written here is written under a temporary name, synced and renamed.
 
-mod atomic;
 mod error;
 mod header;
 pub mod hf;

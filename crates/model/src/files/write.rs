@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use ground::atomic::{self, PendingFile};
 use half::bf16;
 use serde_json::{Map, Value, json};
 
 use super::FileError;
-use super::atomic::{self, PendingFile};
 use super::weights::{INDEX_FILE, SINGLE_FILE};
 
 /// How numbers are stored.
@@ -93,7 +93,9 @@ pub fn write_weights<'a>(
     let mut weight_map = Map::new();
     let mut bytes = 0;
     for (i, shard) in shards.iter().enumerate() {
-        pending.push(PendingFile::write(dir.join(file_name(i)), |file| write_shard(file, shard))?);
+        let path = dir.join(file_name(i));
+        let written = PendingFile::write(&path, |file| write_shard(file, shard));
+        pending.push(written.map_err(FileError::io("write", &path))?);
         for item in shard {
             weight_map.insert(item.name.to_owned(), file_name(i).into());
             bytes += item.bytes();
@@ -103,21 +105,23 @@ pub fn write_weights<'a>(
     let files: Vec<String> = (0..count).map(file_name).collect();
     if count > 1 {
         // An index left over would join new shards to old ones.
-        atomic::remove(&dir.join(INDEX_FILE))?;
-        atomic::sync_folder(dir)?;
+        remove(&dir.join(INDEX_FILE))?;
+        sync(dir)?;
     }
-    pending.into_iter().try_for_each(PendingFile::publish)?;
-    atomic::sync_folder(dir)?;
+    pending.into_iter().try_for_each(PendingFile::publish).map_err(FileError::io("write", dir))?;
+    sync(dir)?;
     if count > 1 {
         let index = json!({ "metadata": { "total_size": bytes }, "weight_map": weight_map });
-        atomic::replace(&dir.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?;
+        let path = dir.join(INDEX_FILE);
+        let written = atomic::replace(&path, format!("{index:#}\n").as_bytes());
+        written.map_err(FileError::io("write", &path))?;
         // A single file has precedence when read: until here it kept the old weights readable.
-        atomic::remove(&dir.join(SINGLE_FILE))?;
+        remove(&dir.join(SINGLE_FILE))?;
     } else {
-        atomic::remove(&dir.join(INDEX_FILE))?;
+        remove(&dir.join(INDEX_FILE))?;
     }
     remove_stale_shards(dir, &files)?;
-    atomic::sync_folder(dir)?;
+    sync(dir)?;
     Ok(WrittenWeights { files, bytes })
 }
 
@@ -208,7 +212,7 @@ fn remove_stale_shards(dir: &Path, current: &[String]) -> Result<(), FileError> 
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_shard_name(&name) && !current.contains(&name) {
-            atomic::remove(&entry.path())?;
+            remove(&entry.path())?;
         }
     }
     Ok(())
@@ -219,4 +223,12 @@ fn is_shard_name(name: &str) -> bool {
     let number = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
     let middle = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
     middle.and_then(|m| m.split_once("-of-")).is_some_and(|(i, n)| number(i) && number(n))
+}
+
+fn remove(path: &Path) -> Result<(), FileError> {
+    atomic::remove(path).map_err(FileError::io("remove", path))
+}
+
+fn sync(dir: &Path) -> Result<(), FileError> {
+    atomic::sync_folder(dir).map_err(FileError::io("write", dir))
 }

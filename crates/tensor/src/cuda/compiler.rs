@@ -1,7 +1,10 @@
 //! NVRTC, CUDA's compiler as a library: from the kernels' text to machine code, kept in the user's cache folder.
 
 use super::error::GpuError;
+use super::libraries::{candidates, files_like};
 use super::sources;
+use ground::atomic;
+use ground::seeds::{FNV, fnv};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -42,7 +45,10 @@ impl Compiler {
     pub(super) fn get() -> Result<&'static Compiler, GpuError> {
         static COMPILER: OnceLock<Option<Compiler>> = OnceLock::new();
         COMPILER
-            .get_or_init(|| candidates().into_iter().find_map(|path| Compiler::open(&path)))
+            .get_or_init(|| {
+                let files = candidates(&["cu13/lib", "cuda_nvrtc/lib"], "libnvrtc.so");
+                files.into_iter().find_map(|path| Compiler::open(&path))
+            })
             .as_ref()
             .ok_or(GpuError::NoCompiler)
     }
@@ -99,9 +105,8 @@ impl Compiler {
             let log = CStr::from_bytes_until_nul(&log)
                 .map(|s| s.to_string_lossy().into_owned())
                 .unwrap_or_default();
-            let result = if status == 0 {
-                let mut size = 0;
-                (self.cubin_size)(program, &mut size);
+            let mut size = 0;
+            let result = if status == 0 && (self.cubin_size)(program, &mut size) == 0 && size > 0 {
                 let mut cubin = vec![0u8; size];
                 (self.cubin)(program, cubin.as_mut_ptr().cast());
                 Ok(Compiled { cubin, log })
@@ -159,22 +164,27 @@ pub(super) fn cubins(arch: &str, announce: impl FnOnce()) -> Result<Vec<Vec<u8>>
 
 /// Where a file's machine code is kept.
 fn place(compiler: &Compiler, file: usize, arch: &str) -> Option<PathBuf> {
-    let key = fnv(&format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file)));
+    let made_of = format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file));
+    let key = fnv(FNV, made_of.as_bytes());
     Some(cache()?.join(format!("{}-{arch}-{key:016x}.cubin", sources::FILES[file].0)))
 }
 
+/// What is kept is machine code and its hash behind it: the driver reads the code without being told its length.
 fn cached(compiler: &Compiler, file: usize, arch: &str) -> Option<Vec<u8>> {
-    std::fs::read(place(compiler, file, arch)?).ok().filter(|kept| !kept.is_empty())
+    let mut kept = std::fs::read(place(compiler, file, arch)?).ok()?;
+    let hash = kept.split_off(kept.len().checked_sub(size_of::<u64>())?);
+    (!kept.is_empty() && hash == fnv(FNV, &kept).to_le_bytes()).then_some(kept)
 }
 
 /// Compiles a file and puts the result into the cache. A cache that cannot be written is done without.
 fn compile_and_keep(compiler: &Compiler, file: usize, arch: &str) -> Result<Vec<u8>, GpuError> {
     let cubin = compiler.compile(file, arch)?.cubin;
     if let Some(place) = place(compiler, file, arch) {
-        let temporary = place.with_extension(format!("tmp{}", std::process::id()));
+        // Several processes may compile at once: each writes its own file, and the last one stays.
+        let own = place.with_extension(std::process::id().to_string());
         let _ = std::fs::create_dir_all(place.parent().expect("a file in the cache folder"))
-            .and_then(|()| std::fs::write(&temporary, &cubin))
-            .and_then(|()| std::fs::rename(&temporary, &place));
+            .and_then(|()| atomic::replace(&own, &[&cubin[..], &fnv(FNV, &cubin).to_le_bytes()].concat()))
+            .and_then(|()| std::fs::rename(&own, &place));
     }
     Ok(cubin)
 }
@@ -183,44 +193,4 @@ fn cache() -> Option<PathBuf> {
     let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
     Some(base.join("shoestring").join("kernels"))
-}
-
-/// FNV-1a.
-fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// Where NVRTC may lie, best first.
-fn candidates() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let python = of("VIRTUAL_ENV").into_iter().flat_map(|env| site_packages(&env));
-    for dir in python {
-        found.extend(
-            ["cu13/lib", "cuda_nvrtc/lib"].iter().flat_map(|d| files_like(&dir.join(d), "libnvrtc.so")),
-        );
-    }
-    let toolkits = [of("CUDA_HOME"), of("CUDA_PATH"), Some("/usr/local/cuda".into())];
-    for dir in toolkits.into_iter().flatten() {
-        found.extend(files_like(&dir.join("lib64"), "libnvrtc.so"));
-    }
-    found.extend(["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from));
-    found
-}
-
-fn site_packages(env: &Path) -> Vec<PathBuf> {
-    files_like(&env.join("lib"), "python3").into_iter().map(|p| p.join("site-packages/nvidia")).collect()
-}
-
-/// What begins with `prefix` in a folder, the newest version first.
-fn files_like(dir: &Path, prefix: &str) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .filter(|e| e.file_name().to_string_lossy().starts_with(prefix))
-        .map(|e| e.path())
-        .collect();
-    found.sort();
-    found.reverse();
-    found
 }

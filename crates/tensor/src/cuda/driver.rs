@@ -1,15 +1,17 @@
 //! What a device does for us: memory, copies, launches. NVIDIA's driver does it, or the emulator of the tests.
 
 use super::compiler;
+use super::cublaslt::Library;
 use super::error::GpuError;
 use super::gpu::{Arg, DeviceInfo};
+use super::library;
 use super::sources;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use cudarc::driver::{DriverError, result};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, OnceLock, RwLock};
 
 /// A device and one queue of work on it: calls take effect in their order.
 pub(super) trait Driver: Send + Sync {
@@ -44,6 +46,18 @@ pub(super) trait Driver: Send + Sync {
         shared: u32,
         args: &[Arg],
     ) -> Result<(), GpuError>;
+    /// NVIDIA's library of products on this device's queue, if it is there, for use by this thread.
+    fn library(&self) -> Option<&Library> {
+        None
+    }
+    /// Does what starts work, which is measured under a name as kernels are.
+    fn measured(&self, _name: &'static str, start: &mut dyn FnMut()) {
+        start();
+    }
+    /// Milliseconds that the device needs for what is started, if it can tell.
+    fn elapsed(&self, _start: &mut dyn FnMut()) -> Option<f32> {
+        None
+    }
 }
 
 /// One GPU behind NVIDIA's driver.
@@ -55,11 +69,17 @@ pub(super) struct Cuda {
     stream: sys::CUstream,
     /// Shared memory that a block may ask for.
     shared: i32,
+    /// Whether the device reads the host's memory itself.
+    reads_host: bool,
     modules: Mutex<HashMap<usize, Module>>,
     functions: RwLock<HashMap<&'static str, Function>>,
     /// Launches between two events each, while they are measured.
-    measured: Mutex<Option<Vec<(&'static str, Event, Event)>>>,
+    measured: Mutex<Option<Vec<Measured>>>,
+    library: OnceLock<Option<Library>>,
 }
+
+/// A kernel's name, and the moments before and after it.
+type Measured = (&'static str, Event, Event);
 
 #[derive(Clone, Copy)]
 struct Event(sys::CUevent);
@@ -137,10 +157,8 @@ impl Cuda {
             .get(ordinal)
             .cloned()
             .ok_or(GpuError::NoSuchDevice { wanted: ordinal, present: present.len() })?;
+        info.check()?;
         let (major, minor) = info.capability;
-        if major < 8 {
-            return Err(GpuError::TooOld { name: info.name, major, minor });
-        }
         let cubins = compiler::cubins(&format!("sm_{major}{minor}"), announce)?;
         let device = result::device::get(ordinal as i32).map_err(failed("cuDeviceGet"))?;
         // SAFETY: a device that the driver has named; the context is kept for the life of the process.
@@ -154,8 +172,13 @@ impl Cuda {
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )
             .map_err(failed("cuDeviceGetAttribute"))?;
+            let reads_host =
+                result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)
+                    .map_err(failed("cuDeviceGetAttribute"))?
+                    != 0;
             Ok(Cuda {
                 info,
+                reads_host,
                 cubins,
                 context,
                 stream,
@@ -163,6 +186,7 @@ impl Cuda {
                 modules: Mutex::default(),
                 functions: RwLock::default(),
                 measured: Mutex::default(),
+                library: OnceLock::new(),
             })
         }
     }
@@ -178,8 +202,13 @@ impl Cuda {
     }
 
     /// A moment in the stream, if kernels are measured.
-    fn event(&self) -> Option<Event> {
+    fn event_if_measured(&self) -> Option<Event> {
         self.measured.lock().expect(UNPOISONED).as_ref()?;
+        self.event()
+    }
+
+    /// A moment in the stream.
+    fn event(&self) -> Option<Event> {
         let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).ok()?;
         // SAFETY: an event and a stream of this context.
         unsafe { result::event::record(event, self.stream) }.ok()?;
@@ -230,7 +259,10 @@ impl Driver for Cuda {
     fn alloc(&self, bytes: usize) -> Result<u64, GpuError> {
         self.enter()?;
         // SAFETY: memory of its own.
-        unsafe { result::malloc_sync(bytes) }.map_err(failed("cuMemAlloc"))
+        unsafe { result::malloc_sync(bytes) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => GpuError::NoMemory,
+            _ => failed("cuMemAlloc")(e),
+        })
     }
     fn free(&self, ptr: u64) {
         // A process that ends has no context any more, and needs none.
@@ -241,8 +273,10 @@ impl Driver for Cuda {
     }
     fn upload(&self, from: &[u8], to: u64) -> Result<(), GpuError> {
         self.enter()?;
-        // SAFETY: `to` has room (caller); the driver copies pageable memory before it returns.
-        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(failed("cuMemcpyHtoD"))
+        // SAFETY: `to` has room (caller); `from` is copied before this returns: by the driver, which stages it, or, where the
+        // device reads the host's memory itself, because this waits.
+        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(failed("cuMemcpyHtoD"))?;
+        if self.reads_host { self.synchronize() } else { Ok(()) }
     }
     fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
         self.enter()?;
@@ -276,26 +310,53 @@ impl Driver for Cuda {
         self.enter()?;
         let function = self.function(kernel)?;
         let mut params = params(args);
-        let before = self.event();
-        // SAFETY: arguments as the kernel declares them (checked by `Gpu::launch`); memory is kept by slabs, which are
-        // handed out again only to later work of the same stream.
-        unsafe {
-            result::launch_kernel(
-                function.0,
-                (grid[0], grid[1], grid[2]),
-                (threads, 1, 1),
-                shared,
-                self.stream,
-                &mut params[..args.len()],
-            )
-        }
-        .map_err(failed(kernel))?;
-        if let (Some(before), Some(after)) = (before, self.event())
+        let mut started = Ok(());
+        self.measured(kernel, &mut || {
+            // SAFETY: arguments as the kernel declares them (checked by `Gpu::launch`); memory is kept by slabs, which
+            // are handed out again only to later work of the same stream.
+            started = unsafe {
+                result::launch_kernel(
+                    function.0,
+                    (grid[0], grid[1], grid[2]),
+                    (threads, 1, 1),
+                    shared,
+                    self.stream,
+                    &mut params[..args.len()],
+                )
+            };
+        });
+        started.map_err(failed(kernel))
+    }
+    fn library(&self) -> Option<&Library> {
+        self.enter().ok()?;
+        let open = || {
+            library::version().ok()?;
+            // SAFETY: the stream is of this thread's context, and neither is ever destroyed.
+            unsafe { Library::open(self.stream.cast()) }
+        };
+        self.library.get_or_init(open).as_ref()
+    }
+    fn measured(&self, name: &'static str, start: &mut dyn FnMut()) {
+        let before = self.event_if_measured();
+        start();
+        if let (Some(before), Some(after)) = (before, self.event_if_measured())
             && let Some(list) = self.measured.lock().expect(UNPOISONED).as_mut()
         {
-            list.push((kernel, before, after));
+            list.push((name, before, after));
         }
-        Ok(())
+    }
+    fn elapsed(&self, start: &mut dyn FnMut()) -> Option<f32> {
+        self.enter().ok()?;
+        let before = self.event()?;
+        start();
+        let after = self.event()?;
+        self.synchronize().ok()?;
+        // SAFETY: events of this context, recorded and now past; they are not used again.
+        unsafe {
+            let ms = result::event::elapsed(before.0, after.0).ok();
+            let _ = (result::event::destroy(before.0), result::event::destroy(after.0));
+            ms
+        }
     }
     fn profile(&self) {
         *self.measured.lock().expect(UNPOISONED) = Some(Vec::new());

@@ -52,12 +52,15 @@ impl Driver for Emulated {
         &self.info
     }
     fn alloc(&self, bytes: usize) -> Result<u64, GpuError> {
-        // SAFETY: a layout of at least one byte. What is there from the start is NaN, so that it shows where it is read.
-        let ptr = unsafe {
-            let ptr = std::alloc::alloc(layout(bytes));
-            ptr.write_bytes(0xff, bytes);
-            ptr as u64
-        };
+        // What is there from the start is NaN, so that it shows where it is read.
+        // SAFETY: a layout of at least one byte.
+        let ptr = unsafe { std::alloc::alloc(layout(bytes)) };
+        if ptr.is_null() {
+            return Err(GpuError::NoMemory);
+        }
+        // SAFETY: as many bytes were just given.
+        unsafe { ptr.write_bytes(0xff, bytes) };
+        let ptr = ptr as u64;
         self.sizes.lock().expect(UNPOISONED).insert(ptr, bytes);
         Ok(ptr)
     }

@@ -49,6 +49,17 @@ pub enum GpuError {
         /// What the compiler says.
         log: String,
     },
+    /// The driver has no memory left.
+    #[error("the GPU has no memory left")]
+    NoMemory,
+    /// Heads that no kernel is made for.
+    #[error("heads of {qk_dim} and {v_dim} components: the GPU's kernels take up to 256, use --device cpu")]
+    WideHeads {
+        /// Components of a query or key.
+        qk_dim: usize,
+        /// Components of a value.
+        v_dim: usize,
+    },
     /// The memory does not suffice.
     #[error(
         "the GPU has no {wanted} MiB left ({held} MiB are in use here, {total} MiB are there): lower the batch, the \

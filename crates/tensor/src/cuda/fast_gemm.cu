@@ -11,7 +11,7 @@
 //   nn  C [M, N] = A [M, K] B [K, N]     the gradient of its input
 //   tn  C [M, N] = A [K, M]^T B [K, N]   the gradient of its weight
 // Sizes are free, K may be 0. Factors that begin at multiples of 16 bytes and whose leading dimensions are multiples of
-// 8 are copied eight values at a time; others are much slower (fast_gemm_round_rows can pad them).
+// 8 are copied eight values at a time; others are much slower.
 //
 // Kernels, launched with grid (ceil(N / BN), ceil(M / BM)), the threads and the bytes of dynamic shared memory given.
 // Shared memory above 48 KiB has to be asked for.
@@ -24,7 +24,7 @@
 //   fast_gemm_tn_32x32              32   32      128   32768    2.5      2.2
 //   fast_gemm_{nt,nn}_16x64         16   64      128   40960    2.5      2.4
 //   fast_gemm_{nt,nn}_16x16         16   16       32   49152    2.3      0.8
-// The grouped forms (at the end) take the threads and bytes of the flat ones of their shape.
+// The grouped forms (at the end; not of 128 x 256 and 64 x 32) take the threads and bytes of the flat ones of their shape.
 //
 // Choice as in gemm.cu: the least of max(alone, ceil(tiles / multiprocessors) * crowded), cycles of one step of k; of
 // equals the larger. They are estimates: tensor cores at half of what wgmma would get from an H100, reads of shared
@@ -532,17 +532,6 @@ KERNEL_BOUNDED(fast_gemm_round, 256, 4)(const float* x, unsigned short* y, long 
         fast_gemm_kernels::round_eight(x + i, y + i, n - i < 8 ? (int)(n - i) : 8, both);
 }
 
-// Row i of y = row rows[i] of x, or row i where `rows` is null; rows of `width` values begin ldx and ldy values apart.
-// Launch: grid (rows of y, ceil(width / 2048) or fewer), 256 threads.
-KERNEL_BOUNDED(fast_gemm_round_rows, 256, 4)(const float* x, const int* rows, unsigned short* y, int width, int ldx,
-                                             int ldy) {
-    const float* from = x + (size_t)(rows ? rows[blockIdx.x] : (int)blockIdx.x) * ldx;
-    unsigned short* to = y + (size_t)blockIdx.x * ldy;
-    const bool both = aligned(from) && aligned(to);
-    for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8; i < width; i += gridDim.y * blockDim.x * 8)
-        fast_gemm_kernels::round_eight(from + i, to + i, width - i, both);
-}
-
 // Whole products.
 
 KERNEL_BOUNDED(fast_gemm_nt_128x256, 256, 1)(FAST_GEMM_FACTORS) {
@@ -598,20 +587,12 @@ KERNEL_BOUNDED(fast_gemm_tn_32x32, 128, 4)(FAST_GEMM_FACTORS) {
 // begins g * stride values behind b. `starts` [groups + 1] is on the device, and m is not looked at: grid.y is at least
 // the number of row tiles, ceil(rows / BM) + groups.
 
-KERNEL_BOUNDED(fast_gemm_grouped_nt_128x256, 256, 1)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt128x256>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                      starts, groups, stride);
-}
 KERNEL_BOUNDED(fast_gemm_grouped_nt_128x128, 128, 2)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt128x128>(a, b, c, n, k, lda, ldb, ldc, accumulate,
                                       starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nt_64x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt64x64>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                      starts, groups, stride);
-}
-KERNEL_BOUNDED(fast_gemm_grouped_nt_64x32, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt64x32>(a, b, c, n, k, lda, ldb, ldc, accumulate,
                                       starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nt_16x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
@@ -622,20 +603,12 @@ KERNEL_BOUNDED(fast_gemm_grouped_nt_16x16, 32, 4)(FAST_GEMM_FACTORS, FAST_GEMM_G
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nt16x16>(a, b, c, n, k, lda, ldb, ldc, accumulate,
                                       starts, groups, stride);
 }
-KERNEL_BOUNDED(fast_gemm_grouped_nn_128x256, 256, 1)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn128x256>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                      starts, groups, stride);
-}
 KERNEL_BOUNDED(fast_gemm_grouped_nn_128x128, 128, 2)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn128x128>(a, b, c, n, k, lda, ldb, ldc, accumulate,
                                       starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_64x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn64x64>(a, b, c, n, k, lda, ldb, ldc, accumulate,
-                                      starts, groups, stride);
-}
-KERNEL_BOUNDED(fast_gemm_grouped_nn_64x32, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_rows<fast_gemm_kernels::Nn64x32>(a, b, c, n, k, lda, ldb, ldc, accumulate,
                                       starts, groups, stride);
 }
 KERNEL_BOUNDED(fast_gemm_grouped_nn_16x64, 128, 4)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
@@ -651,10 +624,6 @@ KERNEL_BOUNDED(fast_gemm_grouped_nn_16x16, 32, 4)(FAST_GEMM_FACTORS, FAST_GEMM_G
 // the output that begins g * stride values behind c. grid.z is the number of groups; k is not looked at. A group
 // without steps leaves its output alone, also where it does not accumulate.
 
-KERNEL_BOUNDED(fast_gemm_grouped_tn_128x256, 256, 1)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
-    fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn128x256>(a, b, c, m, n, lda, ldb, ldc, accumulate,
-                                       starts, stride);
-}
 KERNEL_BOUNDED(fast_gemm_grouped_tn_128x128, 128, 2)(FAST_GEMM_FACTORS, FAST_GEMM_GROUPS) {
     fast_gemm_kernels::group_of_steps<fast_gemm_kernels::Tn128x128>(a, b, c, m, n, lda, ldb, ldc, accumulate,
                                        starts, stride);

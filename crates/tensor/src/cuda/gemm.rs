@@ -1,9 +1,11 @@
-//! Products on a GPU: which kernel of `gemm.cu` suits a shape. All of them give the same bits.
+//! Products on a GPU: which kernel of `gemm.cu` suits a shape, or whether NVIDIA's library computes it. All of them give
+//! the same bits.
 
+use super::library::{self, Product};
 use super::{Gpu, Math, Ptr, Slab, args};
 
 /// How the factors lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Layout {
     /// `C = A · Bᵀ`, `A [m, k]`, `B [n, k]`.
     Nt,
@@ -94,10 +96,10 @@ const TN: [Tile; 4] = [
 macro_rules! fast_tiles {
     ($layout:literal) => {
         [
-            tile!("fast_gemm_", $layout, 128, 256, 256, 98304, 40.0, 38.0),
+            Tile { grouped: None, ..tile!("fast_gemm_", $layout, 128, 256, 256, 98304, 40.0, 38.0) },
             tile!("fast_gemm_", $layout, 128, 128, 128, 65536, 26.0, 20.0),
             tile!("fast_gemm_", $layout, 64, 64, 128, 49152, 6.0, 6.0),
-            tile!("fast_gemm_", $layout, 64, 32, 128, 49152, 3.5, 3.2),
+            Tile { grouped: None, ..tile!("fast_gemm_", $layout, 64, 32, 128, 49152, 3.5, 3.2) },
             tile!("fast_gemm_", $layout, 16, 64, 128, 40960, 2.5, 2.4),
             tile!("fast_gemm_", $layout, 16, 16, 32, 49152, 2.3, 0.8),
         ]
@@ -108,7 +110,7 @@ macro_rules! fast_tiles {
 const FAST_NT: [Tile; 6] = fast_tiles!("nt");
 const FAST_NN: [Tile; 6] = fast_tiles!("nn");
 const FAST_TN: [Tile; 4] = [
-    tile!("fast_gemm_", "tn", 128, 256, 256, 98304, 40.0, 38.0),
+    Tile { grouped: None, ..tile!("fast_gemm_", "tn", 128, 256, 256, 98304, 40.0, 38.0) },
     tile!("fast_gemm_", "tn", 128, 128, 128, 65536, 26.0, 20.0),
     tile!("fast_gemm_", "tn", 64, 64, 128, 49152, 6.0, 6.0),
     tile!("fast_gemm_", "tn", 32, 32, 128, 32768, 2.5, 2.2),
@@ -145,9 +147,18 @@ pub(crate) fn product(
     if m == 0 || n == 0 || (k == 0 && accumulate) {
         return;
     }
-    let tile = choose(gpu, tiles_of(layout, gpu.math()).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
+    let p = Product { layout, math: gpu.math(), accumulate, sizes: [m, n, k], strides: [lda, ldb, ldc] };
+    if !library::multiply(gpu, &p, at) {
+        own_product(gpu, &p, at);
+    }
+}
+
+/// A product by our own kernels.
+pub(super) fn own_product(gpu: &Gpu, p: &Product, at: Matrices) {
+    let ([m, n, k], [lda, ldb, ldc]) = (p.sizes, p.strides);
+    let tile = choose(gpu, tiles_of(p.layout, p.math).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
     let grid = [n.div_ceil(tile.cols), m.div_ceil(tile.rows), 1];
-    let args = args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate];
+    let args = args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, p.accumulate];
     gpu.launch_shared(tile.flat, grid, tile.threads, tile.shared, args);
 }
 

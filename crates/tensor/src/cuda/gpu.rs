@@ -3,6 +3,7 @@
 use super::driver::{self, Cuda, Driver, MAX_ARGS};
 use super::emulated::Emulated;
 use super::error::GpuError;
+use super::library::{self, Choices};
 use super::sources;
 use std::cell::UnsafeCell;
 use std::collections::{BTreeMap, HashMap};
@@ -29,7 +30,7 @@ pub struct DeviceInfo {
 }
 
 /// How a GPU calculates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Math {
     /// f32 throughout, in the processor's order: its bits.
     #[default]
@@ -37,6 +38,17 @@ pub enum Math {
     /// Factors of products rounded to bf16, sums in f32, on tensor cores. Not the processor's bits, but a token's result
     /// depends on its context and the weights alone, as everywhere.
     Fast,
+}
+
+impl DeviceInfo {
+    /// Whether the kernels can run on it.
+    pub fn check(&self) -> Result<(), GpuError> {
+        let (major, minor) = self.capability;
+        if major < 8 {
+            return Err(GpuError::TooOld { name: self.name.clone(), major, minor });
+        }
+        Ok(())
+    }
 }
 
 /// A GPU with its queue of work and its pool of memory, and how it is to calculate; a handle, cheap to clone.
@@ -54,6 +66,8 @@ struct Inner {
     held: AtomicUsize,
     /// The kinds of each kernel's parameters.
     signatures: HashMap<&'static str, Vec<Kind>>,
+    /// Which products NVIDIA's library computes.
+    choices: Choices,
 }
 
 /// Memory of a GPU, which returns to the pool when dropped. Contents are unspecified until written.
@@ -71,17 +85,43 @@ pub(crate) struct Ptr(u64);
 impl Ptr {
     /// No place: a buffer that a kernel does without.
     pub(crate) const NULL: Ptr = Ptr(0);
+
+    /// Its address on the device.
+    pub(super) fn address(self) -> u64 {
+        self.0
+    }
+}
+
+/// Memory that goes back to the driver when dropped, not to the pool: for what is large, and needed once.
+pub(super) struct Scratch {
+    ptr: u64,
+    gpu: Gpu,
+}
+
+impl Scratch {
+    /// Where it begins.
+    pub(super) fn start(&self) -> Ptr {
+        Ptr(self.ptr)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Where waiting fails, so will whatever is done next, with a message.
+        let _ = self.gpu.inner.driver.synchronize();
+        self.gpu.inner.driver.free(self.ptr);
+    }
 }
 
 impl Slab {
     /// The place of value `offset` (of two bytes each).
     pub(crate) fn half(&self, offset: usize) -> Ptr {
-        debug_assert!(2 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
+        assert!(2 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
         Ptr(self.ptr + 2 * offset as u64)
     }
     /// The place of value `offset` (of four bytes each).
     pub(crate) fn at(&self, offset: usize) -> Ptr {
-        debug_assert!(4 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
+        assert!(4 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
         Ptr(self.ptr + 4 * offset as u64)
     }
     /// Its GPU.
@@ -204,7 +244,7 @@ macro_rules! args {
 pub(crate) use args;
 
 /// Ends the op that cannot go on: there is no result to return, and the reason is the user's to read.
-fn give_up(error: GpuError) -> ! {
+pub(crate) fn give_up(error: GpuError) -> ! {
     std::panic::panic_any(error)
 }
 
@@ -241,6 +281,11 @@ impl Gpu {
         Ok(super::compiler::Compiler::get()?.version())
     }
 
+    /// The version of NVIDIA's library of products, or why it is not used.
+    pub fn library() -> Result<String, &'static str> {
+        library::version()
+    }
+
     /// Compiles every kernel for an architecture such as "sm_90"; gives each file's name and the compiler's report.
     pub fn compile_all(arch: &str) -> Result<Vec<(&'static str, String)>, GpuError> {
         let compiler = super::compiler::Compiler::get()?;
@@ -274,7 +319,8 @@ impl Gpu {
 
     fn with(driver: Box<dyn Driver>) -> Gpu {
         let signatures = sources::FILES.iter().flat_map(|(_, text)| signatures(text)).collect();
-        let inner = Inner { driver, free: Mutex::default(), held: AtomicUsize::new(0), signatures };
+        let (free, held, choices) = (Mutex::default(), AtomicUsize::new(0), Choices::default());
+        let inner = Inner { driver, free, held, signatures, choices };
         Gpu { inner: Arc::new(inner), math: Math::Exact }
     }
 
@@ -316,7 +362,10 @@ impl Gpu {
     /// Memory from the driver; where it has none left, what lies idle in the pool is given back first.
     fn fresh(&self, bytes: usize) -> u64 {
         let inner = &self.inner;
-        let ptr = inner.driver.alloc(bytes).or_else(|_| {
+        let ptr = inner.driver.alloc(bytes).or_else(|error| {
+            if error != GpuError::NoMemory {
+                return Err(error);
+            }
             inner.driver.synchronize()?;
             let idle = std::mem::take(&mut *inner.free.lock().expect(UNPOISONED));
             for (class, list) in idle {
@@ -326,11 +375,28 @@ impl Gpu {
             inner.driver.alloc(bytes)
         });
         inner.held.fetch_add(bytes, Relaxed);
-        ptr.unwrap_or_else(|_| {
+        ptr.unwrap_or_else(|error| {
+            if error != GpuError::NoMemory {
+                give_up(error)
+            }
             let mib = |bytes: usize| bytes.div_ceil(1 << 20);
             let (held, total) = (mib(self.held() - bytes), mib(self.info().memory));
             give_up(GpuError::OutOfMemory { wanted: mib(bytes), held, total })
         })
+    }
+
+    /// Memory to be given back soon, if there is enough.
+    pub(super) fn scratch(&self, bytes: usize) -> Option<Scratch> {
+        let ptr = self.inner.driver.alloc(bytes).ok()?;
+        Some(Scratch { ptr, gpu: self.clone() })
+    }
+    /// What does the work.
+    pub(super) fn driver(&self) -> &dyn Driver {
+        &*self.inner.driver
+    }
+    /// Which products NVIDIA's library computes.
+    pub(super) fn choices(&self) -> &Choices {
+        &self.inner.choices
     }
 
     /// A slab with the given values.
@@ -392,6 +458,7 @@ impl Gpu {
         if grid.contains(&0) {
             return;
         }
+        assert!(grid[1..].iter().all(|&n| n < 1 << 16), "{kernel}: a grid of {grid:?}");
         let grid = grid.map(|n| u32::try_from(n).expect("grids fit 32 bits"));
         let started = self.inner.driver.launch(kernel, grid, threads as u32, shared as u32, args);
         started.unwrap_or_else(|e| give_up(e));

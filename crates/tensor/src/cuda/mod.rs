@@ -1,4 +1,4 @@
-//! One NVIDIA GPU, as one more instruction set: every output has the bits of the CPU's.
+//! One NVIDIA GPU. In exact mode it is one more instruction set: every output has the bits of the processor's.
 //!
 //! Kernels are CUDA C++ beside the op that they belong to (`ops/<op>.cu`), compiled by NVRTC when they are first used.
 //! All work goes to one stream, so that kernels see what earlier ones wrote, and a slab that is dropped may be handed out
@@ -7,11 +7,14 @@
 use std::sync::OnceLock;
 
 mod compiler;
+mod cublaslt;
 mod driver;
 mod emulated;
 mod error;
 pub(crate) mod gemm;
 mod gpu;
+mod libraries;
+mod library;
 mod sources;
 
 pub use error::GpuError;
@@ -34,7 +37,7 @@ pub fn device(parameters: usize) -> Option<Gpu> {
     Some(gpu.with_math(math.unwrap_or(by_size)))
 }
 
-pub(crate) use gpu::{Arg, Operand, Ptr, Slab, args};
+pub(crate) use gpu::{Arg, Operand, Ptr, Slab, args, give_up};
 pub use gpu::{DeviceInfo, Gpu, Math};
 
 /// Threads of a block that walks one row.

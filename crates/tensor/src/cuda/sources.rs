@@ -14,6 +14,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("fast_gemm", include_str!("fast_gemm.cu")),
     ("gemm", include_str!("gemm.cu")),
     ("heads", include_str!("../ops/heads.cu")),
+    ("library", include_str!("library.cu")),
     ("muon", include_str!("../ops/muon.cu")),
     ("optimizer", include_str!("../ops/optimizer.cu")),
     ("rms_norm", include_str!("../ops/rms_norm.cu")),

@@ -10,7 +10,11 @@ pub use crate::cpu::update::AdamW;
 /// One AdamW step on a range of the weights `p`, with their gradients `g` and both moments, where the weights lie.
 /// Panics if the arenas differ in length.
 pub fn adamw(p: &mut Data, g: &Data, (m, v): (&mut Data, &mut Data), range: Range<usize>, c: AdamW) {
-    assert!(g.len() == p.len() && m.len() == p.len() && v.len() == p.len(), "adamw: lengths differ");
+    assert!(
+        g.len() == p.len() && m.len() == p.len() && v.len() == p.len() && range.end <= p.len(),
+        "adamw: {range:?} of arenas of {} values, or arenas of other lengths",
+        p.len()
+    );
     let Some(gpu) = p.gpu().cloned() else {
         let (p, g) = (&mut p.host_mut()[range.clone()], &g.host()[range.clone()]);
         return update::adamw(p, g, &mut m.host_mut()[range.clone()], &mut v.host_mut()[range], c);

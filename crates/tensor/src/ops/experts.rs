@@ -216,7 +216,8 @@ fn groups<'a>(
     weight: impl Fn(&Expert) -> Weight,
 ) -> Groups<'a> {
     let at = |e: usize| weight(&bank[e]).offset;
-    let stride = if bank.len() > 1 { at(1) - at(0) } else { 0 };
+    let stride = if bank.len() > 1 { at(1).saturating_sub(at(0)) } else { 0 };
+    assert!(bank.len() == 1 || stride >= weight(&bank[0]).len(), "experts: weights that overlap");
     assert!((0..bank.len()).all(|e| at(e) == at(0) + e * stride), "experts: weights at uneven distances");
     Groups { starts: slots.starts.on(gpu), count: bank.len(), stride: stride as i64 }
 }

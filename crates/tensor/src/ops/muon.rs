@@ -95,7 +95,10 @@ pub fn muon(p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], rule: Muon
 fn on_gpu(gpu: &Gpu, p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], rule: Muon) {
     let mut shapes: BTreeMap<(usize, usize), Vec<u32>> = BTreeMap::new();
     for w in weights {
-        shapes.entry((w.rows, w.cols)).or_default().push(w.offset as u32);
+        shapes
+            .entry((w.rows, w.cols))
+            .or_default()
+            .push(u32::try_from(w.offset).expect("muon: arenas of up to 2^32 values"));
     }
     let (p, g, m) = (p.on_mut(gpu), g.on(gpu), m.on_mut(gpu));
     for ((rows, cols), offsets) in shapes {

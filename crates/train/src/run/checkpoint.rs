@@ -10,10 +10,11 @@ use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use ground::atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{RunError, folder::sync_folder};
+use super::RunError;
 
 const MAGIC: &[u8; 8] = b"SHOECKP1";
 /// The longest header that is read.
@@ -75,7 +76,6 @@ fn bytes(x: &[f32]) -> impl Iterator<Item = Vec<u8>> {
 pub fn save(dir: &Path, step: u64, anchor: bool, state: Value, sections: &[&[f32]]) -> Result<(), RunError> {
     fs::create_dir_all(dir).map_err(RunError::io("create", dir))?;
     let path = path_of(dir, step, anchor);
-    let temporary = path.with_extension("tmp");
     let described = sections.iter().map(|s| {
         let mut crc = crc32fast::Hasher::new();
         bytes(s).for_each(|b| crc.update(&b));
@@ -83,25 +83,14 @@ pub fn save(dir: &Path, step: u64, anchor: bool, state: Value, sections: &[&[f32
     });
     let header = Header { step, state, sections: described.collect() };
     let header = serde_json::to_vec(&header).expect("a header is plain JSON");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
+    let write = |file: &mut File| -> std::io::Result<()> {
         file.write_all(MAGIC)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         file.write_all(&crc32fast::hash(&header).to_le_bytes())?;
-        for s in sections {
-            for b in bytes(s) {
-                file.write_all(&b)?;
-            }
-        }
-        file.sync_all()?;
-        fs::rename(&temporary, &path)
+        sections.iter().flat_map(|s| bytes(s)).try_for_each(|b| file.write_all(&b))
     };
-    if let Err(e) = write() {
-        let _ = fs::remove_file(&temporary);
-        return Err(RunError::io("write", &path)(e));
-    }
-    sync_folder(dir)?;
+    atomic::replace_with(&path, write).map_err(RunError::io("write", &path))?;
     let all = list(dir);
     let newest = all.iter().find(|p| is_anchor(p));
     for old in all.iter().skip(KEEP).filter(|p| Some(*p) != newest) {

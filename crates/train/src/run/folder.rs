@@ -11,6 +11,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use ground::atomic;
+
 use super::RunError;
 use super::metrics::Metrics;
 use super::recipe::Recipe;
@@ -164,26 +166,12 @@ fn lock(dir: &Path) -> Result<File, RunError> {
 
 /// Replaces a file: at any moment, and after a power cut, it holds either what it held or all of `bytes`.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.tmp"));
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        // Best effort: what stays behind is overwritten by the next attempt.
-        let _ = fs::remove_file(&temporary);
-        return Err(RunError::io("write", path)(error));
-    }
-    sync_folder(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    atomic::replace(path, bytes).map_err(RunError::io("write", path))
 }
 
 /// Makes renames in a folder survive a power cut.
 pub fn sync_folder(dir: &Path) -> Result<(), RunError> {
-    // Windows can neither open nor sync folders.
-    if cfg!(unix) {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(RunError::io("sync", dir))?;
-    }
-    Ok(())
+    atomic::sync_folder(dir).map_err(RunError::io("sync", dir))
 }
 
 /// What differs between two resolved recipes, each as `key: old → new`.

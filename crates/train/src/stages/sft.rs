@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use data::{
-    Conversation, DataError, Document, Message, Records, Tokenizer, encode_chat, fields_left_out, pack,
-    permutation,
+    Conversation, DataError, Document, Message, Records, Tokenizer, chat_len, encode_chat, fields_left_out,
+    pack, permutation,
 };
 use serde_json::json;
 use tasks::Style;
@@ -20,6 +20,8 @@ use crate::run::recipe::{Data, SftStage};
 use crate::speaker::teach_ends;
 use crate::step::StepOptions;
 
+/// Turns from which on a conversation's length is looked at before it is encoded turn by turn.
+const MANY_TURNS: usize = 64;
 /// Training problems of this stage come after those of pretraining.
 const FIRST_PROBLEM: u64 = 1 << 32;
 
@@ -188,6 +190,18 @@ pub(super) fn conversations(
             return Err(place.error(what).into());
         }
         let refused = |e: DataError| place.error(e.to_string());
+        let too_long = |tokens| TrainError::TooLong {
+            what: place.to_string(),
+            tokens,
+            limit: seq_len + 1,
+            remedy: "raise `seq_len`, or shorten it",
+        };
+        if c.messages.len() > MANY_TURNS {
+            let tokens = chat_len(tokenizer, &c).map_err(refused)?;
+            if tokens > seq_len + 1 {
+                return Err(too_long(tokens));
+            }
+        }
         let doc: Document = encode_chat(tokenizer, &c).map_err(refused)?.into();
         for field in fields_left_out(tokenizer, &c).map_err(refused)? {
             *left_out.entry(field).or_default() += 1;
@@ -196,12 +210,7 @@ pub(super) fn conversations(
             continue;
         }
         if doc.ids.len() > seq_len + 1 {
-            return Err(TrainError::TooLong {
-                what: place.to_string(),
-                tokens: doc.ids.len(),
-                limit: seq_len + 1,
-                remedy: "raise `seq_len`, or shorten it",
-            });
+            return Err(too_long(doc.ids.len()));
         }
         docs.push(doc);
     }

@@ -2,7 +2,7 @@
 
 use super::segments::{Segments, Tables};
 use super::{AttentionShape, PAGE};
-use crate::cuda::{Gpu, Math, ROW_THREADS, Slab, args, row_grid};
+use crate::cuda::{Gpu, GpuError, Math, ROW_THREADS, Slab, args, give_up, row_grid};
 
 /// A layer's cache on a GPU: rows of keys and of values, PAGE to a page.
 pub(super) struct Pages {
@@ -51,6 +51,8 @@ struct Kernels {
     /// The greatest `qk_dim` and `v_dim`.
     dims: (usize, usize),
     forward: Kernel,
+    /// The same for two query heads of one key/value head at a time, where there is such a kernel.
+    pairs: Option<Kernel>,
     decode: Kernel,
     back_keys: Kernel,
     back_queries: Kernel,
@@ -61,6 +63,7 @@ const EXACT: [Kernels; 5] = [
     Kernels {
         dims: (32, 32),
         forward: ("attention_forward_32", 1, 128, 48128),
+        pairs: None,
         decode: ("attention_decode_32", 8, 256, 46240),
         back_keys: ("attention_backward_keys_32", 1, 128, 48128),
         back_queries: ("attention_backward_queries_32", 1, 192, 47616),
@@ -68,6 +71,7 @@ const EXACT: [Kernels; 5] = [
     Kernels {
         dims: (64, 64),
         forward: ("attention_forward_64", 1, 128, 72704),
+        pairs: None,
         decode: ("attention_decode_64", 8, 256, 41056),
         back_keys: ("attention_backward_keys_64", 1, 128, 72704),
         back_queries: ("attention_backward_queries_64", 1, 192, 76288),
@@ -75,6 +79,7 @@ const EXACT: [Kernels; 5] = [
     Kernels {
         dims: (128, 128),
         forward: ("attention_forward_128", 1, 128, 88064),
+        pairs: None,
         decode: ("attention_decode_128", 8, 256, 40000),
         back_keys: ("attention_backward_keys_128", 2, 128, 79872),
         back_queries: ("attention_backward_queries_128", 1, 192, 93696),
@@ -82,6 +87,7 @@ const EXACT: [Kernels; 5] = [
     Kernels {
         dims: (192, 128),
         forward: ("attention_forward_192", 1, 128, 96256),
+        pairs: None,
         decode: ("attention_decode_256", 8, 512, 76864),
         back_keys: ("attention_backward_keys_192", 2, 128, 96256),
         back_queries: ("attention_backward_queries_192", 2, 96, 78080),
@@ -89,6 +95,7 @@ const EXACT: [Kernels; 5] = [
     Kernels {
         dims: (256, 256),
         forward: ("attention_forward_256", 2, 128, 77312),
+        pairs: None,
         decode: ("attention_decode_256", 8, 512, 76864),
         back_keys: ("attention_backward_keys_256", 4, 128, 70656),
         back_queries: ("attention_backward_queries_256", 2, 96, 86272),
@@ -100,6 +107,7 @@ const FAST: [Kernels; 4] = [
     Kernels {
         dims: (64, 64),
         forward: ("fast_attention_forward_64", 1, 128, 24576),
+        pairs: Some(("fast_attention_forward_pairs_64", 1, 128, 32768)),
         decode: ("fast_attention_decode_64", 16, 256, 19456),
         back_keys: ("fast_attention_backward_keys_64", 1, 128, 33280),
         back_queries: ("fast_attention_backward_queries_64", 1, 128, 32768),
@@ -107,6 +115,7 @@ const FAST: [Kernels; 4] = [
     Kernels {
         dims: (128, 128),
         forward: ("fast_attention_forward_128", 1, 128, 49152),
+        pairs: Some(("fast_attention_forward_pairs_128", 1, 128, 65536)),
         decode: ("fast_attention_decode_128", 16, 256, 21504),
         back_keys: ("fast_attention_backward_keys_128", 1, 128, 66048),
         back_queries: ("fast_attention_backward_queries_128", 1, 128, 65536),
@@ -114,6 +123,7 @@ const FAST: [Kernels; 4] = [
     Kernels {
         dims: (192, 128),
         forward: ("fast_attention_forward_192", 1, 128, 65536),
+        pairs: Some(("fast_attention_forward_pairs_192", 1, 128, 90112)),
         decode: ("fast_attention_decode_192", 16, 256, 23552),
         back_keys: ("fast_attention_backward_keys_192", 1, 128, 82432),
         back_queries: ("fast_attention_backward_queries_192", 1, 128, 81920),
@@ -121,6 +131,7 @@ const FAST: [Kernels; 4] = [
     Kernels {
         dims: (256, 256),
         forward: ("fast_attention_forward_256", 1, 128, 98304),
+        pairs: None,
         decode: ("fast_attention_decode_256", 16, 256, 25600),
         back_keys: ("fast_attention_backward_keys_256", 2, 128, 82048),
         back_queries: ("fast_attention_backward_queries_256", 1, 128, 98304),
@@ -133,7 +144,8 @@ fn kernels(gpu: &Gpu, shape: &AttentionShape) -> &'static Kernels {
         Math::Fast => &FAST,
     };
     let fits = |k: &&Kernels| shape.qk_dim <= k.dims.0 && shape.v_dim <= k.dims.1;
-    all.iter().find(fits).unwrap_or_else(|| panic!("attention: no GPU kernel for {shape:?}"))
+    let AttentionShape { qk_dim, v_dim, .. } = *shape;
+    all.iter().find(fits).unwrap_or_else(|| give_up(GpuError::WideHeads { qk_dim, v_dim }))
 }
 
 /// `q`, `k`, `v` → `out [tokens, heads * v_dim]`, `lse [tokens, heads]`; with a cache, keys and values go there first.
@@ -151,6 +163,13 @@ pub(super) fn forward(
     let kernels = kernels(gpu, shape);
     let (k, v) = match cache {
         Some(pages) => {
+            assert!(
+                pages.widths == (kv_heads * qk_dim, kv_heads * v_dim) && t.last_page < pages.room,
+                "attention: page {} of {} pages of {:?} values for {shape:?}",
+                t.last_page,
+                pages.room,
+                pages.widths
+            );
             for (from, to, width) in [(k, &pages.k, pages.widths.0), (v, &pages.v, pages.widths.1)] {
                 let (grid, args) = (row_grid(t.slots.len(), width), args![from, t.slots.on(gpu), to, width]);
                 gpu.launch("elementwise_scatter_rows", grid, ROW_THREADS, args);
@@ -161,8 +180,10 @@ pub(super) fn forward(
     };
     let (table, pages) = (t.segments.on(gpu), t.pages.on(gpu));
     if !t.rows.is_empty() {
-        let (name, parts, threads, shared) = kernels.forward;
-        let grid = [t.rows.len() / 2, heads, parts];
+        let pairs = kernels.pairs.filter(|_| (heads / kv_heads).is_multiple_of(2));
+        let blocks = if pairs.is_some() { heads / 2 } else { heads };
+        let (name, parts, threads, shared) = pairs.unwrap_or(kernels.forward);
+        let grid = [t.rows.len() / 2, blocks, parts];
         let (tiles, cached) = (t.rows.on(gpu), cache.is_some());
         let args =
             args![q, k, v, table, tiles, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, cached];

@@ -47,6 +47,8 @@ pub(super) struct Tables {
     pub(super) row_segment: Ints,
     /// Keys of all segments.
     pub(super) keys: usize,
+    /// With a cache: the greatest number of a page.
+    pub(super) last_page: usize,
 }
 
 /// Rows of a tile of the forward pass and keys of a tile of the backward pass; rows of a tile of the backward pass.
@@ -94,6 +96,10 @@ fn tables(list: &[Segment], cached: bool) -> Tables {
         row_segment.extend(std::iter::repeat_n(i as u32, s.rows));
         keys += end;
     }
+    let mut taken: Vec<u32> = slots.clone();
+    taken.sort_unstable();
+    assert!(taken.windows(2).all(|s| s[0] != s[1]), "attention: two tokens for one place of a page");
+    let last_page = pages.iter().max().map_or(0, |&p| p as usize);
     let single = |s: &Segment| cached && s.rows == 1;
     let tiles = |length: &dyn Fn(&Segment) -> usize, step: usize| -> Ints {
         let of = |(i, s): (usize, &Segment)| {
@@ -112,6 +118,7 @@ fn tables(list: &[Segment], cached: bool) -> Tables {
         back_keys: tiles(&|s| s.past + s.rows, TILE),
         row_segment: row_segment.into(),
         keys,
+        last_page,
     }
 }
 
