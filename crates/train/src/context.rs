@@ -1,6 +1,7 @@
 //! What all stages share: the recipe, the run folder, the way to speak, and the wish to stop.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use data::Tokenizer;
 use model::{Model, ModelConfig};
@@ -61,8 +62,31 @@ pub struct Context<'a> {
     pub reporter: &'a dyn Reporter,
     /// Problems and verifier, where the recipe draws any.
     pub problems: Option<ProblemSource>,
-    /// Operations per second of large matrix products on this machine.
-    pub ceiling: f64,
+    /// What large matrix products reach on this machine.
+    pub ceiling: Ceiling<'a>,
+}
+
+/// Operations per second of large matrix products on this machine.
+pub struct Ceiling<'a> {
+    measure: &'a (dyn Fn() -> f64 + Sync),
+    found: Mutex<f64>,
+}
+
+impl<'a> Ceiling<'a> {
+    /// Measures it.
+    pub fn new(measure: &'a (dyn Fn() -> f64 + Sync)) -> Ceiling<'a> {
+        Ceiling { measure, found: Mutex::new(measure()) }
+    }
+
+    /// What share of it a rate is, at most 1. A rate above it says that the machine was busy when it was measured: it is
+    /// measured again then.
+    pub fn share(&self, rate: f64) -> f64 {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if rate > *found {
+            *found = (self.measure)().max(rate);
+        }
+        rate / *found
+    }
 }
 
 impl Context<'_> {
@@ -157,5 +181,19 @@ pub fn fresh_config(
 fn merge(into: &mut Value, from: &Value) {
     if let (Some(into), Some(from)) = (into.as_object_mut(), from.as_object()) {
         into.extend(from.iter().map(|(k, v)| (k.clone(), v.clone())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    #[test]
+    fn a_ceiling_that_is_passed_is_measured_again() {
+        let (rates, times) = ([100.0, 400.0, 300.0], AtomicUsize::new(0));
+        let measure = || rates[times.fetch_add(1, Relaxed)];
+        let ceiling = Ceiling::new(&measure);
+        assert_eq!([50.0, 200.0, 300.0, 500.0, 250.0].map(|r| ceiling.share(r)), [0.5, 0.5, 0.75, 1.0, 0.5]);
     }
 }

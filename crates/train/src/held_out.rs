@@ -4,10 +4,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use data::{Document, pack};
+use model::{Model, whole};
 use serde::{Deserialize, Serialize};
 
 use crate::run::RunError;
 use crate::run::folder::write_atomic;
+use crate::step::score;
+
+/// Documents whose held-out loss is measured.
+pub const HELD_OUT_DOCUMENTS: usize = 256;
 
 /// What a model makes of the held-out documents at one step of its training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,12 +22,39 @@ pub struct HeldOut {
     pub documents: u64,
     /// Mean negative log-likelihood per token of each held-out document, in nats.
     pub losses: Vec<f64>,
+    /// The tokens that it is a mean over.
+    pub tokens: Vec<f64>,
 }
 
 impl HeldOut {
-    /// The mean over documents.
+    /// Measures a model that has read `read` training documents.
+    pub fn measure(model: &Model, read: u64, documents: &[Document]) -> HeldOut {
+        let mut out = HeldOut { documents: read, losses: Vec::new(), tokens: Vec::new() };
+        for part in documents.chunks(64) {
+            let packed = pack(part);
+            let stats = score(model, &packed.tokens, &packed.targets, &whole(&packed.lens), 1.0);
+            let mut at = 0;
+            for len in packed.lens {
+                let (logprobs, weights) = (&stats.logprobs[at..at + len], &packed.weights[at..at + len]);
+                let tokens = weights.iter().map(|&w| f64::from(w)).sum::<f64>().max(1e-9);
+                let sum =
+                    logprobs.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>();
+                out.losses.push(-sum / tokens);
+                out.tokens.push(tokens);
+                at += len;
+            }
+        }
+        out
+    }
+
+    /// The negative log-likelihood of all documents together, in nats.
+    pub fn total(&self) -> f64 {
+        self.losses.iter().zip(&self.tokens).map(|(loss, tokens)| loss * tokens).sum()
+    }
+
+    /// The mean over tokens.
     pub fn mean(&self) -> f64 {
-        self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64
+        self.total() / self.tokens.iter().sum::<f64>().max(1e-9)
     }
 
     /// Whether the other model had read, and was measured on, the same documents.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use data::Tokenizer;
 use engine::{Engine, Request, Sampling};
 use model::Model;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tensor::{Gpu, Math, operations};
 
@@ -19,8 +20,10 @@ use crate::run::metrics::{Metrics, keys};
 use crate::run::recipe;
 use crate::speaker::{answer_text, stop_tokens};
 
-/// Skipped steps in a row after which a run goes back to its last checkpoint.
-const SKIPS: u32 = 3;
+/// Skipped steps in a row after which a run goes back to its last anchor.
+const SKIPS: u64 = 3;
+/// Anchors in a stage: checkpoints at steps that do not depend on the clock.
+const ANCHORS: u64 = 10;
 /// Steps over which rates are averaged.
 const WINDOW: usize = 20;
 /// Tokens of a printed sample at most.
@@ -53,6 +56,29 @@ pub struct Learner {
     pub cursor: u64,
     /// The usual loss, by which a spike is known.
     pub usual_loss: f64,
+    /// What the stage wants to say at its end and knows from its steps; kept with the checkpoints.
+    pub figures: Value,
+    guard: Guard,
+}
+
+/// What is known of steps that were skipped. It decides weights, and is saved with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Guard {
+    /// Steps in a row.
+    skips: u64,
+    /// Whether the stage has gone back once.
+    rolled_back: bool,
+}
+
+/// What a checkpoint is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// To go on from.
+    Passing,
+    /// To go back to as well.
+    Anchor,
+    /// The end of the stage.
+    End,
 }
 
 /// What a step did.
@@ -71,7 +97,8 @@ impl Learner {
     /// A learner with fresh optimizer state.
     pub fn new(model: Model, tokenizer: Tokenizer, optimizer: &recipe::Optimizer) -> Learner {
         let optimizer = Optimizer::new(&model, optimizer.clone());
-        Learner { model, tokenizer, optimizer, cursor: 0, usual_loss: f64::INFINITY }
+        let (cursor, usual_loss, figures, guard) = (0, f64::INFINITY, Value::Null, Guard::default());
+        Learner { model, tokenizer, optimizer, cursor, usual_loss, figures, guard }
     }
 
     /// Loss above which a step is taken for a spike.
@@ -98,7 +125,7 @@ impl Learner {
         dir: &std::path::Path,
         step: u64,
         cost: &StageCost,
-        ended: bool,
+        kind: Kind,
     ) -> Result<(), TrainError> {
         if !self.model.params().data().iter().all(|w| w.is_finite()) {
             return Err(TrainError::Diverged(stage.to_owned()));
@@ -109,19 +136,24 @@ impl Learner {
             "optimizer_steps": self.optimizer.steps(),
             "usual_loss": self.usual_loss.is_finite().then_some(self.usual_loss),
             "cost": cost,
-            "ended": ended,
+            "figures": self.figures,
+            "guard": self.guard,
+            "ended": kind == Kind::End,
             "math": self.math(),
         });
-        Ok(checkpoint::save(dir, step, state, &[self.model.params().data(), first, second])?)
+        let sections = [self.model.params().data(), first, second];
+        Ok(checkpoint::save(dir, step, kind == Kind::Anchor, state, &sections)?)
     }
 
-    fn load(&mut self, dir: &std::path::Path) -> Result<Option<(u64, Value, usize)>, TrainError> {
+    fn load(
+        &mut self,
+        dir: &std::path::Path,
+        anchors: bool,
+    ) -> Result<Option<(u64, Value, usize)>, TrainError> {
         let math = self.math();
         let (first, second, steps) = self.optimizer.state_mut();
-        let Some(loaded) = checkpoint::load(dir, &mut [self.model.params_mut().data_mut(), first, second])?
-        else {
-            return Ok(None);
-        };
+        let mut sections = [self.model.params_mut().data_mut(), first, second];
+        let Some(loaded) = checkpoint::load(dir, anchors, &mut sections)? else { return Ok(None) };
         let (was, is) = (loaded.state["math"].as_str().unwrap_or("exact"), math);
         if was != is {
             return Err(TrainError::Recipe(format!(
@@ -132,6 +164,8 @@ impl Learner {
         *steps = loaded.state["optimizer_steps"].as_u64().unwrap_or(loaded.step);
         self.cursor = loaded.state["cursor"].as_u64().unwrap_or(0);
         self.usual_loss = loaded.state["usual_loss"].as_f64().unwrap_or(f64::INFINITY);
+        self.figures = loaded.state["figures"].clone();
+        self.guard = serde_json::from_value(loaded.state["guard"].clone()).unwrap_or_default();
         Ok(Some((loaded.step, loaded.state, loaded.passed_over.len())))
     }
 
@@ -149,7 +183,7 @@ impl Learner {
         let checkpoints = dir.join("checkpoints");
         let mut at = 0;
         let (mut before, mut ended) = (None, false);
-        if let Some((resumed, state, damaged)) = self.load(&checkpoints)? {
+        if let Some((resumed, state, damaged)) = self.load(&checkpoints, false)? {
             at = resumed;
             before = serde_json::from_value(state["cost"].clone()).ok();
             ended = state["ended"] == true;
@@ -162,7 +196,11 @@ impl Learner {
         let mut meter = ctx.meter(stage, before);
         let mut saved = Instant::now();
         let mut window: VecDeque<(f64, u64, u64)> = VecDeque::new();
-        let (mut skips, mut rolled_back) = (0, false);
+        // A setting of the recipe, or a part of the stage: where to go back to must not depend on how fast the machine is.
+        let anchor_every = match rhythm.checkpoint_every {
+            0 => rhythm.total.div_ceil(ANCHORS),
+            every => every,
+        };
         while at < rhythm.total && !ended {
             let (clock, counts) = (Instant::now(), operations::counts());
             let outcome = step(self, at, schedule.factor(at, rhythm.scheduled), &meter)?;
@@ -172,18 +210,17 @@ impl Learner {
             if window.len() > WINDOW {
                 window.pop_front();
             }
-            skips = if outcome.skipped { skips + 1 } else { 0 };
-            if skips >= SKIPS {
+            self.guard.skips = if outcome.skipped { self.guard.skips + 1 } else { 0 };
+            if self.guard.skips >= SKIPS {
                 // The data that broke it is passed over.
-                let cursor = self.cursor;
-                if rolled_back || self.load(&checkpoints)?.is_none() {
-                    return Err(TrainError::Diverged(stage.to_owned()));
-                }
-                self.cursor = cursor;
+                let (cursor, figures) = (self.cursor, self.figures.clone());
+                let anchor = if self.guard.rolled_back { None } else { self.load(&checkpoints, true)? };
+                let Some((from, ..)) = anchor else { return Err(TrainError::Diverged(stage.to_owned())) };
+                (self.cursor, self.figures) = (cursor, figures);
+                self.guard = Guard { skips: 0, rolled_back: true };
                 ctx.reporter.note(&format!(
-                    "{stage}: {SKIPS} steps without a usable loss; back to the last checkpoint"
+                    "{stage}: {SKIPS} steps without a usable loss; back to the weights after step {from}"
                 ));
-                (skips, rolled_back) = (0, true);
             }
             at += 1;
             self.tell(ctx, stage, at, rhythm.total, &outcome, &window, meter.tokens(), &mut metrics)?;
@@ -195,9 +232,11 @@ impl Learner {
                 || rhythm.checkpoint_seconds > 0.0
                     && saved.elapsed().as_secs_f64() > rhythm.checkpoint_seconds;
             let stop = ctx.reporter.stop();
-            if (due || stop) && at < rhythm.total && !outcome.enough {
+            let anchor = at % anchor_every == 0 && self.guard.skips == 0;
+            if (due || stop || anchor) && at < rhythm.total && !outcome.enough {
                 metrics.sync()?;
-                self.save(stage, &checkpoints, at, &meter.so_far(), false)?;
+                let kind = if anchor { Kind::Anchor } else { Kind::Passing };
+                self.save(stage, &checkpoints, at, &meter.so_far(), kind)?;
                 saved = Instant::now();
             }
             if outcome.enough {
@@ -209,7 +248,7 @@ impl Learner {
         }
         metrics.sync()?;
         let cost = meter.stop();
-        self.save(stage, &checkpoints, at, &cost, true)?;
+        self.save(stage, &checkpoints, at, &cost, Kind::End)?;
         self.model.save(&dir)?;
         self.tokenizer.save(&dir)?;
         Ok(cost)
@@ -238,7 +277,7 @@ impl Learner {
             total,
             headline: outcome.values[0],
             tokens_per_second,
-            ceiling_share: sum.2 as f64 / sum.0 / ctx.ceiling,
+            ceiling_share: ctx.ceiling.share(sum.2 as f64 / sum.0),
             seconds_left: (total - step) as f64 * sum.0 / window.len() as f64,
         });
         Ok(())
@@ -264,5 +303,149 @@ impl Learner {
         metrics.text(step, "sample", &format!("{prompt}\n\n{text}"))?;
         ctx.reporter.sample(stage, step, &prompt, &text);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::{Ceiling, Reporter};
+    use crate::run::folder::RunFolder;
+    use crate::run::recipe::Recipe;
+    use data::TrainOptions;
+    use model::ModelConfig;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use tensor::Rng;
+
+    /// Says nothing, and asks to stop after some steps.
+    struct Quiet(AtomicU64);
+
+    impl Reporter for Quiet {
+        fn stage(&self, _: &str, _: &str, _: usize, _: usize) {}
+        fn progress(&self, _: &Progress) {}
+        fn stage_done(&self, _: &str, _: &StageCost, _: &str) {}
+        fn sample(&self, _: &str, _: u64, _: &str, _: &str) {}
+        fn note(&self, _: &str) {}
+        fn stop(&self) -> bool {
+            self.0.fetch_sub(1, Relaxed) == 1
+        }
+    }
+
+    const TOTAL: u64 = 40;
+
+    /// Runs a stage whose steps read documents, of which those of `poison` give no usable loss, until it stops, which is
+    /// `crash` steps (nothing is saved) or `stop` steps (all is) from where it began. The weights and figures at the
+    /// end, if there was one.
+    fn attempt(
+        dir: &Path,
+        recipe: &Recipe,
+        poison: &[u64],
+        seconds: f64,
+        (crash, stop): (u64, u64),
+    ) -> Result<(Vec<u32>, Value), TrainError> {
+        let folder = RunFolder::open(dir, recipe)?;
+        folder.claim(recipe)?;
+        let (reporter, measure) = (Quiet(stop.into()), || 1e9);
+        let ceiling = Ceiling::new(&measure);
+        let ctx = Context { recipe, folder: &folder, reporter: &reporter, problems: None, ceiling };
+        let text = std::iter::repeat_n("some words and more words".to_owned(), 3);
+        let tokenizer = Tokenizer::train(text, &TrainOptions::reasoning(300))?;
+        let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300,
+            "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "hidden_act": "silu", "max_position_embeddings": 8, "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0, "initializer_range": 0.3, "tie_word_embeddings": true});
+        let model = Model::random(ModelConfig::from_value(&config).expect("a valid config"), 3);
+        let settings =
+            recipe::Optimizer { learning_rate: 1e-2, adam_learning_rate: 1e-2, ..Default::default() };
+        let mut learner = Learner::new(model, tokenizer, &settings);
+        let rhythm = Rhythm {
+            total: TOTAL,
+            scheduled: TOTAL,
+            sample_every: 0,
+            checkpoint_every: 0,
+            checkpoint_seconds: seconds,
+        };
+        let mut done = 0;
+        learner.run(
+            &ctx,
+            "stage",
+            &Schedule::default(),
+            rhythm,
+            |l, step, factor, _| {
+                done += 1;
+                if done == crash {
+                    return Err(TrainError::Interrupted);
+                }
+                let document = l.cursor;
+                l.cursor += 1;
+                let skipped = poison.contains(&document);
+                if !skipped {
+                    let mut rng = Rng::at(document, &[step]);
+                    l.model.params_mut().zero_grads();
+                    let (weights, grads) = l.model.params_mut().data_and_grads_mut();
+                    for (g, w) in grads.host_mut().iter_mut().zip(weights.host()) {
+                        *g = 0.1 * w + rng.normal();
+                    }
+                    l.optimizer.step(l.model.params_mut(), factor);
+                    l.saw_loss(f64::from(rng.uniform()));
+                }
+                l.figures = json!({"document": document});
+                Ok(StepOutcome { values: vec![("loss", l.usual_loss)], tokens: 1, skipped, enough: false })
+            },
+            |_, _, _| Ok(()),
+        )?;
+        let weights = learner.model.params().data().iter().map(|w| w.to_bits()).collect();
+        Ok((weights, learner.figures))
+    }
+
+    /// Whenever it is stopped or killed, and however often it saves: a stage ends with the same weights, or diverges.
+    #[test]
+    fn going_back_does_not_depend_on_the_clock() {
+        let text = "[models.m]\nmodel_type = \"llama\"\n[[stage]]\nkind = \"tokenizer\"\n";
+        let recipe = Recipe::parse("r.toml", text, &[]).expect("a recipe");
+        let mut rng = Rng::new(9);
+        let (mut went_back, mut diverged) = (0, 0);
+        for case in 0..6 {
+            let at = 2 + rng.below(TOTAL as usize - 8) as u64;
+            let mut poison: Vec<u64> = (at..at + 3).collect();
+            if case % 3 == 0 {
+                poison.push(rng.below(TOTAL as usize) as u64);
+            }
+            if case % 4 == 0 {
+                poison.extend(at + 5..at + 8);
+            }
+            let run = |never| {
+                let dir = tempfile::tempdir().expect("a folder");
+                let mut rng = Rng::new(case);
+                loop {
+                    let seconds = [0.0, 1e-9, 1e9][rng.below(3)];
+                    let ends = if never {
+                        (0, 0)
+                    } else {
+                        [(1 + rng.below(12) as u64, 0), (0, 1 + rng.below(12) as u64)][rng.below(2)]
+                    };
+                    match attempt(dir.path(), &recipe, &poison, seconds, ends) {
+                        Ok(end) => {
+                            // Killed before its end mark: the same again.
+                            let again =
+                                attempt(dir.path(), &recipe, &poison, 0.0, (1, 0)).expect("it has ended");
+                            assert_eq!(again, end);
+                            return Some(end);
+                        }
+                        Err(TrainError::Diverged(_)) => return None,
+                        Err(TrainError::Interrupted) => {}
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+            };
+            let want = run(true);
+            went_back += usize::from(want.is_some());
+            diverged += usize::from(want.is_none());
+            for _ in 0..2 {
+                assert_eq!(run(false), want, "{poison:?}");
+            }
+        }
+        assert!(went_back >= 2 && diverged >= 1, "{went_back} and {diverged}");
     }
 }

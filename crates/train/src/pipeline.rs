@@ -5,14 +5,20 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::TrainError;
-use crate::context::{Context, Reporter};
+use crate::context::{Ceiling, Context, Reporter};
 use crate::problems::ProblemSource;
 use crate::run::folder::RunFolder;
 use crate::run::recipe::Recipe;
 use crate::stages;
 
-/// Performs the recipe's stages into `dir`, skipping those that are done, and writes the report after each.
-pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -> Result<(), TrainError> {
+/// Performs the recipe's stages into `dir`, skipping those that are done, and writes the report after each. `ceiling`
+/// measures the operations per second of large matrix products.
+pub fn run(
+    recipe: &Recipe,
+    dir: &Path,
+    reporter: &dyn Reporter,
+    ceiling: &(dyn Fn() -> f64 + Sync),
+) -> Result<(), TrainError> {
     crate::plan::check_memory(recipe)?;
     crate::plan::check_files(recipe)?;
     let folder = RunFolder::open(dir, recipe)?;
@@ -23,7 +29,7 @@ pub fn run(recipe: &Recipe, dir: &Path, reporter: &dyn Reporter, ceiling: f64) -
     };
     // What can be refused before the first step was refused: from here on the folder is this recipe's.
     folder.claim(recipe)?;
-    let ctx = Context { recipe, folder: &folder, reporter, problems, ceiling };
+    let ctx = Context { recipe, folder: &folder, reporter, problems, ceiling: Ceiling::new(ceiling) };
     let done = perform(&ctx);
     if done.is_err() {
         folder.release()?;

@@ -9,7 +9,7 @@ use crate::ledger::{Claim, StageCost};
 use crate::pipeline::finished;
 use crate::report::{self, Completion, Evaluation, Overlay, RunReport, Sample};
 use crate::run::metrics::read_lines;
-use crate::run::recipe::Stage;
+use crate::run::recipe::{Data, Source, Stage};
 use crate::stats::{Estimate, ratio_paired};
 
 type Done = Vec<(String, Value)>;
@@ -37,6 +37,7 @@ pub(crate) fn write(ctx: &Context) -> Result<(), TrainError> {
             .filter_map(|(_, v)| serde_json::from_value::<StageCost>(v["cost"].clone()).ok())
             .collect(),
         claims: claims(ctx, &done)?,
+        taught: grpo.as_ref().and_then(|(from, _)| taught(ctx, from)),
         reinforcement: grpo.filter(|(a, b)| measured(a) && measured(b)),
         overlays: overlays(&done),
         recipe: ctx.recipe.resolved_toml(),
@@ -132,6 +133,29 @@ fn task_words(ctx: &Context) -> String {
         Some((last, [])) => (*last).to_owned(),
         Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
     }
+}
+
+/// What the model that reinforcement began with had been taught, where that were worked solutions.
+fn taught(ctx: &Context, from: &str) -> Option<String> {
+    let Some(Stage::Sft(sft)) = ctx.recipe.stage(from) else { return None };
+    if sft.data != Data::Problems {
+        return None;
+    }
+    let read = match ctx.recipe.stage(&sft.from) {
+        Some(Stage::Pretrain(p)) if p.source == Source::Problems => {
+            "Its base had read worked solutions, and its cold start"
+        }
+        _ => "Its cold start",
+    };
+    let hurried = match sft.hurried_share {
+        0.0 => String::new(),
+        share => format!(", {:.0} % of them hurried: the answer without the work", 100.0 * share),
+    };
+    Some(format!(
+        "{read} was fine-tuned on worked solutions{hurried}. What fine-tuning on careful solutions reaches from the same \
+         base at equal operations is not measured in this run; from the base of recipes/quick.toml it was 79.3 %, against \
+         55.3 % by reinforcement."
+    ))
 }
 
 fn machine_words() -> String {

@@ -138,12 +138,8 @@ fn cost(recipe: &Recipe, seconds: f64) -> f64 {
 fn perform(recipe: &Recipe, out: &Path) -> Result<()> {
     let terminal = Terminal::new();
     terminal.catch_interrupt()?;
-    let done = train::pipeline::run(
-        recipe,
-        out,
-        &terminal,
-        ceiling(plan(recipe).map_or(0, |stages| largest(&stages))),
-    );
+    let parameters = plan(recipe).map_or(0, |stages| largest(&stages));
+    let done = train::pipeline::run(recipe, out, &terminal, &|| ceiling(parameters));
     terminal.finish();
     match done {
         Ok(()) => finale(recipe, out),
@@ -197,12 +193,12 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         let mark = if c["shown"].as_bool() == Some(true) { "shown    " } else { "not shown" };
         let n = |k: &str| c[k].as_f64().unwrap_or(f64::NAN);
         line(&format!(
-            "  {mark} {} / {}: {:.2} [{:.2}–{:.2}]",
+            "  {mark} {} / {}: {:.2} [{:.2}–{}]",
             text(&c["name"]),
             text(&c["baseline"]),
             n("ratio"),
             n("low"),
-            n("high")
+            if n("high") > 1e6 { "∞".to_owned() } else { format!("{:.2}", n("high")) }
         ))?;
     }
     let total = |k: &str| {

@@ -136,6 +136,9 @@ fn reinforcement(report: &RunReport, metrics: &[Line], out: &mut String) {
     let stages = charts::reinforced(metrics);
     let Some(chart) = charts::reinforcement(report, metrics) else { return };
     out.push_str("<h2>Learning to reason</h2>\n<p class=\"lead\">The model answers problems, a verifier scores the answers, and what scored above its group becomes more likely. Nobody shows it a solution here.</p>\n");
+    if let Some(taught) = &report.taught {
+        let _ = writeln!(out, "<p class=\"lead\">{}</p>", escape(taught));
+    }
     draw(&chart, "Bars on the marks are 95 % intervals over the held-out problems.", out);
     let panels = [
         (keys::COMPLETION_LENGTH, "How long it thinks", "tokens per answer"),

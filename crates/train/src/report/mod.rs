@@ -49,6 +49,8 @@ pub struct RunReport {
     pub claims: Vec<Claim>,
     /// The stage before reinforcement learning and the one after it, for the headline.
     pub reinforcement: Option<(String, String)>,
+    /// What the model had been taught before reinforcement, and what that was not compared with.
+    pub taught: Option<String>,
     /// Stages whose loss curves belong on one chart, each chart with its title.
     pub overlays: Vec<Overlay>,
     /// The same problems, answered by several stages.

@@ -3,7 +3,8 @@
 //! One file: a magic number, the length of a JSON header, the header, then raw little-endian f32 sections. The header
 //! holds the stage's own state and the length and CRC-32 of each section, and is itself followed by a CRC. Files
 //! are written under a temporary name, synced and renamed; the last two are kept, and loading takes the newest one
-//! that is whole.
+//! that is whole. An anchor is a checkpoint whose step does not depend on the clock; the newest of them is kept too, so that
+//! going back to it is the same whenever it happens.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
@@ -44,8 +45,14 @@ pub struct Loaded {
     pub passed_over: Vec<PathBuf>,
 }
 
-fn path_of(dir: &Path, step: u64) -> PathBuf {
-    dir.join(format!("checkpoint-{step:09}.bin"))
+const ANCHOR: &str = "-anchor.bin";
+
+fn path_of(dir: &Path, step: u64, anchor: bool) -> PathBuf {
+    dir.join(format!("checkpoint-{step:09}{}", if anchor { ANCHOR } else { ".bin" }))
+}
+
+fn is_anchor(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(ANCHOR)
 }
 
 /// The checkpoints in a folder, the newest first.
@@ -66,9 +73,9 @@ fn bytes(x: &[f32]) -> impl Iterator<Item = Vec<u8>> {
 }
 
 /// Writes a checkpoint and removes those that are no longer needed.
-pub fn save(dir: &Path, step: u64, state: Value, sections: &[&[f32]]) -> Result<(), RunError> {
+pub fn save(dir: &Path, step: u64, anchor: bool, state: Value, sections: &[&[f32]]) -> Result<(), RunError> {
     fs::create_dir_all(dir).map_err(RunError::io("create", dir))?;
-    let path = path_of(dir, step);
+    let path = path_of(dir, step, anchor);
     let described = sections.iter().map(|s| {
         let mut crc = crc32fast::Hasher::new();
         bytes(s).for_each(|b| crc.update(&b));
@@ -84,16 +91,19 @@ pub fn save(dir: &Path, step: u64, state: Value, sections: &[&[f32]]) -> Result<
         sections.iter().flat_map(|s| bytes(s)).try_for_each(|b| file.write_all(&b))
     };
     atomic::replace_with(&path, write).map_err(RunError::io("write", &path))?;
-    for old in list(dir).into_iter().skip(KEEP) {
+    let all = list(dir);
+    let newest = all.iter().find(|p| is_anchor(p));
+    for old in all.iter().skip(KEEP).filter(|p| Some(*p) != newest) {
         let _ = fs::remove_file(old);
     }
     Ok(())
 }
 
-/// Reads the newest whole checkpoint into `sections`; `None` where there is none.
-pub fn load(dir: &Path, sections: &mut [&mut [f32]]) -> Result<Option<Loaded>, RunError> {
+/// Reads the newest whole checkpoint, or the newest whole anchor, into `sections`; `None` where there is none.
+pub fn load(dir: &Path, anchors: bool, sections: &mut [&mut [f32]]) -> Result<Option<Loaded>, RunError> {
     let mut passed_over = Vec::new();
-    let found = list(dir);
+    let mut found = list(dir);
+    found.retain(|p| !anchors || is_anchor(p));
     for path in &found {
         match read(path, sections) {
             Ok(header) => return Ok(Some(Loaded { step: header.step, state: header.state, passed_over })),
@@ -165,10 +175,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let (a, b) = (vec![1.0f32, -2.5, 3.0], vec![4.0f32; 5]);
         for step in [10, 20, 30] {
-            save(dir.path(), step, json!({"cursor": step}), &[&a, &b]).expect("saved");
+            save(dir.path(), step, false, json!({"cursor": step}), &[&a, &b]).expect("saved");
         }
         assert_eq!(list(dir.path()).len(), KEEP);
-        let whole = fs::read(path_of(dir.path(), 30)).expect("bytes");
+        let whole = fs::read(path_of(dir.path(), 30, false)).expect("bytes");
         let (mut x, mut y) = (vec![0.0f32; 3], vec![0.0f32; 5]);
         for at in 0..=whole.len() {
             let mut bad = whole.clone();
@@ -177,16 +187,28 @@ mod tests {
             } else {
                 bad.pop();
             }
-            fs::write(path_of(dir.path(), 30), &bad).expect("written");
-            let got = load(dir.path(), &mut [&mut x, &mut y]).expect("the older one").expect("one");
+            fs::write(path_of(dir.path(), 30, false), &bad).expect("written");
+            let got = load(dir.path(), false, &mut [&mut x, &mut y]).expect("the older one").expect("one");
             assert_eq!((got.step, got.passed_over.len()), (20, 1), "flipped byte {at}");
             assert_eq!((&x, &y), (&a, &b));
         }
-        fs::write(path_of(dir.path(), 30), &whole).expect("written");
-        let got = load(dir.path(), &mut [&mut x, &mut y]).expect("whole").expect("one");
+        fs::write(path_of(dir.path(), 30, false), &whole).expect("written");
+        let got = load(dir.path(), false, &mut [&mut x, &mut y]).expect("whole").expect("one");
         assert_eq!((got.step, got.state["cursor"].as_u64()), (30, Some(30)));
-        fs::write(path_of(dir.path(), 20), b"x").expect("written");
-        fs::write(path_of(dir.path(), 30), b"x").expect("written");
-        assert!(matches!(load(dir.path(), &mut [&mut x, &mut y]), Err(RunError::Damaged { .. })));
+        fs::write(path_of(dir.path(), 20, false), b"x").expect("written");
+        fs::write(path_of(dir.path(), 30, false), b"x").expect("written");
+        assert!(matches!(load(dir.path(), false, &mut [&mut x, &mut y]), Err(RunError::Damaged { .. })));
+    }
+
+    #[test]
+    fn the_newest_anchor_is_kept_whatever_comes_after_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (a, mut x) = (vec![1.0f32], vec![0.0f32]);
+        for step in 1..=9 {
+            save(dir.path(), step, step % 3 == 0 && step < 9, json!({}), &[&a]).expect("saved");
+        }
+        let mut at = |anchors| load(dir.path(), anchors, &mut [&mut x]).expect("whole").expect("one").step;
+        assert_eq!((at(true), at(false)), (6, 9));
+        assert_eq!(list(dir.path()).len(), KEEP + 1);
     }
 }

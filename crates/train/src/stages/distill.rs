@@ -11,7 +11,9 @@ use tensor::{Tape, ops};
 use super::StageResult;
 use super::grpo::note_unfiltered;
 use super::pretrain::step_outcome;
-use super::sft::{all_too_long, conversations, left_out_words, nth};
+use super::sft::{
+    all_too_long, conversations, held_out_documents, leave_out, left_out_words, log_held_out, nth,
+};
 use crate::TrainError;
 use crate::context::Context;
 use crate::learner::{Learner, Rhythm, StepOutcome};
@@ -76,7 +78,9 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
     }
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
     let seed = ctx.recipe.seed;
-    let mut left_out = 0;
+    learner.figures = json!({"left_out": 0});
+    let held_out =
+        if s.eval_every > 0 { held_out_documents(ctx, &learner.tokenizer, seq_len)? } else { Vec::new() };
     let cost = learner.run(
         ctx,
         &s.name,
@@ -100,12 +104,12 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
                 };
                 step_outcome(l, pack(&docs), options, factor)
             }
-            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor, &mut left_out),
+            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor),
             DistillMethod::OnPolicy => on_policy_step(ctx, s, l, &teacher, mix.as_ref(), step, factor),
         },
-        |_, _, _| Ok(()),
+        |l, step, metrics| log_held_out(l, s.eval_every, step, &held_out, metrics),
     )?;
-    let summary = format!("{total} steps, {} traces{}", traces.len(), left_out_words(left_out));
+    let summary = format!("{total} steps, {} traces{}", traces.len(), left_out_words(&learner));
     Ok(StageResult { cost, summary, figures: json!({"steps": total, "traces": traces.len()}) })
 }
 
@@ -124,7 +128,6 @@ fn logits_step(
     teacher: &Model,
     mix: Option<&Mix>,
     factor: f32,
-    left_out: &mut u64,
 ) -> Result<StepOutcome, TrainError> {
     let source = ctx.problems()?;
     let mut docs = Vec::new();
@@ -139,7 +142,7 @@ fn logits_step(
             docs.push(doc);
             continue;
         }
-        *left_out += 1;
+        leave_out(l);
         too_long += 1;
         if too_long > 1000 && docs.is_empty() {
             return Err(all_too_long(&s.name, doc.ids.len(), limit));

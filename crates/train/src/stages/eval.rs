@@ -52,7 +52,7 @@ pub(super) fn run(ctx: &Context, s: &EvalStage) -> Result<StageResult, TrainErro
             total: s.of.len() as u64,
             headline: ("pass@1", e.all.pass_at_1.value),
             tokens_per_second: meter.tokens() as f64 / elapsed,
-            ceiling_share: meter.operations() as f64 / elapsed / ctx.ceiling,
+            ceiling_share: ctx.ceiling.share(meter.operations() as f64 / elapsed),
             seconds_left: elapsed / done * (s.of.len() as f64 - done),
         });
     }

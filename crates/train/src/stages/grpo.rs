@@ -41,7 +41,6 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
         checkpoint_seconds: s.checkpoint_seconds,
     };
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
-    let mut last = (0.0, 0.0);
     let references = ctx.folder.stage_dir(&s.name)?.join("reference");
     let mut reference_of = 0;
     let cost = learner.run(
@@ -54,7 +53,7 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
                 renew_reference(&references, s.reference_every, r, l, step, &mut reference_of)?;
             }
             let outcome = one_step(ctx, s, l, step, factor, mix.as_ref(), reference.as_ref())?;
-            last = (outcome.values[0].1, outcome.values[1].1);
+            l.figures = json!({"reward": outcome.values[0].1, "accuracy": outcome.values[1].1});
             let enough = budget.is_some_and(|b| meter.operations() >= b);
             Ok(StepOutcome { enough, ..outcome })
         },
@@ -65,8 +64,10 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
             Ok(())
         },
     )?;
-    let summary = format!("reward {:.3}, accuracy of samples {:.1} %", last.0, 100.0 * last.1);
-    Ok(StageResult { cost, summary, figures: json!({"reward": last.0, "accuracy": last.1}) })
+    let figures = learner.figures;
+    let [reward, accuracy] = ["reward", "accuracy"].map(|key| figures[key].as_f64().unwrap_or(0.0));
+    let summary = format!("reward {reward:.3}, accuracy of samples {:.1} %", 100.0 * accuracy);
+    Ok(StageResult { cost, summary, figures })
 }
 
 /// Says that wishes of a model's folder about sampling do not hold here: what is trained is the model's own distribution.

@@ -7,22 +7,18 @@ use data::{
     read_texts_with,
 };
 use model::inspect::inspect;
-use model::whole;
 use serde_json::json;
 use tasks::Mix;
 
 use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
-use crate::held_out::HeldOut;
+use crate::held_out::{HELD_OUT_DOCUMENTS, HeldOut};
 use crate::learner::{Learner, Rhythm, StepOutcome};
 use crate::problems::{HELD_OUT_START, ProblemSource};
 use crate::run::metrics::keys;
 use crate::run::recipe::{Files, PretrainStage, Source};
-use crate::step::{StepOptions, score, train_step};
-
-/// Documents whose held-out loss is measured.
-const HELD_OUT_DOCUMENTS: u64 = 256;
+use crate::step::{StepOptions, train_step};
 
 /// A stream of documents that can be read from anywhere.
 enum Stream<'a> {
@@ -81,8 +77,8 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
             let source = ctx.problems()?;
             let mix = source.training_mix(&s.mix)?;
             let stream = Stream::Problems { source, mix, hurried_share: s.hurried_share };
-            let held =
-                (0..HELD_OUT_DOCUMENTS).map(|i| stream.document(&tokenizer, HELD_OUT_START + i, s.seq_len));
+            let held = (0..HELD_OUT_DOCUMENTS as u64)
+                .map(|i| stream.document(&tokenizer, HELD_OUT_START + i, s.seq_len));
             let held: Vec<Vec<u32>> = held.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
             (stream, held, None)
         }
@@ -91,6 +87,7 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
             (Stream::Shards { shards, seed }, held, Some(bytes))
         }
     };
+    let held_out: Vec<Document> = held_out.into_iter().map(Document::plain).collect();
     let scheduled = s.tokens.div_ceil(s.batch_tokens as u64);
     let total = s.trained_tokens().div_ceil(s.batch_tokens as u64);
     let rhythm = Rhythm {
@@ -134,14 +131,14 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
         },
         |l, step, metrics| {
             if s.eval_every > 0 && step.is_multiple_of(s.eval_every) {
-                let measured = measure(l, &held_out);
+                let measured = HeldOut::measure(&l.model, l.cursor, &held_out);
                 measured.save(&dir, step)?;
                 metrics.log(step, &[(keys::EVAL_LOSS, measured.mean())])?;
             }
             Ok(())
         },
     )?;
-    let measured = measure(&learner, &held_out);
+    let measured = HeldOut::measure(&learner.model, learner.cursor, &held_out);
     measured.save(&dir, total)?;
     let size = inspect(learner.model.config(), s.seq_len).parameters;
     let mut figures = json!({
@@ -149,8 +146,7 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
     });
     let mut summary = format!("held-out loss {:.3}", measured.mean());
     if let Some(bytes) = held_out_bytes {
-        let nats: f64 = measured.losses.iter().zip(&held_out).map(|(l, d)| l * (d.len() - 1) as f64).sum();
-        let bits = nats / std::f64::consts::LN_2 / bytes as f64;
+        let bits = measured.total() / std::f64::consts::LN_2 / bytes as f64;
         figures["bits_per_byte"] = bits.into();
         figures["held_out_bytes"] = bytes.into();
         summary += &format!(", {bits:.3} bits per byte over {bytes} held-out bytes");
@@ -178,21 +174,6 @@ pub(super) fn step_outcome(
     values.extend(stats.mtp_loss.map(|l| ("mtp_loss", l)));
     values.extend(stats.max_load.map(|l| ("max_expert_load", l)));
     Ok(StepOutcome { values, tokens, skipped: stats.report.skipped, enough: false })
-}
-
-fn measure(l: &Learner, docs: &[Vec<u32>]) -> HeldOut {
-    let mut losses = Vec::new();
-    for part in docs.chunks(64) {
-        let packed = pack(&part.iter().map(|ids| Document::plain(ids.clone())).collect::<Vec<_>>());
-        let stats = score(&l.model, &packed.tokens, &packed.targets, &whole(&packed.lens), 1.0);
-        let mut at = 0;
-        for len in packed.lens {
-            losses
-                .push(-stats.logprobs[at..at + len].iter().map(|&x| f64::from(x)).sum::<f64>() / len as f64);
-            at += len;
-        }
-    }
-    HeldOut { documents: l.cursor, losses }
 }
 
 /// The files as token shards (made once), and the held-out documents with the number of their bytes.

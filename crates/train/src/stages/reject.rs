@@ -60,7 +60,7 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
             total: s.problems as u64,
             headline: ("accepted", right as f64 / drawn.max(1) as f64),
             tokens_per_second: meter.tokens() as f64 / elapsed,
-            ceiling_share: meter.operations() as f64 / elapsed / ctx.ceiling,
+            ceiling_share: ctx.ceiling.share(meter.operations() as f64 / elapsed),
             seconds_left: elapsed / done * (s.problems as f64 - done),
         });
         if ctx.reporter.stop() {

@@ -13,7 +13,9 @@ use super::StageResult;
 use super::pretrain::step_outcome;
 use crate::TrainError;
 use crate::context::Context;
+use crate::held_out::{HELD_OUT_DOCUMENTS, HeldOut};
 use crate::learner::{Learner, Rhythm};
+use crate::run::metrics::{Metrics, keys};
 use crate::run::recipe::{Data, SftStage};
 use crate::speaker::teach_ends;
 use crate::step::StepOptions;
@@ -58,7 +60,9 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     };
     let mut learner = Learner::new(model, tokenizer, &s.optimizer);
     let seed = ctx.recipe.seed;
-    let mut left_out = 0u64;
+    learner.figures = json!({"left_out": 0});
+    let held_out =
+        if s.eval_every > 0 { held_out_documents(ctx, &learner.tokenizer, seq_len)? } else { Vec::new() };
     let cost = learner.run(
         ctx,
         &s.name,
@@ -76,7 +80,7 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
                 };
                 if doc.ids.len() > seq_len + 1 {
                     too_long += 1;
-                    left_out += 1;
+                    leave_out(l);
                     if too_long > 1000 && docs.is_empty() {
                         return Err(all_too_long(&s.name, doc.ids.len(), seq_len + 1));
                     }
@@ -87,11 +91,11 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
             }
             step_outcome(l, pack(&docs), StepOptions { loss_limit: l.loss_limit(), ..options }, factor)
         },
-        |_, _, _| Ok(()),
+        |l, step, metrics| log_held_out(l, s.eval_every, step, &held_out, metrics),
     )?;
     Ok(StageResult {
         cost,
-        summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(left_out)),
+        summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(&learner)),
         figures: json!({"loss": learner.usual_loss}),
     })
 }
@@ -101,12 +105,49 @@ pub(super) fn all_too_long(stage: &str, tokens: usize, limit: usize) -> TrainErr
     TrainError::TooLong { what, tokens, limit, remedy: "raise `seq_len`" }
 }
 
+/// Counts a document that is longer than `seq_len`.
+pub(super) fn leave_out(l: &mut Learner) {
+    l.figures["left_out"] = (l.figures["left_out"].as_u64().unwrap_or(0) + 1).into();
+}
+
 /// Says how many documents were longer than `seq_len`, if any were.
-pub(super) fn left_out_words(left_out: u64) -> String {
-    match left_out {
+pub(super) fn left_out_words(l: &Learner) -> String {
+    match l.figures["left_out"].as_u64().unwrap_or(0) {
         0 => String::new(),
         n => format!(", {n} worked problems longer than `seq_len` left out"),
     }
+}
+
+/// The held-out problems of the recipe with careful worked solutions, as conversations; none where it has no problems.
+pub(super) fn held_out_documents(
+    ctx: &Context,
+    tokenizer: &Tokenizer,
+    seq_len: usize,
+) -> Result<Vec<Document>, TrainError> {
+    let problems = ctx.problems.iter().flat_map(|p| p.held_out()).take(HELD_OUT_DOCUMENTS);
+    let documents = (0..).zip(problems).map(|(i, problem)| {
+        let answer = tasks::corpus::completion(problem, Style::Careful, i);
+        let turns = [Message::user(problem.prompt.clone()), Message::assistant(answer)];
+        Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
+    });
+    let mut documents = documents.collect::<Result<Vec<Document>, TrainError>>()?;
+    documents.retain(|d| (2..=seq_len + 1).contains(&d.ids.len()));
+    Ok(documents)
+}
+
+/// Logs the loss on held-out documents, if it is time.
+pub(super) fn log_held_out(
+    l: &Learner,
+    every: u64,
+    step: u64,
+    documents: &[Document],
+    metrics: &mut Metrics,
+) -> Result<(), TrainError> {
+    if every > 0 && step.is_multiple_of(every) && !documents.is_empty() {
+        let measured = HeldOut::measure(&l.model, l.cursor, documents);
+        metrics.log(step, &[(keys::EVAL_LOSS, measured.mean())])?;
+    }
+    Ok(())
 }
 
 /// Document `index` of an endless, in every epoch newly shuffled list.

@@ -157,7 +157,8 @@ pub struct SftStage {
     pub balance_alpha: f64,
     /// Weight of the multi-token prediction loss.
     pub mtp_weight: f64,
-    /// Steps between measurements of the held-out loss; 0 for none.
+    /// Steps between measurements of the loss on worked solutions of the recipe's held-out problems, where it has problems;
+    /// 0 for none.
     pub eval_every: u64,
     /// Steps between printed samples; 0 for none.
     pub sample_every: u64,

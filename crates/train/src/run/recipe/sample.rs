@@ -84,7 +84,8 @@ pub struct DistillStage {
     pub optimizer: Optimizer,
     /// How the learning rate changes.
     pub schedule: Schedule,
-    /// Steps between measurements of the held-out loss; 0 for none.
+    /// Steps between measurements of the loss on worked solutions of the recipe's held-out problems, where it has problems;
+    /// 0 for none.
     pub eval_every: u64,
     /// Steps between printed samples; 0 for none.
     pub sample_every: u64,
