@@ -48,6 +48,7 @@ optimizer = { kind = "muon", learning_rate = 0.01, adam_learning_rate = 0.004 }
 kind = "sft"
 steps = 12
 batch_tokens = 1024
+eval_every = 4
 checkpoint_every = 3
 [[stage]]
 kind = "grpo"
@@ -55,6 +56,7 @@ steps = 9
 prompts = 4
 group = 4
 max_new = 24
+temperature = 0.7
 kl_coefficient = 0.01
 reference_every = 4
 minibatches = 2
@@ -66,6 +68,9 @@ student = "student"
 steps = 6
 prompts = 8
 max_new = 24
+temperature = 1.3
+accumulate = 2
+eval_every = 3
 checkpoint_every = 2
 "#;
 
@@ -126,9 +131,20 @@ fn killed_runs_end_with_the_same_bits() {
         let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
         let keep = |l: &str| {
             let v: serde_json::Value = serde_json::from_str(l).expect("JSON");
-            format!("{} {} {} {}", v["stage"], v["step"], v["loss"], v["reward"])
+            let values = ["stage", "step", "loss", "reward", "eval_loss"].map(|key| v[key].to_string());
+            assert!(v["mismatched_logprobs"].as_f64().unwrap_or(0.0) == 0.0, "{l}");
+            values.join(" ")
         };
         text.lines().map(keep).collect()
     };
+    for (stage, count) in [("sft", 3), ("distill", 2)] {
+        let of = |l: &&String| l.starts_with(&format!("\"{stage}\"")) && !l.ends_with("null");
+        assert_eq!(lines(&whole).iter().filter(of).count(), count, "held-out losses of {stage}");
+    }
+    let figures = |run: &Path| {
+        let text = std::fs::read_to_string(run.join("grpo/done.json")).expect("an end mark");
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["figures"].clone()
+    };
+    assert_eq!(figures(&whole), figures(&broken), "what a stage says at its end");
     assert_eq!(lines(&whole), lines(&broken), "every step stands in the metrics once, with the same values");
 }
