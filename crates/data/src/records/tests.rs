@@ -98,7 +98,7 @@ fn parquet_conversations() {
     assert!(e.contains("has no column `text`: its columns are messages"), "{e}");
     #[derive(Debug, serde::Deserialize)]
     struct Other {
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "only its type matters here")]
         messages: u32,
     }
     let e = read::<Other>(&path).unwrap_err().to_string();

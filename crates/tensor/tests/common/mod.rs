@@ -1,5 +1,5 @@
 //! Helpers of the integration tests: random matrices, a gradient check against plain f64, hashes of bits.
-#![allow(dead_code)] // each test binary uses a part of it
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod emulator;
 pub mod model;
