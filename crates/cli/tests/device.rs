@@ -6,10 +6,10 @@ mod common;
 mod emulator;
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
-use common::{arg, refusal, text, tiny};
+use common::{arg, refusal, start_run, text, tiny};
 
 /// `--device emulated:…`; none where there is no C++ compiler.
 fn emulated() -> Option<String> {
@@ -91,12 +91,7 @@ optimizer = { kind = "adamw", learning_rate = 0.001 }
 "#;
 
 fn start(recipe: &Path, out: &Path, device: &str) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_shoestring"))
-        .args(["run", arg(recipe), "--out", arg(out), "--device", device])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the binary starts")
+    start_run(recipe, out, &["--device", device])
 }
 
 /// Runs on one device until it has saved a step of the first training stage, is killed, and goes on with another. A run

@@ -1,8 +1,11 @@
 //! A run that is killed at random moments ends with the same bits as one that is not.
 
+mod common;
+
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use common::start_run;
 
 const RECIPE: &str = r#"
 name = "resume"
@@ -74,33 +77,17 @@ eval_every = 3
 checkpoint_every = 2
 "#;
 
-fn start(recipe: &Path, out: &Path, threads: &str) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_shoestring"))
-        .args([
-            "run",
-            &recipe.display().to_string(),
-            "--out",
-            &out.display().to_string(),
-            "--threads",
-            threads,
-        ])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the binary starts")
-}
-
 #[test]
 fn killed_runs_end_with_the_same_bits() {
     let dir = tempfile::tempdir().expect("a folder");
     let recipe = dir.path().join("resume.toml");
     std::fs::write(&recipe, RECIPE).expect("written");
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
-    assert!(start(&recipe, &whole, "2").wait().expect("ends").success());
+    assert!(start_run(&recipe, &whole, &["--threads", "2"]).wait().expect("ends").success());
     // Killed after ever other times, until one gets through; on one thread, as their number must not matter.
     let mut kills = 0;
     for attempt in 0u64..400 {
-        let mut child = start(&recipe, &broken, "1");
+        let mut child = start_run(&recipe, &broken, &["--threads", "1"]);
         // Measuring the machine comes first and takes 600 ms.
         let patience = 650 + attempt * 7919 % 350;
         let mut waited = 0;

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use data::{Tokenizer, TrainOptions};
 use model::{Model, ModelConfig};
@@ -72,6 +72,17 @@ pub fn printed_list<'a>(json: &'a str, key: &str) -> Vec<Vec<&'a str>> {
 /// The folder of a golden model.
 pub fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
+}
+
+/// Starts a run of a recipe, for tests that kill it.
+pub fn start_run(recipe: &Path, out: &Path, options: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_shoestring"))
+        .args(["run", arg(recipe), "--out", arg(out)])
+        .args(options)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts")
 }
 
 /// A path as an argument.
