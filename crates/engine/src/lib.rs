@@ -3,10 +3,22 @@
 //! Sequences are batched continuously over a paged cache: finished ones leave and new ones enter between any two
 //! steps, prompts are computed in chunks beside the decoding of others, and a group's prompt is computed once. By the
 //! engine's bitwise contract none of that changes a sequence's tokens or log-probabilities.
+//!
+//! A [`Lane`] is open: requests come while others run, and may be cancelled. An [`Engine`] takes a list and gives it back
+//! whole; it stands on lanes.
 
 mod generate;
+mod lane;
 mod pages;
+mod prefix;
+mod request;
 mod sampler;
+mod speculate;
+#[cfg(test)]
+mod tests;
 
-pub use generate::{Completion, Engine, EngineError, FinishReason, Limits, Request, Token};
+pub use generate::Engine;
+pub use lane::{Counts, Lane, Limits, Sink, Ticket};
+pub use request::{Allowed, Completion, EngineError, Extras, FinishReason, Guide, MakeGuide, Request, Token};
 pub use sampler::Sampling;
+pub use tensor::ops::Drawn;

@@ -8,14 +8,17 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// A page with one owner.
-    pub(crate) fn take(&mut self) -> u32 {
+    /// A page with one owner, where there may be `budget` pages in all; none if all are taken.
+    pub(crate) fn take(&mut self, budget: usize) -> Option<u32> {
+        if self.free.is_empty() && self.counts.len() >= budget {
+            return None;
+        }
         let page = self.free.pop().unwrap_or_else(|| {
             self.counts.push(0);
             (self.counts.len() - 1) as u32
         });
         self.counts[page as usize] = 1;
-        page
+        Some(page)
     }
     /// One more owner.
     pub(crate) fn share(&mut self, page: u32) {
@@ -29,12 +32,15 @@ impl Pages {
             self.free.push(page);
         }
     }
+    /// Owners of a page.
+    pub(crate) fn owners(&self, page: u32) -> u32 {
+        self.counts[page as usize]
+    }
     /// Pages ever taken.
     pub(crate) fn len(&self) -> usize {
         self.counts.len()
     }
     /// Pages in use.
-    #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.counts.len() - self.free.len()
     }

@@ -1,11 +1,11 @@
 //! From logits to a token.
 
-use std::borrow::Cow;
-
 use model::files::GenerationConfig;
 use tensor::cpu::math;
 use tensor::ops::{self, Draw, Drawn, argmax, normalizer, walk};
 use tensor::{Params, Rng, Tensor, threads};
+
+use crate::request::Allowed;
 
 /// How tokens are chosen. What filters there are come in the order of transformers: the penalty, the temperature, top_k,
 /// top_p of what is left of it, min_p.
@@ -22,11 +22,23 @@ pub struct Sampling {
     /// Divides positive logits of tokens that the prompt or the answer holds already and multiplies negative ones, before
     /// everything else; 1 for none.
     pub repetition_penalty: f32,
+    /// Taken from the logit of a token for each time that the answer holds it already; 0 for nothing.
+    pub frequency_penalty: f32,
+    /// Taken from the logits of all tokens that the answer holds already; 0 for nothing.
+    pub presence_penalty: f32,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+        Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+        }
     }
 }
 
@@ -36,9 +48,14 @@ impl Sampling {
         Sampling { temperature: 0.0, ..Sampling::default() }
     }
 
-    /// Whether tokens are left out or penalised, which is done in the host's memory.
+    /// Whether tokens are left out.
     fn filters(&self) -> bool {
-        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0 || self.repetition_penalty != 1.0
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
+    /// Whether tokens are penalised.
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
 
     /// As a model's folder says that it wants to be sampled; `temperature` where that says nothing of it.
@@ -51,18 +68,18 @@ impl Sampling {
             top_p: g.top_p.unwrap_or(1.0),
             min_p: g.min_p.unwrap_or(0.0),
             repetition_penalty: g.repetition_penalty.unwrap_or(1.0),
+            ..Sampling::default()
         }
     }
 
-    /// Chooses from a row of logits after the tokens `seen`; `rng` is used for one number at most. Ties go to the lower
-    /// id.
+    /// Chooses from a row of logits, of which `wanted` are those after all penalties; `rng` is used for one number at most.
+    /// Ties go to the lower id.
     ///
     /// The log-probabilities are the model's own and the tempered model's, nothing filtered or penalised, bit for bit the
     /// trainer's.
-    fn choose(&self, logits: &[f32], seen: [&[u32]; 2], rng: &mut Rng) -> Drawn {
+    fn choose(&self, logits: &[f32], wanted: &[f32], rng: &mut Rng) -> Drawn {
         let (lse, _) = normalizer(logits);
-        let wanted = self.penalised(logits, seen);
-        let token = if self.temperature <= 0.0 { argmax(&wanted) } else { self.draw(&wanted, rng) };
+        let token = if self.temperature <= 0.0 { argmax(wanted) } else { self.draw(wanted, rng) };
         let logprob = logits[token] - lse;
         let mut tempered = logprob;
         if self.temperature > 0.0 && self.temperature != 1.0 {
@@ -73,18 +90,25 @@ impl Sampling {
         Drawn { token: token as u32, logprob, tempered }
     }
 
-    /// The logits after the penalty of repetition, which is paid once however often a token was seen.
-    fn penalised<'a>(&self, logits: &'a [f32], seen: [&[u32]; 2]) -> Cow<'a, [f32]> {
-        if self.repetition_penalty == 1.0 {
-            return Cow::Borrowed(logits);
+    /// The logits after the penalties for tokens of the prompt and of the answer: that of repetition, which is paid once
+    /// however often a token was seen, then those for tokens of the answer.
+    fn penalise(&self, logits: &mut [f32], [prompt, answer]: [&[u32]; 2]) {
+        if self.repetition_penalty != 1.0 {
+            let before = logits.to_vec();
+            for &id in prompt.iter().chain(answer) {
+                let x = before[id as usize];
+                logits[id as usize] =
+                    if x < 0.0 { x * self.repetition_penalty } else { x / self.repetition_penalty };
+            }
         }
-        let mut out = logits.to_vec();
-        for &id in seen.into_iter().flatten() {
-            let x = logits[id as usize];
-            out[id as usize] =
-                if x < 0.0 { x * self.repetition_penalty } else { x / self.repetition_penalty };
+        if self.frequency_penalty == 0.0 && self.presence_penalty == 0.0 {
+            return;
         }
-        Cow::Owned(out)
+        let mut answer = answer.to_vec();
+        answer.sort_unstable();
+        for same in answer.chunk_by(|a, b| a == b) {
+            logits[same[0] as usize] -= self.presence_penalty + self.frequency_penalty * same.len() as f32;
+        }
     }
 
     fn draw(&self, logits: &[f32], rng: &mut Rng) -> usize {
@@ -94,6 +118,8 @@ impl Sampling {
         }
         let top = math::max(&p);
         math::exp_sum(&mut p, top);
+        // Exactly nothing for what is forbidden.
+        p.iter_mut().zip(logits).filter(|(_, x)| **x == f32::NEG_INFINITY).for_each(|(p, _)| *p = 0.0);
         if self.filters() {
             self.filter(&mut p);
         }
@@ -102,49 +128,133 @@ impl Sampling {
 
     /// Sets what is filtered out to zero. The most likely token always stays; of equals at a limit, those of lower ids.
     fn filter(&self, p: &mut [f32]) {
-        let mut order: Vec<usize> = (0..p.len()).collect();
-        order.sort_by(|&a, &b| p[b].total_cmp(&p[a]).then(a.cmp(&b)));
-        let floor = self.min_p * p[order[0]];
+        let mut order: Vec<u32> = (0..p.len() as u32).collect();
+        let by_weight = |&a: &u32, &b: &u32| p[b as usize].total_cmp(&p[a as usize]).then(a.cmp(&b));
         let limit = if self.top_k == 0 { p.len() } else { self.top_k.min(p.len()) };
-        let total: f64 = order[..limit].iter().map(|&i| f64::from(p[i])).sum();
-        let mut sum = 0.0;
-        let mut kept = 0;
-        for &i in &order[..limit] {
-            if kept > 0 && (sum >= f64::from(self.top_p) * total || p[i] < floor) {
+        if limit < p.len() {
+            order.select_nth_unstable_by(limit, by_weight);
+            order.truncate(limit);
+        }
+        let total: f64 = order.iter().map(|&i| f64::from(p[i as usize])).sum();
+        // In pieces: of a large vocabulary only the first few are wanted, as a rule.
+        let (mut sum, mut kept, mut sorted, mut floor) = (0.0, 0, 0, 0.0);
+        while kept < limit {
+            if kept == sorted {
+                let piece = (4 * sorted).max(256).min(limit - sorted);
+                if sorted + piece < limit {
+                    order[sorted..].select_nth_unstable_by(piece - 1, by_weight);
+                }
+                order[sorted..sorted + piece].sort_unstable_by(by_weight);
+                sorted += piece;
+            }
+            let weight = p[order[kept] as usize];
+            if kept == 0 {
+                floor = self.min_p * weight;
+            } else if sum >= f64::from(self.top_p) * total || weight < floor {
                 break;
             }
-            sum += f64::from(p[i]);
+            sum += f64::from(weight);
             kept += 1;
         }
-        order[kept..].iter().for_each(|&i| p[i] = 0.0);
+        let keep: Vec<(u32, f32)> = order[..kept].iter().map(|&i| (i, p[i as usize])).collect();
+        p.fill(0.0);
+        keep.into_iter().for_each(|(i, weight)| p[i as usize] = weight);
     }
 }
 
 /// What a row's token is to be: how it is chosen, after which tokens, and by which number.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Wish<'a> {
     pub(crate) sampling: Sampling,
     /// The prompt and what was drawn so far.
     pub(crate) seen: [&'a [u32]; 2],
     pub(crate) rng: Rng,
+    /// Added to single logits.
+    pub(crate) bias: &'a [(u32, f32)],
+    /// What may be chosen.
+    pub(crate) allowed: Allowed,
+    /// How many of the most likely tokens are told.
+    pub(crate) top: usize,
 }
 
-/// Chooses for every row of `logits [rows, vocab]`, on the GPU if they lie there and nothing is filtered.
-pub(crate) fn choose(params: &Params, logits: &Tensor, wishes: &[Wish]) -> Vec<Drawn> {
-    if !wishes.iter().any(|w| w.sampling.filters()) {
-        let draw = |&Wish { sampling, mut rng, .. }: &Wish| Draw {
-            temperature: sampling.temperature,
-            uniform: rng.uniform(),
-        };
-        return ops::sample(params, logits, &wishes.iter().map(draw).collect::<Vec<_>>());
+/// A chosen token, and the most likely ones with their log-probabilities, where they were wished for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chosen {
+    pub(crate) drawn: Drawn,
+    pub(crate) top: Vec<(u32, f32)>,
+}
+
+impl Wish<'_> {
+    /// Whether a plain draw is not enough, so that the host chooses.
+    fn is_special(&self) -> bool {
+        self.sampling.filters() || self.sampling.penalises() || !self.is_open() || self.top > 0
     }
-    let mut chosen = vec![Drawn::default(); wishes.len()];
-    let (all, vocab) = (logits.host(), logits.cols());
-    threads::parallel_chunks(&mut chosen, 4, |at, out| {
-        for (i, out) in out.iter_mut().enumerate() {
-            let Wish { sampling, seen, mut rng } = wishes[at + i];
-            *out = sampling.choose(&all[(at + i) * vocab..][..vocab], seen, &mut rng);
+
+    /// Whether every token may come, none with a bias.
+    fn is_open(&self) -> bool {
+        self.bias.is_empty() && self.allowed == Allowed::All
+    }
+
+    fn choose(&self, logits: &[f32]) -> Chosen {
+        let mut rng = self.rng;
+        let drawn = if self.is_open() && !self.sampling.penalises() {
+            self.sampling.choose(logits, logits, &mut rng)
+        } else {
+            self.sampling.choose(logits, &self.wanted(logits), &mut rng)
+        };
+        let top = if self.top == 0 { Vec::new() } else { most_likely(logits, self.top) };
+        Chosen { drawn, top }
+    }
+
+    /// The logits with bias and penalties, of what is allowed.
+    fn wanted(&self, logits: &[f32]) -> Vec<f32> {
+        let mut out = logits.to_vec();
+        for &(id, bias) in self.bias {
+            out[id as usize] += bias;
         }
+        self.sampling.penalise(&mut out, self.seen);
+        match &self.allowed {
+            Allowed::All => {}
+            Allowed::Only(token) => {
+                out.iter_mut().enumerate().filter(|(i, _)| *i != *token as usize).for_each(forbid)
+            }
+            Allowed::Set(set) => {
+                let has = |i: usize| set.get(i / 32).is_some_and(|word| word >> (i % 32) & 1 == 1);
+                out.iter_mut().enumerate().filter(|(i, _)| !has(*i)).for_each(forbid)
+            }
+        }
+        out
+    }
+}
+
+fn forbid((_, logit): (usize, &mut f32)) {
+    *logit = f32::NEG_INFINITY;
+}
+
+/// The `n` most likely tokens with their log-probabilities, the most likely first, of equals the lower id.
+fn most_likely(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let (lse, _) = normalizer(logits);
+    let by_logit = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    if n < order.len() {
+        order.select_nth_unstable_by(n, by_logit);
+        order.truncate(n);
+    }
+    order.sort_unstable_by(by_logit);
+    order.into_iter().map(|i| (i, logits[i as usize] - lse)).collect()
+}
+
+/// Chooses for every row of `logits [rows, vocab]`, on the GPU if they lie there and nothing but plain draws is wished for.
+pub(crate) fn choose(params: &Params, logits: &Tensor, wishes: &[Wish]) -> Vec<Chosen> {
+    if !wishes.iter().any(Wish::is_special) {
+        let draw = |w: &Wish| Draw { temperature: w.sampling.temperature, uniform: { w.rng }.uniform() };
+        let drawn = ops::sample(params, logits, &wishes.iter().map(draw).collect::<Vec<_>>());
+        return drawn.into_iter().map(|drawn| Chosen { drawn, top: Vec::new() }).collect();
+    }
+    let mut chosen = vec![Chosen::default(); wishes.len()];
+    let (all, vocab) = (logits.host(), logits.cols());
+    threads::parallel_chunks(&mut chosen, 1, |at, out| {
+        out[0] = wishes[at].choose(&all[at * vocab..][..vocab]);
     });
     chosen
 }
@@ -159,7 +269,7 @@ mod tests {
         let count = |s: Sampling| {
             let mut seen = [0usize; 4];
             (0..20_000)
-                .for_each(|i| seen[s.choose(&logits, [&[], &[]], &mut Rng::at(7, &[i])).token as usize] += 1);
+                .for_each(|i| seen[s.choose(&logits, &logits, &mut Rng::at(7, &[i])).token as usize] += 1);
             seen.map(|n| n as f32 / 20_000.0)
         };
         let all = count(Sampling::default());
@@ -179,13 +289,47 @@ mod tests {
     fn what_was_seen_pays_the_penalty_of_repetition_once() {
         let logits = [2.0f32, 1.5, -1.0, -1.2];
         let s = Sampling { repetition_penalty: 1.3, ..Sampling::greedy() };
-        let mut rng = Rng::new(1);
-        assert_eq!(s.penalised(&logits, [&[0, 2, 0], &[2, 0]])[..], [2.0 / 1.3, 1.5, -1.3, -1.2]);
-        assert_eq!(s.choose(&logits, [&[0], &[]], &mut rng).token, 0);
-        assert_eq!(Sampling { repetition_penalty: 1.4, ..s }.choose(&logits, [&[0], &[]], &mut rng).token, 1);
-        let drawn = Sampling { repetition_penalty: 2.0, ..s }.choose(&logits, [&[], &[0]], &mut rng);
+        assert_eq!(wish(s, [&[0, 2, 0], &[2, 0]]).wanted(&logits), [2.0 / 1.3, 1.5, -1.3, -1.2]);
+        assert_eq!(wish(s, [&[0], &[]]).choose(&logits).drawn.token, 0);
+        let more = Sampling { repetition_penalty: 1.4, ..s };
+        assert_eq!(wish(more, [&[0], &[]]).choose(&logits).drawn.token, 1);
+        let most = Sampling { repetition_penalty: 2.0, ..s };
         let own = logits[1] - normalizer(&logits).0;
-        assert_eq!(drawn, Drawn { token: 1, logprob: own, tempered: own });
+        let drawn = Drawn { token: 1, logprob: own, tempered: own };
+        assert_eq!(wish(most, [&[], &[0]]).choose(&logits).drawn, drawn);
+    }
+
+    /// OpenAI's formula: the count in the answer times the one and, where there is any, the other; the prompt is free.
+    #[test]
+    fn what_the_answer_holds_pays_for_its_frequency_and_presence() {
+        let logits = [2.0f32, 1.5, -1.0, 0.0];
+        let s = Sampling { frequency_penalty: 0.5, presence_penalty: 0.25, ..Sampling::greedy() };
+        assert_eq!(wish(s, [&[3, 3], &[0, 2, 0]]).wanted(&logits), [0.75, 1.5, -1.75, 0.0]);
+    }
+
+    /// Bias and guide move the draw, and what is told of it stays the model's own.
+    #[test]
+    fn bias_and_guide_decide_what_may_come() {
+        let logits = [2.0f32, 1.5, -1.0, 0.0];
+        let free = wish(Sampling::greedy(), [&[], &[]]);
+        let token = |w: Wish| w.choose(&logits).drawn.token;
+        assert_eq!(token(Wish { bias: &[(3, 9.0), (0, -100.0)], ..free.clone() }), 3);
+        assert_eq!(token(Wish { allowed: Allowed::Only(2), ..free.clone() }), 2);
+        assert_eq!(token(Wish { allowed: Allowed::Set(vec![0b1100]), ..free.clone() }), 3);
+        let hot = Sampling { temperature: 50.0, ..Sampling::default() };
+        for i in 0..500 {
+            let rng = Rng::at(3, &[i]);
+            let allowed = Allowed::Set(vec![0b0110]);
+            assert!([1, 2].contains(&token(Wish { allowed, rng, ..wish(hot, [&[], &[]]) })));
+        }
+        let told = Wish { allowed: Allowed::Only(2), top: 2, ..free }.choose(&logits);
+        let lse = normalizer(&logits).0;
+        assert_eq!(told.drawn.logprob, -1.0 - lse);
+        assert_eq!(told.top, [(0, 2.0 - lse), (1, 1.5 - lse)]);
+    }
+
+    fn wish(sampling: Sampling, seen: [&'static [u32]; 2]) -> Wish<'static> {
+        Wish { sampling, seen, rng: Rng::new(1), bias: &[], allowed: Allowed::All, top: 0 }
     }
 
     /// How many tokens transformers 5.23 leaves of eight, through the processors that `generate` makes for

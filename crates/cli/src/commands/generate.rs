@@ -97,6 +97,7 @@ impl SamplingArgs {
             top_p: self.top_p.unwrap_or(wished.top_p),
             min_p: self.min_p.unwrap_or(wished.min_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(wished.repetition_penalty),
+            ..wished
         }
     }
 }

@@ -1,24 +1,9 @@
-use super::*;
-use model::{ModelConfig, whole};
-use serde_json::json;
+use model::{PassOptions, whole};
+use tensor::{Rng, Tape, ops};
 
-fn tiny(kind: &str) -> Model {
-    let config = if kind == "moe" {
-        json!({"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 61, "hidden_size": 32,
-            "intermediate_size": 48, "moe_intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 2, "q_lora_rank": null, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
-            "v_head_dim": 10, "n_routed_experts": 5, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1,
-            "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1,
-            "scoring_func": "sigmoid", "topk_method": "noaux_tc", "hidden_act": "silu", "max_position_embeddings": 512,
-            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.3, "tie_word_embeddings": false})
-    } else {
-        json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 61, "hidden_size": 32,
-            "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "hidden_act": "silu", "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-            "initializer_range": 0.3, "tie_word_embeddings": true})
-    };
-    Model::random(ModelConfig::from_value(&config).expect("a valid config"), 3)
-}
+use super::*;
+use crate::Sampling;
+use crate::tests::tiny;
 
 const TEMPERATURES: [f32; 3] = [1.0, 0.7, 1.3];
 
@@ -48,9 +33,9 @@ fn log_probs_equal_the_trainers_bit_for_bit() {
         let mut first = None;
         for (sequences, rows, n) in [(256, 512, 2), (2, 7, 1), (3, 100, 3), (1, 1, 2)] {
             threads::set_threads(n);
-            let mut engine = Engine::new(&model, Some(Limits { sequences, rows }));
+            let mut engine = Engine::new(&model, Some(Limits { sequences, rows, ..Limits::default() }));
             let results = engine.run(&requests, |_| true).expect("valid requests");
-            assert!(engine.lanes.iter().all(|l| l.pages.used() == 0), "all pages are free at the end");
+            assert!(engine.lanes.iter().all(|l| l.used_pages() == 0), "all pages are free at the end");
             let lanes = if n == 2 { 2 } else { 1 };
             assert_eq!(engine.lanes.len(), lanes, "a lane for each thread where there are sequences enough");
             assert_eq!(
