@@ -8,6 +8,7 @@ use model::{Model, ModelConfig};
 use serde_json::{Value, json};
 
 use crate::TrainError;
+use crate::finished::Finished;
 use crate::ledger::{Meter, StageCost};
 use crate::problems::ProblemSource;
 use crate::run::folder::RunFolder;
@@ -135,10 +136,9 @@ impl Context<'_> {
         }
     }
 
-    /// The cost of a stage that is done.
-    pub fn cost_of(&self, stage: &str) -> Result<Option<StageCost>, TrainError> {
-        let done = self.folder.done(stage)?;
-        Ok(done.and_then(|v| serde_json::from_value(v["cost"].clone()).ok()))
+    /// What a stage left, if it has ended.
+    pub fn finished(&self, stage: &str) -> Result<Option<Finished>, TrainError> {
+        Ok(self.folder.done(stage)?)
     }
 }
 

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use data::{Message, Tokenizer, encode_prompt};
 use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
-use serde_json::{Value, json};
+use serde::de::Error as _;
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tasks::verify::Number;
 use tasks::{Problem, Verdict, Verifier, answer_of};
 use tensor::Rng;
@@ -40,27 +42,54 @@ pub struct EvalSettings {
 }
 
 /// Shares of problems, with 95 % intervals.
+///
+/// As JSON `{"problems", "samples", "pass@1", "pass@8", "maj@8"}` for eight samples. With one sample the last two are left
+/// out: pass@k would be a second pass@1, of another temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
+    /// Problems counted.
+    pub problems: usize,
+    /// Samples of each: K.
+    pub samples: usize,
     /// The greedy completion is right.
     pub pass_at_1: Estimate,
     /// At least one of the K samples is right.
     pub pass_at_k: Estimate,
     /// The answer that most of the K samples gave is right; of equally common answers, the one given first.
     pub maj_at_k: Estimate,
-    /// Problems counted.
-    pub problems: usize,
 }
 
-impl Scores {
-    /// `{"problems", "pass@1", "pass@8", "maj@8"}` for eight samples. With one sample `pass@1` is the greedy one's.
-    pub fn to_json(&self, samples: usize) -> Value {
-        let mut out = json!({"problems": self.problems, "pass@1": self.pass_at_1});
-        if samples != 1 {
-            out[format!("pass@{samples}")] = json!(self.pass_at_k);
+impl Serialize for Scores {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(5))?;
+        map.serialize_entry("problems", &self.problems)?;
+        map.serialize_entry("samples", &self.samples)?;
+        map.serialize_entry("pass@1", &self.pass_at_1)?;
+        if self.samples > 1 {
+            map.serialize_entry(&format!("pass@{}", self.samples), &self.pass_at_k)?;
+            map.serialize_entry(&format!("maj@{}", self.samples), &self.maj_at_k)?;
         }
-        out[format!("maj@{samples}")] = json!(self.maj_at_k);
-        out
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Scores {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Read {
+            problems: usize,
+            samples: usize,
+            #[serde(flatten)]
+            shares: BTreeMap<String, Estimate>,
+        }
+        let Read { problems, samples, shares } = Read::deserialize(deserializer)?;
+        let share = |key: String| {
+            shares.get(&key).copied().ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))
+        };
+        let pass_at_1 = share("pass@1".into())?;
+        let of_many = |key| if samples > 1 { share(format!("{key}@{samples}")) } else { Ok(pass_at_1) };
+        let (pass_at_k, maj_at_k) = (of_many("pass")?, of_many("maj")?);
+        Ok(Scores { problems, samples, pass_at_1, pass_at_k, maj_at_k })
     }
 }
 
@@ -86,6 +115,17 @@ impl Graded {
     }
 }
 
+/// Which answers to one problem are right.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The greedy completion is.
+    pub greedy: bool,
+    /// Any of the samples is.
+    pub any: bool,
+    /// The answer that most samples gave is.
+    pub majority: bool,
+}
+
 /// What an evaluation found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
@@ -95,14 +135,14 @@ pub struct Evaluation {
     pub by_task: BTreeMap<String, Scores>,
     /// The greedy completions, in the problems' order.
     pub greedy: Vec<Graded>,
+    /// What is right, problem by problem.
+    pub outcomes: Vec<Outcome>,
     /// Tokens generated, samples included.
     pub tokens: usize,
     /// Share of all completions that were cut off.
     pub truncated_share: f64,
     /// Tokens of a completion on average.
     pub mean_tokens: f64,
-    /// K.
-    pub k: usize,
 }
 
 /// Why an evaluation did not take place.
@@ -138,13 +178,6 @@ pub enum EvaluateError {
     /// `keep_going` said no.
     #[error("the evaluation was stopped")]
     Stopped,
-}
-
-/// What is kept of one problem.
-struct Outcome {
-    greedy: bool,
-    any: bool,
-    majority: bool,
 }
 
 /// Evaluates a model on problems. `keep_going` is asked at every token; once it says no, the evaluation ends with
@@ -215,10 +248,10 @@ pub fn evaluate(
         all: scores(&outcomes.iter().collect::<Vec<_>>(), s.samples),
         by_task: by_task.into_iter().map(|(task, of)| (task, scores(&of, s.samples))).collect(),
         greedy,
+        outcomes,
         tokens,
         truncated_share: truncated as f64 / completions as f64,
         mean_tokens: tokens as f64 / completions as f64,
-        k: s.samples,
     })
 }
 
@@ -308,6 +341,7 @@ fn scores(outcomes: &[&Outcome], samples: usize) -> Scores {
         pass_at_k: share(sampled, |o| o.any),
         maj_at_k: share(sampled, |o| o.majority),
         problems: n,
+        samples,
     }
 }
 
@@ -344,8 +378,5 @@ mod tests {
         let outcome = Outcome { greedy: true, any: false, majority: false };
         let s = scores(&[&outcome, &outcome], 0);
         assert_eq!((s.pass_at_1.value, s.pass_at_k, s.problems), (1.0, wilson(0, 0), 2));
-        let json = s.to_json(8);
-        assert_eq!(json["pass@1"]["value"], 1.0);
-        assert_eq!(json["maj@8"]["low"], 0.0);
     }
 }

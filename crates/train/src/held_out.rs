@@ -71,6 +71,15 @@ impl HeldOut {
         write_atomic(&path, &json)
     }
 
+    /// The steps at which a stage was measured, in ascending order.
+    pub fn steps(stage_dir: &Path) -> Vec<u64> {
+        let files = fs::read_dir(stage_dir.join("held_out")).into_iter().flatten().flatten();
+        let mut steps: Vec<u64> =
+            files.filter_map(|f| f.path().file_stem()?.to_str()?.parse().ok()).collect();
+        steps.sort_unstable();
+        steps
+    }
+
     /// What a stage kept at a step; `None` if it was not measured there.
     pub fn load(stage_dir: &Path, step: u64) -> Option<HeldOut> {
         serde_json::from_slice(&fs::read(path(stage_dir, step)).ok()?).ok()

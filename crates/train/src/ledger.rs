@@ -1,4 +1,4 @@
-//! What a stage costs: time, work, memory, energy, money. And what was bought: claims with intervals.
+//! What a stage costs: time, work, memory, energy, money.
 //!
 //! Readings come from the operating system where it gives them (Linux) and are left out where it does not;
 //! nothing is guessed.
@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-
-use crate::stats::Estimate;
 
 /// The cost of one stage: a line of the ledger.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -200,42 +198,6 @@ fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// A statement about what something bought, as a ratio oriented so that above 1 it holds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Claim {
-    /// What is claimed, as a sentence.
-    pub name: String,
-    /// Against what.
-    pub baseline: String,
-    /// The ratio.
-    pub ratio: f64,
-    /// The lower end of its 95 % interval.
-    pub low: f64,
-    /// The upper end of its 95 % interval.
-    pub high: f64,
-    /// Whether the whole interval lies above 1.
-    pub shown: bool,
-}
-
-impl Claim {
-    /// Judges a ratio.
-    pub fn new(name: impl Into<String>, baseline: impl Into<String>, ratio: Estimate) -> Self {
-        Claim {
-            name: name.into(),
-            baseline: baseline.into(),
-            ratio: ratio.value,
-            low: ratio.low,
-            high: ratio.high,
-            shown: ratio.low > 1.0,
-        }
-    }
-
-    /// Whether the whole interval lies below 1: the measurement says the opposite.
-    pub fn refuted(&self) -> bool {
-        self.high < 1.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,15 +256,5 @@ mod tests {
         let cost = meter.stop();
         assert!(cost.seconds >= 100.0 && cost.cost >= 1.0 && cost.cost < 1.1);
         assert_eq!((cost.tokens, cost.operations, cost.joules), (15, 27, None));
-    }
-
-    /// The promise of the ledger: an interval that touches 1 is not a result.
-    #[test]
-    fn a_claim_across_one_is_not_shown() {
-        let claim = |low, high| Claim::new("a", "b", Estimate { value: 1.2, low, high });
-        assert!(claim(1.01, 1.4).shown);
-        assert!(!claim(1.0, 1.4).shown);
-        assert!(!claim(0.9, 1.4).shown && !claim(0.9, 1.4).refuted());
-        assert!(claim(0.7, 0.9).refuted() && !claim(0.7, 0.9).shown);
     }
 }

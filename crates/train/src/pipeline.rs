@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
-
 use crate::TrainError;
 use crate::context::{Ceiling, Context, Reporter};
+use crate::finished::Finished;
 use crate::problems::ProblemSource;
 use crate::run::folder::RunFolder;
 use crate::run::recipe::Recipe;
-use crate::stages;
+use crate::stages::{self, StageResult};
 
 /// Performs the recipe's stages into `dir`, skipping those that are done, and writes the report after each. `ceiling`
 /// measures the operations per second of large matrix products.
@@ -42,7 +41,7 @@ fn perform(ctx: &Context) -> Result<(), TrainError> {
     let count = recipe.stages.len();
     let mut at_work = !folder.path().join("report.json").exists();
     for (i, stage) in recipe.stages.iter().enumerate() {
-        if folder.done(stage.name())?.is_some() {
+        if ctx.finished(stage.name())?.is_some() {
             continue;
         }
         if reporter.stop() {
@@ -59,23 +58,24 @@ fn perform(ctx: &Context) -> Result<(), TrainError> {
                 "{fresh} answers scored zero because the verifier failed ({words}, since the start)"
             ));
         }
-        let done = json!({"kind": stage.kind(), "cost": result.cost, "summary": result.summary, "figures": result.figures});
+        let StageResult { cost, summary, figures } = result;
+        let done = Finished { kind: stage.kind().to_owned(), cost, summary, figures };
         folder.mark_done(stage.name(), &done)?;
-        reporter.stage_done(stage.name(), &result.cost, &result.summary);
+        reporter.stage_done(stage.name(), &done.cost, &done.summary);
         tensor::buffer::release_unused();
         crate::summary::write(ctx)?;
     }
     // The report of a finished run stays that of the machine which made it.
-    if at_work { crate::summary::write(ctx) } else { Ok(()) }
-}
-
-/// What is known of each finished stage, in the recipe's order.
-pub(crate) fn finished(ctx: &Context) -> Result<Vec<(String, Value)>, TrainError> {
-    let mut out = Vec::new();
-    for stage in &ctx.recipe.stages {
-        if let Some(done) = ctx.folder.done(stage.name())? {
-            out.push((stage.name().to_owned(), done));
+    if at_work {
+        let judged = crate::summary::write(ctx)?;
+        for claim in recipe.claims.iter().filter(|c| judged.iter().all(|j| j.name != c.name)) {
+            reporter.note(&format!(
+                "the claim {:?} cannot be judged: {} was not measured on the same material for {}",
+                claim.name,
+                claim.figure,
+                claim.sides().collect::<Vec<_>>().join(" and ")
+            ));
         }
     }
-    Ok(out)
+    Ok(())
 }

@@ -116,6 +116,56 @@ pub fn ratio_paired(numerator: &[f64], baseline: &[f64]) -> Estimate {
     })
 }
 
+/// How many times `flops` a rival needs for the mean of `own`, with a bootstrap interval over the problems, which are the
+/// same on all sides. Each of the rival's points is its values and its FLOPs, in any order; between two points FLOPs grow
+/// geometrically. Where the rival never gets there, all that it spent is the lower bound that counts, and the upper end
+/// of the interval is [`f64::MAX`].
+///
+/// # Panics
+/// If the sides have different lengths, or there is no point.
+pub fn leverage(own: &[f64], flops: f64, rival: &[(Vec<f64>, f64)]) -> Estimate {
+    let count = own.len();
+    assert!(rival.iter().all(|(values, _)| values.len() == count), "the same problems on all sides");
+    let mut rival: Vec<&(Vec<f64>, f64)> = rival.iter().collect();
+    rival.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let times = |picks: &[usize]| {
+        let mean = |values: &[f64]| picks.iter().map(|&i| values[i]).sum::<f64>();
+        let points: Vec<(f64, f64)> = rival.iter().map(|(values, spent)| (mean(values), *spent)).collect();
+        let (needed, reached) = flops_to_reach(mean(own), &points);
+        (needed / flops.max(1.0), reached)
+    };
+    let (value, reached) = times(&(0..count).collect::<Vec<_>>());
+    let mut random = Random(0x5eed);
+    let mut drawn: Vec<(f64, bool)> =
+        (0..RESAMPLES).map(|_| times(&(0..count).map(|_| random.below(count)).collect::<Vec<_>>())).collect();
+    // Lower bounds above the numbers: of those, nobody knows how large they are.
+    drawn.sort_by(|a, b| (!a.1).cmp(&!b.1).then(a.0.total_cmp(&b.0)));
+    let high = match drawn[(0.975 * (RESAMPLES - 1) as f64).ceil() as usize] {
+        (high, true) if reached => high.max(value),
+        _ => f64::MAX,
+    };
+    let mut least: Vec<f64> = drawn.into_iter().map(|(times, _)| times).collect();
+    least.sort_by(f64::total_cmp);
+    Estimate { value, low: quantile(&least, 0.025).min(value), high }
+}
+
+/// FLOPs at which a curve through points of growing FLOPs first reaches `goal`, and whether it does; if not, those of its
+/// last point.
+fn flops_to_reach(goal: f64, points: &[(f64, f64)]) -> (f64, bool) {
+    let mut before: Option<(f64, f64)> = None;
+    for &(height, flops) in points {
+        if height >= goal {
+            let between = |(low, from): (f64, f64)| {
+                let part = (goal - low) / (height - low);
+                if from > 0.0 { from * (flops / from).powf(part) } else { flops * part }
+            };
+            return (before.map_or(flops, between), true);
+        }
+        before = Some((height, flops));
+    }
+    (before.expect("a curve has points").1, false)
+}
+
 /// The ratio of two means over different problems, seeds or steps, with a bootstrap interval.
 pub fn ratio_independent(numerator: &[f64], baseline: &[f64]) -> Estimate {
     let counts = (numerator.len(), baseline.len());
@@ -279,5 +329,20 @@ mod tests {
         let half = Z * (a / b) * (va / (a * a) + vb / (b * b)).sqrt();
         assert!((found.low - (a / b - half)).abs() < 0.2 * half);
         assert!((found.high - (a / b + half)).abs() < 0.2 * half);
+    }
+
+    /// Between its points a rival's FLOPs grow geometrically, and what it never reaches is bounded from below alone.
+    #[test]
+    fn leverage_is_read_off_the_rivals_curve() {
+        let answers = |right: usize| (0..400).map(|i| f64::from(u8::from(i < right))).collect::<Vec<f64>>();
+        let own = answers(300);
+        let reached = leverage(&own, 2.0, &[(answers(360), 64.0), (answers(240), 4.0)]);
+        assert!((reached.value - 8.0).abs() < 1e-9, "{reached:?}");
+        assert!(reached.low > 4.0 && reached.high < 16.0 && reached.low < 8.0 && reached.high > 8.0);
+        let never = leverage(&own, 2.0, &[(answers(200), 4.0), (answers(240), 40.0)]);
+        assert_eq!((never.value, never.high), (20.0, f64::MAX));
+        assert!(never.low > 19.0, "{never:?}");
+        let at_once = leverage(&own, 2.0, &[(answers(400), 1.0)]);
+        assert_eq!((at_once.value, at_once.high), (0.5, 0.5));
     }
 }

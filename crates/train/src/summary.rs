@@ -1,22 +1,25 @@
 //! From finished stages to the report: evaluations, samples, claims, the ledger.
 
-use serde_json::Value;
+use std::collections::BTreeSet;
 
 use crate::TrainError;
+use crate::claims::{Claim, ClaimSettings, Figure, Side};
 use crate::context::Context;
+use crate::evaluate::Scores;
+use crate::finished::{Finished, ModelSize};
 use crate::held_out::HeldOut;
-use crate::ledger::{Claim, StageCost};
-use crate::pipeline::finished;
-use crate::report::{self, Completion, Evaluation, Overlay, RunReport, Sample};
+use crate::report::{self, Overlay, RunReport, Sample};
 use crate::run::metrics::read_lines;
 use crate::run::recipe::{Data, Source, Stage};
-use crate::stats::{Estimate, ratio_paired};
 
-type Done = Vec<(String, Value)>;
+type Done = Vec<(String, Finished)>;
 
-/// Writes `report.json`, `report.html` and `curve.svg` from what is finished.
-pub(crate) fn write(ctx: &Context) -> Result<(), TrainError> {
-    let done = finished(ctx)?;
+/// Writes `report.json`, `report.html` and `curve.svg` from what is finished, and gives the claims as they stand.
+pub(crate) fn write(ctx: &Context) -> Result<Vec<Claim>, TrainError> {
+    let mut done = Done::new();
+    for stage in &ctx.recipe.stages {
+        done.extend(ctx.finished(stage.name())?.map(|f| (stage.name().to_owned(), f)));
+    }
     let (evaluation, evaluation_by_task, samples) = evaluations(&done);
     let measured = |name: &str| evaluation.iter().any(|(n, _)| n == name);
     let grpo = ctx
@@ -24,86 +27,50 @@ pub(crate) fn write(ctx: &Context) -> Result<(), TrainError> {
         .stages
         .iter()
         .find_map(|s| if let Stage::Grpo(g) = s { Some((g.from.clone(), g.name.clone())) } else { None });
-    let first = done.iter().find(|(_, v)| v["figures"]["parameters"].is_u64());
     let report = RunReport {
         name: ctx.recipe.name.clone(),
         seed: ctx.recipe.seed,
-        model: first.map(|(_, v)| model_words(&v["figures"])).unwrap_or_else(|| "a model".into()),
+        model: done.iter().find_map(|(_, f)| f.figures.model).map_or("a model".into(), model_words),
         task: task_words(ctx),
         machine: machine_words(),
         price_per_core_hour: ctx.recipe.machine.price_per_core_hour,
-        stages: done
-            .iter()
-            .filter_map(|(_, v)| serde_json::from_value::<StageCost>(v["cost"].clone()).ok())
-            .collect(),
-        claims: claims(ctx, &done)?,
-        taught: grpo.as_ref().and_then(|(from, _)| taught(ctx, from)),
+        stages: done.iter().map(|(_, f)| f.cost.clone()).collect(),
+        claims: claims(ctx, &done),
+        taught: grpo.as_ref().and_then(|(from, name)| taught(ctx, from, name)),
         reinforcement: grpo.filter(|(a, b)| measured(a) && measured(b)),
-        overlays: overlays(&done),
+        overlays: overlays(ctx, &done),
         recipe: ctx.recipe.resolved_toml(),
         evaluation,
         evaluation_by_task,
         samples,
     };
-    Ok(report::write(ctx.folder.path(), &report, &read_lines(ctx.folder.path())?)?)
+    report::write(ctx.folder.path(), &report, &read_lines(ctx.folder.path())?)?;
+    Ok(report.claims)
 }
 
-fn estimate(v: &Value) -> Option<Estimate> {
-    let n = |k: &str| v[k].as_f64();
-    Some(Estimate { value: n("value")?, low: n("low")?, high: n("high")? })
-}
-
-fn scores(v: &Value) -> Option<Evaluation> {
-    let with = |prefix: &str| {
-        let found = v.as_object()?.iter().find(|(k, _)| k.starts_with(prefix) && *k != "pass@1");
-        found.map(|(k, v)| (k[prefix.len()..].parse::<u64>().unwrap_or(0), estimate(v)))
-    };
-    let (samples, maj_at_k) = with("maj@")?;
-    // Of one sample the two are the same, and `pass@1` is the greedy answer's.
-    let pass_at_k = if samples == 1 { maj_at_k } else { with("pass@")?.1 };
-    Some(Evaluation {
-        problems: v["problems"].as_u64()?,
-        samples,
-        pass_at_1: estimate(&v["pass@1"])?,
-        pass_at_k: pass_at_k?,
-        maj_at_k: maj_at_k?,
-    })
-}
-
-type ByTask = Vec<(String, Vec<(String, Evaluation)>)>;
+type ByTask = Vec<(String, Vec<(String, Scores)>)>;
 
 /// Per model, per task and model, and the same problems answered by several models.
-fn evaluations(done: &Done) -> (Vec<(String, Evaluation)>, ByTask, Vec<Sample>) {
+fn evaluations(done: &Done) -> (Vec<(String, Scores)>, ByTask, Vec<Sample>) {
     let (mut all, mut by_task, mut samples): (Vec<_>, ByTask, Vec<Sample>) =
         (Vec::new(), Vec::new(), Vec::new());
-    for (name, of) in done
-        .iter()
-        .filter(|(_, v)| v["kind"] == "eval")
-        .flat_map(|(_, v)| v["figures"]["of"].as_object().into_iter().flatten())
-    {
-        all.extend(scores(&of["scores"]).map(|s| (name.clone(), s)));
-        for (task, v) in of["by_task"].as_object().into_iter().flatten() {
-            let Some(s) = scores(v) else { continue };
+    for m in done.iter().flat_map(|(_, f)| &f.figures.measured) {
+        all.push((m.stage.clone(), m.scores));
+        for (task, scores) in &m.by_task {
+            let row = (m.stage.clone(), *scores);
             match by_task.iter_mut().find(|(t, _)| t == task) {
-                Some((_, list)) => list.push((name.clone(), s)),
-                None => by_task.push((task.clone(), vec![(name.clone(), s)])),
+                Some((_, list)) => list.push(row),
+                None => by_task.push((task.clone(), vec![row])),
             }
         }
-        for g in of["samples"].as_array().into_iter().flatten() {
-            let text = |k: &str| g[k].as_str().unwrap_or_default().to_owned();
-            let completion = Completion {
-                stage: name.clone(),
-                text: text("completion"),
-                score: g["score"].as_f64().unwrap_or(0.0),
-                reason: text("reason"),
-            };
-            match samples.iter_mut().find(|s| s.prompt == text("prompt")) {
-                Some(s) => s.completions.push(completion),
+        for a in &m.answers {
+            match samples.iter_mut().find(|s| s.prompt == a.prompt) {
+                Some(s) => s.completions.push(a.completion.clone()),
                 None => samples.push(Sample {
-                    task: text("task"),
-                    prompt: text("prompt"),
-                    answer: text("answer"),
-                    completions: vec![completion],
+                    task: a.task.clone(),
+                    prompt: a.prompt.clone(),
+                    answer: a.answer.clone(),
+                    completions: vec![a.completion.clone()],
                 }),
             }
         }
@@ -111,9 +78,8 @@ fn evaluations(done: &Done) -> (Vec<(String, Evaluation)>, ByTask, Vec<Sample>) 
     (all, by_task, samples)
 }
 
-fn model_words(figures: &Value) -> String {
-    let millions = |k: &str| figures[k].as_f64().unwrap_or(0.0) / 1e6;
-    let (total, active) = (millions("parameters"), millions("active_parameters"));
+fn model_words(size: ModelSize) -> String {
+    let (total, active) = (size.total as f64 / 1e6, size.active as f64 / 1e6);
     if total > 1.01 * active {
         format!("a mixture of experts with {total:.1} M parameters, {active:.1} M of them active")
     } else {
@@ -135,8 +101,9 @@ fn task_words(ctx: &Context) -> String {
     }
 }
 
-/// What the model that reinforcement began with had been taught, where that were worked solutions.
-fn taught(ctx: &Context, from: &str) -> Option<String> {
+/// What the model that reinforcement began with had been taught, where that were worked solutions, and that more of them
+/// might have done as well, where no claim compares the two.
+fn taught(ctx: &Context, from: &str, grpo: &str) -> Option<String> {
     let Some(Stage::Sft(sft)) = ctx.recipe.stage(from) else { return None };
     if sft.data != Data::Problems {
         return None;
@@ -151,11 +118,16 @@ fn taught(ctx: &Context, from: &str) -> Option<String> {
         0.0 => String::new(),
         share => format!(", {:.0} % of them hurried: the answer without the work", 100.0 * share),
     };
-    Some(format!(
-        "{read} was fine-tuned on worked solutions{hurried}. What fine-tuning on careful solutions reaches from the same \
-         base at equal operations is not measured in this run; from the base of recipes/quick.toml it was 79.3 %, against \
-         55.3 % by reinforcement."
-    ))
+    let is_sft = |name: &String| matches!(ctx.recipe.stage(name), Some(Stage::Sft(_)));
+    let compared =
+        ctx.recipe.claims.iter().any(|c| c.stage == grpo && c.equal_flops && c.baseline.iter().any(is_sft));
+    let open = if compared {
+        ""
+    } else {
+        " What fine-tuning on careful solutions reaches from the same base at equal operations is not measured in this run; \
+         where worked solutions are plenty, expect more of it than of reinforcement."
+    };
+    Some(format!("{read} was fine-tuned on worked solutions{hurried}.{open}"))
 }
 
 fn machine_words() -> String {
@@ -172,60 +144,61 @@ fn machine_words() -> String {
     )
 }
 
-fn overlays(done: &Done) -> Vec<Overlay> {
-    let has = |name: &str| done.iter().any(|(n, _)| n == name);
-    let chart = |title: &str, stages: &[&str]| {
-        stages.iter().all(|s| has(s)).then(|| Overlay {
-            title: title.into(),
-            stages: stages.iter().map(|s| (*s).to_owned()).collect(),
-        })
-    };
-    let all = [chart(
-        "Mixture of experts beside a dense model of equal operations per token",
-        &["pretrain", "pretrain_dense"],
-    )];
-    all.into_iter().flatten().collect()
+/// Stages whose held-out losses a claim compares belong on one chart.
+fn overlays(ctx: &Context, done: &Done) -> Vec<Overlay> {
+    let has = |name: &String| done.iter().any(|(n, _)| n == name);
+    let losses = ctx.recipe.claims.iter().filter(|c| c.figure == Figure::HeldOutLoss);
+    let both = losses.map(|c| {
+        let stages = [vec![c.stage.clone()], c.baseline.clone()].concat();
+        Overlay { title: c.name.clone(), stages }
+    });
+    both.filter(|overlay| overlay.stages.iter().all(has)).collect()
 }
 
-/// What the run was meant to show, where its stages are named as in the launch recipe.
-fn claims(ctx: &Context, done: &Done) -> Result<Vec<Claim>, TrainError> {
-    let right = |name: &str| -> Option<Vec<f64>> {
-        let of = done.iter().rev().find_map(|(_, v)| v["figures"]["of"].get(name))?;
-        Some(of["greedy_right"].as_array()?.iter().filter_map(Value::as_f64).collect())
+/// What came of the recipe's claims, as far as what they compare was measured.
+fn claims(ctx: &Context, done: &Done) -> Vec<Claim> {
+    let judge = |claim: &ClaimSettings| match claim.figure {
+        Figure::HeldOutLoss => losses(ctx, done, claim),
+        _ => answers(ctx, done, claim),
     };
-    let mut claims = Vec::new();
-    let mut claim = |name: &str, baseline: &str, a: Option<Vec<f64>>, b: Option<Vec<f64>>| {
-        // Measurements of other problems, or of nothing, cannot be compared.
-        if let (Some(a), Some(b)) = (a, b)
-            && a.len() == b.len()
-            && !a.is_empty()
-        {
-            claims.push(Claim::new(name, baseline, ratio_paired(&a, &b)));
-        }
-    };
-    claim("reinforcement lifts pass@1", "the same model after sft", right("grpo"), right("sft"));
-    claim(
-        "distillation gives the student a higher pass@1",
-        "the same student by reinforcement alone at equal operations",
-        right("distill"),
-        right("distill_rl_only"),
-    );
-    claims.extend(experts(ctx, done)?);
-    Ok(claims)
+    ctx.recipe.claims.iter().filter_map(judge).collect()
 }
 
-/// The experts beside the dense model, at the dense model's last step, where both have read the same documents.
-fn experts(ctx: &Context, done: &Done) -> Result<Option<Claim>, TrainError> {
-    let steps =
-        |name: &str| done.iter().find(|(n, _)| n == name).and_then(|(_, v)| v["figures"]["steps"].as_u64());
-    let Some((all, step)) = steps("pretrain").zip(steps("pretrain_dense")) else { return Ok(None) };
-    let load = |stage: &str| Ok::<_, TrainError>(HeldOut::load(&ctx.folder.stage_dir(stage)?, step));
-    let both = load("pretrain")?.zip(load("pretrain_dense")?);
-    let Some((moe, dense)) = both.filter(|(a, b)| a.compares_with(b)) else { return Ok(None) };
-    let mut baseline = "a dense model of equal operations per token on the same tokens".to_owned();
-    if step < all {
-        baseline += &format!(", both after {step} of {all} steps");
-    }
-    let ratio = ratio_paired(&dense.losses, &moe.losses);
-    Ok(Some(Claim::new("experts lower the held-out loss", &baseline, ratio)))
+/// A claim about answers, from the last stage that measured all that it compares.
+fn answers(ctx: &Context, done: &Done, claim: &ClaimSettings) -> Option<Claim> {
+    let sides: Vec<&str> = claim.sides().collect();
+    let measured = done.iter().rev().find_map(|(_, f)| {
+        let of = |name: &&str| f.figures.measured.iter().find(|m| m.stage == *name);
+        sides.iter().map(of).collect::<Option<Vec<_>>>()
+    })?;
+    let flops = flops(ctx, done, claim);
+    let mut sides = measured.iter().zip(flops).map(|(m, flops)| Side { outcomes: &m.outcomes, flops });
+    let stage = sides.next()?;
+    claim.judge_answers(&stage, &sides.collect::<Vec<_>>())
+}
+
+/// FLOPs of what each side of a claim is built on, but for what all sides share and what is given.
+fn flops(ctx: &Context, done: &Done, claim: &ClaimSettings) -> Vec<u64> {
+    let built: Vec<BTreeSet<&str>> = claim.sides().map(|name| ctx.recipe.lineage(name)).collect();
+    let given: BTreeSet<&str> = claim.given.iter().flat_map(|name| ctx.recipe.lineage(name)).collect();
+    let counts = |name: &str| !given.contains(name) && !built.iter().all(|b| b.contains(name));
+    let of = |b: &BTreeSet<&str>| {
+        let own = done.iter().filter(|(name, _)| b.contains(name.as_str()) && counts(name));
+        own.map(|(_, f)| f.cost.operations).sum()
+    };
+    built.iter().map(of).collect()
+}
+
+/// A claim about losses, at the last step at which both were measured after the same documents.
+fn losses(ctx: &Context, done: &Done, claim: &ClaimSettings) -> Option<Claim> {
+    let find = |name: &str| done.iter().find(|(n, _)| n == name).map(|(_, f)| f);
+    let baseline = claim.baseline.first()?;
+    let steps = find(&claim.stage)?.figures.numbers.get("steps")?;
+    find(baseline)?;
+    let dir = |stage: &str| ctx.folder.path().join(stage);
+    let (step, (own, other)) = HeldOut::steps(&dir(&claim.stage)).into_iter().rev().find_map(|step| {
+        let both = HeldOut::load(&dir(&claim.stage), step).zip(HeldOut::load(&dir(baseline), step))?;
+        both.0.compares_with(&both.1).then_some((step, both))
+    })?;
+    Some(claim.judge_losses(&own.losses, &other.losses, step, *steps as u64))
 }

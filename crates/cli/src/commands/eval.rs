@@ -192,13 +192,15 @@ impl Scorer {
 
 fn to_json(e: &Evaluation, verifier: Option<Value>, seconds: f64) -> Value {
     let scores = |s: &Scores| {
-        let mut out = s.to_json(e.k);
+        let mut out = json!(s);
         out["pass@K"] = json!(s.pass_at_k);
         out["maj@K"] = json!(s.maj_at_k);
+        // Of one sample the share that is right.
+        out[format!("maj@{}", s.samples)] = json!(s.maj_at_k);
         out
     };
     let mut out = scores(&e.all);
-    out["k"] = json!(e.k);
+    out["k"] = json!(e.all.samples);
     out["by_task"] = e.by_task.iter().map(|(task, s)| (task.clone(), scores(s))).collect();
     out["tokens"] = json!(e.tokens);
     out["mean_tokens"] = json!(e.mean_tokens);
@@ -215,12 +217,12 @@ fn print(e: &Evaluation, problems: &[Problem], took: Duration) -> Result<()> {
         |x: Estimate| format!("{:5.1} % [{:5.1}, {:5.1}]", 100.0 * x.value, 100.0 * x.low, 100.0 * x.high);
     let row = |name: &str, s: &Scores| {
         let shares = [s.pass_at_1, s.pass_at_k, s.maj_at_k];
-        let shown = &shares[..if e.k == 1 { 2 } else { 3 }];
+        let shown = &shares[..if s.samples == 1 { 2 } else { 3 }];
         let cells: String = shown.iter().map(|&x| format!("{:<24}", cell(x))).collect();
         line(format!("{name:<12} {:>8}  {cells}", s.problems).trim_end())
     };
     // Of one sample the share that is right and the majority are the same.
-    let heads = match e.k {
+    let heads = match e.all.samples {
         1 => ["pass@1".to_owned(), "one sample".to_owned(), String::new()],
         k => ["pass@1".to_owned(), format!("pass@{k}"), format!("maj@{k}")],
     };

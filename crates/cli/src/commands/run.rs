@@ -190,7 +190,11 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         line(row.trim_end())?;
     }
     for c in report["claims"].as_array().into_iter().flatten() {
-        let mark = if c["shown"].as_bool() == Some(true) { "shown    " } else { "not shown" };
+        let mark = match (c["shown"] == true, c["over_budget"] == true) {
+            (true, _) => "shown    ",
+            (_, true) => "void: more FLOPs",
+            _ => "not shown",
+        };
         let n = |k: &str| c[k].as_f64().unwrap_or(f64::NAN);
         line(&format!(
             "  {mark} {} / {}: {:.2} [{:.2}–{}]",

@@ -5,8 +5,10 @@ use std::fmt::Write;
 use super::axis::{Unit, bytes, digits, duration, money, percent, price, short};
 use super::bars::{Row, intervals, share_colour, shares};
 use super::svg::{LineChart, escape};
-use super::{Evaluation, RunReport, charts, sample};
-use crate::ledger::{Claim, StageCost};
+use super::{RunReport, charts, sample};
+use crate::claims::Claim;
+use crate::evaluate::Scores;
+use crate::ledger::StageCost;
 use crate::run::metrics::{Line, keys};
 use crate::stats::Estimate;
 
@@ -153,7 +155,7 @@ fn reinforcement(report: &RunReport, metrics: &[Line], out: &mut String) {
     draw_grid(drawn.collect(), out);
 }
 
-fn columns(evaluation: &Evaluation) -> Vec<(String, Estimate)> {
+fn columns(evaluation: &Scores) -> Vec<(String, Estimate)> {
     let k = evaluation.samples;
     let mut columns = vec![("pass@1".to_owned(), evaluation.pass_at_1)];
     if k > 1 {
@@ -166,8 +168,8 @@ fn columns(evaluation: &Evaluation) -> Vec<(String, Estimate)> {
 fn measured(report: &RunReport, out: &mut String) {
     let Some((_, first)) = report.evaluation.first() else { return };
     let legend: Vec<String> = columns(first).into_iter().map(|(name, _)| name).collect();
-    let rows = |pairs: &[(String, Evaluation)]| -> Vec<Row> {
-        let row = |(name, evaluation): &(String, Evaluation)| Row {
+    let rows = |pairs: &[(String, Scores)]| -> Vec<Row> {
+        let row = |(name, evaluation): &(String, Scores)| Row {
             name: name.clone(),
             values: columns(evaluation).into_iter().map(|(_, value)| value).collect(),
         };
@@ -303,14 +305,19 @@ fn claims(claims: &[Claim], out: &mut String) {
     for claim in claims {
         let (class, state) = match claim {
             _ if claim.shown => ("shown", "✓ shown"),
+            _ if claim.over_budget => ("open", "○ void: more FLOPs"),
             _ if claim.refuted() => ("refuted", "✗ refuted"),
             _ => ("open", "○ not shown"),
         };
         let _ = writeln!(
             out,
-            "<li><span class=\"state {class}\">{state}</span><span>{}<small>against {}</small></span><span class=\"ratio\">×{}<small>{} to {}</small></span></li>",
+            "<li><span class=\"state {class}\">{state}</span><span>{}<small>{}: against {}{}</small></span><span class=\"ratio\">×{}<small>{} to {}</small></span></li>",
             escape(&claim.name),
+            claim.figure,
             escape(&claim.baseline),
+            claim.flops.zip(claim.baseline_flops).map_or_else(String::new, |(own, other)| {
+                format!("; FLOPs {} against {}", short(own as f64), short(other as f64))
+            }),
             digits(claim.ratio, 3),
             digits(claim.low, 3),
             if claim.high > 1e6 { "∞".to_owned() } else { digits(claim.high, 3) }

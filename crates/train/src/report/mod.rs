@@ -11,16 +11,14 @@ mod tests;
 
 use std::path::Path;
 
-use serde::de::Error as _;
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::ledger::{Claim, StageCost};
+use crate::claims::Claim;
+use crate::evaluate::Scores;
+use crate::ledger::StageCost;
 use crate::run::RunError;
 use crate::run::folder::write_atomic;
 use crate::run::metrics::Line;
-use crate::stats::Estimate;
 
 /// Everything that a run has to show, but for its curves.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -41,10 +39,10 @@ pub struct RunReport {
     pub stages: Vec<StageCost>,
     /// Stages that were measured, in their order, over the whole mix.
     #[serde(serialize_with = "as_map")]
-    pub evaluation: Vec<(String, Evaluation)>,
+    pub evaluation: Vec<(String, Scores)>,
     /// The same for each task: `{ task: { stage: { … } } }`.
     #[serde(serialize_with = "as_map_of_maps")]
-    pub evaluation_by_task: Vec<(String, Vec<(String, Evaluation)>)>,
+    pub evaluation_by_task: Vec<(String, Vec<(String, Scores)>)>,
     /// What the run claims, shown or not.
     pub claims: Vec<Claim>,
     /// The stage before reinforcement learning and the one after it, for the headline.
@@ -57,62 +55,6 @@ pub struct RunReport {
     pub samples: Vec<Sample>,
     /// The resolved recipe.
     pub recipe: String,
-}
-
-/// How often a model is right on held-out problems, with 95 % intervals.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Evaluation {
-    /// How many problems were posed.
-    pub problems: u64,
-    /// Samples of each problem: the k of pass@k and maj@k.
-    pub samples: u64,
-    /// Share of problems that the greedy answer solves.
-    pub pass_at_1: Estimate,
-    /// Share of problems that at least one of k samples solves.
-    pub pass_at_k: Estimate,
-    /// Share of problems that the most common of k answers solves.
-    pub maj_at_k: Estimate,
-}
-
-impl Serialize for Evaluation {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(5))?;
-        map.serialize_entry("problems", &self.problems)?;
-        map.serialize_entry("samples", &self.samples)?;
-        map.serialize_entry("pass@1", &self.pass_at_1)?;
-        // With one sample pass@k would be a second pass@1, of another temperature.
-        if self.samples > 1 {
-            map.serialize_entry(&format!("pass@{}", self.samples), &self.pass_at_k)?;
-            map.serialize_entry(&format!("maj@{}", self.samples), &self.maj_at_k)?;
-        }
-        map.end()
-    }
-}
-
-impl<'de> Deserialize<'de> for Evaluation {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let map: Map<String, Value> = Map::deserialize(deserializer)?;
-        let number = |key: &str| {
-            map.get(key)
-                .and_then(Value::as_u64)
-                .ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))
-        };
-        let estimate = |key: String| {
-            let value = map.get(&key).ok_or_else(|| D::Error::custom(format!("`{key}` is missing")))?;
-            Estimate::deserialize(value).map_err(D::Error::custom)
-        };
-        let samples = number("samples")?;
-        let pass_at_1 = estimate("pass@1".into())?;
-        let of_many =
-            |key: &str| if samples > 1 { estimate(format!("{key}@{samples}")) } else { Ok(pass_at_1) };
-        Ok(Evaluation {
-            problems: number("problems")?,
-            samples,
-            pass_at_1,
-            pass_at_k: of_many("pass")?,
-            maj_at_k: of_many("maj")?,
-        })
-    }
 }
 
 /// Loss curves to be seen on one chart, against tokens trained on if the stages log `tokens`, else steps.
@@ -169,12 +111,12 @@ fn as_map_of_maps<S: Serializer, T: Serialize>(
 
 impl RunReport {
     /// The measurement of a stage.
-    pub fn evaluation_of(&self, stage: &str) -> Option<&Evaluation> {
+    pub fn evaluation_of(&self, stage: &str) -> Option<&Scores> {
         self.evaluation.iter().find(|(name, _)| name == stage).map(|(_, evaluation)| evaluation)
     }
 
     /// What reinforcement learning began with and ended with, if both were measured.
-    pub fn before_and_after(&self) -> Option<(&Evaluation, &Evaluation)> {
+    pub fn before_and_after(&self) -> Option<(&Scores, &Scores)> {
         let (before, after) = self.reinforcement.as_ref()?;
         self.evaluation_of(before).zip(self.evaluation_of(after))
     }

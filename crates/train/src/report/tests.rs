@@ -1,15 +1,31 @@
 //! What the report promises: the keys that scripts rely on, a page that stands alone, and text that stays text.
 
 use super::*;
+use crate::claims::Figure;
 use crate::stats::wilson;
 
-fn evaluation(right: u64) -> Evaluation {
-    Evaluation {
+fn evaluation(right: u64) -> Scores {
+    Scores {
         problems: 200,
         samples: 8,
         pass_at_1: wilson(right, 200),
         pass_at_k: wilson((right + 60).min(200), 200),
         maj_at_k: wilson((right + 15).min(200), 200),
+    }
+}
+
+fn claim() -> Claim {
+    Claim {
+        name: "RL helps".into(),
+        baseline: "sft".into(),
+        ratio: 2.1,
+        low: 1.8,
+        high: 2.4,
+        shown: true,
+        figure: Figure::PassAt1,
+        flops: Some(2 << 40),
+        baseline_flops: Some(3 << 40),
+        over_budget: false,
     }
 }
 
@@ -32,7 +48,7 @@ fn report() -> RunReport {
         stages: vec![stage("pretrain", 300.0), stage("sft", 10.0), stage("grpo", 400.0)],
         evaluation: vec![("sft".into(), evaluation(80)), ("grpo".into(), evaluation(170))],
         evaluation_by_task: vec![("arithmetic".into(), vec![("sft".into(), evaluation(90))])],
-        claims: vec![Claim::new("RL helps", "sft", Estimate { value: 2.1, low: 1.8, high: 2.4 })],
+        claims: vec![claim()],
         reinforcement: Some(("sft".into(), "grpo".into())),
         ..RunReport::default()
     }
@@ -65,24 +81,36 @@ fn the_keys_of_report_json() {
         }
     }
     let keys: Vec<&String> = json["claims"][0].as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["name", "baseline", "ratio", "low", "high", "shown"]);
-    assert_eq!(json["stages"][0]["joules"], Value::Null);
+    let expected = [
+        "name",
+        "baseline",
+        "ratio",
+        "low",
+        "high",
+        "shown",
+        "figure",
+        "flops",
+        "baseline_flops",
+        "over_budget",
+    ];
+    assert_eq!(keys, expected);
+    assert_eq!(json["stages"][0]["joules"], serde_json::Value::Null);
 }
 
 /// A resumed run reads its measurements back from the folder.
 #[test]
 fn an_evaluation_reads_back_as_itself() {
     for samples in [1, 8, 64] {
-        let one = Evaluation { samples, ..evaluation(80) };
+        let one = Scores { samples, ..evaluation(80) };
         let one = if samples == 1 {
-            Evaluation { pass_at_k: one.pass_at_1, maj_at_k: one.pass_at_1, ..one }
+            Scores { pass_at_k: one.pass_at_1, maj_at_k: one.pass_at_1, ..one }
         } else {
             one
         };
         let text = serde_json::to_string(&one).unwrap();
-        assert_eq!(serde_json::from_str::<Evaluation>(&text).unwrap(), one);
+        assert_eq!(serde_json::from_str::<Scores>(&text).unwrap(), one);
     }
-    assert!(serde_json::from_str::<Evaluation>("{}").is_err());
+    assert!(serde_json::from_str::<Scores>("{}").is_err());
 }
 
 /// The page is opened from a disk, without a network and perhaps years later.

@@ -12,6 +12,8 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use ground::atomic;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::RunError;
 use super::metrics::Metrics;
@@ -102,13 +104,13 @@ impl RunFolder {
     }
 
     /// Records that a stage has ended and what it has to say.
-    pub fn mark_done(&self, stage: &str, result: &serde_json::Value) -> Result<(), RunError> {
-        let text = serde_json::to_string_pretty(result).expect("a JSON value is always JSON");
+    pub fn mark_done(&self, stage: &str, result: &impl Serialize) -> Result<(), RunError> {
+        let text = serde_json::to_string_pretty(result).expect("a result is plain JSON");
         write_atomic(&self.stage_dir(stage)?.join(DONE), text.as_bytes())
     }
 
     /// What a stage said when it ended; `None` if it has not.
-    pub fn done(&self, stage: &str) -> Result<Option<serde_json::Value>, RunError> {
+    pub fn done<T: DeserializeOwned>(&self, stage: &str) -> Result<Option<T>, RunError> {
         let path = self.dir.join(stage).join(DONE);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -327,12 +329,12 @@ mod tests {
     fn what_a_stage_said_is_read_back_exactly() {
         let dir = tempfile::tempdir().unwrap();
         let folder = RunFolder::open(dir.path(), &recipe(&[])).unwrap();
-        assert_eq!(folder.done("grpo").unwrap(), None);
+        assert_eq!(folder.done::<serde_json::Value>("grpo").unwrap(), None);
         let result = serde_json::json!({ "seconds": 0.1 + 0.2, "operations": u64::MAX });
         folder.mark_done("grpo", &result).unwrap();
         assert_eq!(folder.done("grpo").unwrap(), Some(result));
         fs::write(dir.path().join("grpo").join(DONE), "{").unwrap();
-        assert!(matches!(folder.done("grpo"), Err(RunError::Damaged { .. })));
+        assert!(matches!(folder.done::<serde_json::Value>("grpo"), Err(RunError::Damaged { .. })));
     }
 
     /// A failed write leaves the old file and no temporary one.

@@ -16,6 +16,7 @@ use super::sft::{
 };
 use crate::TrainError;
 use crate::context::Context;
+use crate::finished::Figures;
 use crate::learner::{Learner, Rhythm, StepOutcome};
 use crate::policy::{Rollout, flatten};
 use crate::rollout::{SampleSettings, sample};
@@ -110,7 +111,11 @@ pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainE
         |l, step, metrics| log_held_out(l, s.eval_every, step, &held_out, metrics),
     )?;
     let summary = format!("{total} steps, {} traces{}", traces.len(), left_out_words(&learner));
-    Ok(StageResult { cost, summary, figures: json!({"steps": total, "traces": traces.len()}) })
+    Ok(StageResult {
+        cost,
+        summary,
+        figures: Figures::of([("steps", total as f64), ("traces", traces.len() as f64)]),
+    })
 }
 
 /// A problem with its worked solution, as a conversation.

@@ -10,6 +10,7 @@ use tasks::{Mix, RewardConfig};
 use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
+use crate::finished::Figures;
 use crate::learner::{Learner, Rhythm, StepOutcome};
 use crate::objective::{Clip, Norm, Objective, objective};
 use crate::policy::{PolicySettings, PolicyStats, Rollout, flatten, policy_step};
@@ -67,7 +68,7 @@ pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainErro
     let figures = learner.figures;
     let [reward, accuracy] = ["reward", "accuracy"].map(|key| figures[key].as_f64().unwrap_or(0.0));
     let summary = format!("reward {reward:.3}, accuracy of samples {:.1} %", 100.0 * accuracy);
-    Ok(StageResult { cost, summary, figures })
+    Ok(StageResult { cost, summary, figures: Figures::of([("reward", reward), ("accuracy", accuracy)]) })
 }
 
 /// Says that wishes of a model's folder about sampling do not hold here: what is trained is the model's own distribution.
@@ -85,7 +86,7 @@ pub(super) fn note_unfiltered(ctx: &Context, stage: &str, model: &Model) {
 fn budget(ctx: &Context, s: &GrpoStage) -> Result<Option<u64>, TrainError> {
     let mut sum = 0;
     for stage in &s.budget_of {
-        sum += ctx.cost_of(stage)?.map_or(0, |c| c.operations);
+        sum += ctx.finished(stage)?.map_or(0, |f| f.cost.operations);
     }
     Ok((!s.budget_of.is_empty()).then_some(sum))
 }
@@ -128,7 +129,7 @@ fn one_step(
 ) -> Result<StepOutcome, TrainError> {
     let objective = objective(s.objective);
     let (groups, sampled, drawn) = collect(ctx, s, l, step, mix)?;
-    let figures = Figures::of(&groups, drawn);
+    let figures = RolloutStats::of(&groups, drawn);
     let mut rollouts = Vec::new();
     for g in &groups {
         let rewards: Vec<f32> =
@@ -302,7 +303,7 @@ fn greedy_accuracy(ctx: &Context, s: &GrpoStage, l: &Learner) -> Result<f64, Tra
     Ok(groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>() / n)
 }
 
-struct Figures {
+struct RolloutStats {
     reward: f64,
     reward_std: f64,
     accuracy: f64,
@@ -312,15 +313,15 @@ struct Figures {
     flat: f64,
 }
 
-impl Figures {
+impl RolloutStats {
     /// Reward and accuracy over all answers drawn (also of groups that were replaced), the rest over those kept.
-    fn of(groups: &[Group], drawn: Vec<(f64, f64)>) -> Figures {
+    fn of(groups: &[Group], drawn: Vec<(f64, f64)>) -> RolloutStats {
         let n = drawn.len().max(1) as f64;
         let reward = drawn.iter().map(|d| d.0).sum::<f64>() / n;
         let answers = || groups.iter().flat_map(|g| &g.answers);
         let count = answers().count().max(1) as f64;
         let mean = |f: &dyn Fn(&crate::rollout::Answer) -> f64| answers().map(f).sum::<f64>() / count;
-        Figures {
+        RolloutStats {
             reward,
             reward_std: (drawn.iter().map(|d| (d.0 - reward).powi(2)).sum::<f64>() / n).sqrt(),
             accuracy: drawn.iter().map(|d| d.1).sum::<f64>() / n,

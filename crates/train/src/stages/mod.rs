@@ -9,10 +9,9 @@ mod reject;
 mod sft;
 mod tokenizer;
 
-use serde_json::Value;
-
 use crate::TrainError;
 use crate::context::Context;
+use crate::finished::Figures;
 use crate::ledger::StageCost;
 use crate::run::recipe::Stage;
 
@@ -23,7 +22,7 @@ pub struct StageResult {
     /// A few words.
     pub summary: String,
     /// Figures for the report.
-    pub figures: Value,
+    pub figures: Figures,
 }
 
 /// Performs a stage, or goes on with it.

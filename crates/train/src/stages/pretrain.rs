@@ -7,12 +7,12 @@ use data::{
     read_texts_with,
 };
 use model::inspect::inspect;
-use serde_json::json;
 use tasks::Mix;
 
 use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
+use crate::finished::{Figures, ModelSize};
 use crate::held_out::{HELD_OUT_DOCUMENTS, HeldOut};
 use crate::learner::{Learner, Rhythm, StepOutcome};
 use crate::problems::{HELD_OUT_START, ProblemSource};
@@ -141,14 +141,13 @@ pub(super) fn run(ctx: &Context, s: &PretrainStage) -> Result<StageResult, Train
     let measured = HeldOut::measure(&learner.model, learner.cursor, &held_out);
     measured.save(&dir, total)?;
     let size = inspect(learner.model.config(), s.seq_len).parameters;
-    let mut figures = json!({
-        "steps": total, "held_out_loss": measured.mean(), "parameters": size.total, "active_parameters": size.active,
-    });
+    let mut figures = Figures::of([("steps", total as f64), ("held_out_loss", measured.mean())]);
+    figures.model = Some(ModelSize { total: size.total, active: size.active });
     let mut summary = format!("held-out loss {:.3}", measured.mean());
     if let Some(bytes) = held_out_bytes {
         let bits = measured.total() / std::f64::consts::LN_2 / bytes as f64;
-        figures["bits_per_byte"] = bits.into();
-        figures["held_out_bytes"] = bytes.into();
+        figures.numbers.insert("bits_per_byte".into(), bits);
+        figures.numbers.insert("held_out_bytes".into(), bytes as f64);
         summary += &format!(", {bits:.3} bits per byte over {bytes} held-out bytes");
     }
     Ok(StageResult { cost, summary, figures })

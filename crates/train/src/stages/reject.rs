@@ -2,12 +2,12 @@
 
 use data::{Conversation, Message, write_jsonl};
 use engine::Sampling;
-use serde_json::json;
 use tasks::RewardConfig;
 
 use super::StageResult;
 use crate::TrainError;
 use crate::context::{Context, Progress};
+use crate::finished::Figures;
 use crate::rollout::{SampleSettings, sample};
 use crate::run::recipe::RejectStage;
 
@@ -79,6 +79,6 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
     Ok(StageResult {
         cost: meter.stop(),
         summary,
-        figures: json!({"traces": kept.len(), "accepted_share": share}),
+        figures: Figures::of([("traces", kept.len() as f64), ("accepted_share", share)]),
     })
 }

@@ -13,6 +13,7 @@ use super::StageResult;
 use super::pretrain::step_outcome;
 use crate::TrainError;
 use crate::context::Context;
+use crate::finished::Figures;
 use crate::held_out::{HELD_OUT_DOCUMENTS, HeldOut};
 use crate::learner::{Learner, Rhythm};
 use crate::run::metrics::{Metrics, keys};
@@ -96,7 +97,7 @@ pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError
     Ok(StageResult {
         cost,
         summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(&learner)),
-        figures: json!({"loss": learner.usual_loss}),
+        figures: Figures::of([("loss", learner.usual_loss)]),
     })
 }
 

@@ -1,12 +1,12 @@
 //! `tokenizer`: a byte-level BPE on the run's own text.
 
 use data::{Tokenizer, TrainOptions, read_texts_with};
-use serde_json::json;
 use tasks::Style;
 
 use super::StageResult;
 use crate::TrainError;
 use crate::context::Context;
+use crate::finished::Figures;
 use crate::run::recipe::{Source, TokenizerStage};
 
 pub(super) fn run(ctx: &Context, s: &TokenizerStage) -> Result<StageResult, TrainError> {
@@ -37,6 +37,6 @@ pub(super) fn run(ctx: &Context, s: &TokenizerStage) -> Result<StageResult, Trai
     Ok(StageResult {
         cost: meter.stop(),
         summary: format!("{ids} tokens"),
-        figures: json!({"vocab_size": ids}),
+        figures: Figures::of([("vocab_size", ids as f64)]),
     })
 }

@@ -18,6 +18,7 @@ mod stage;
 mod tests;
 mod validate;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use node::{Entry, Node, Value};
+
+use crate::claims::ClaimSettings;
 
 pub use learn::{PretrainStage, SftStage, TokenizerStage};
 pub use optimizer::{Optimizer, OptimizerKind};
@@ -56,6 +59,9 @@ pub struct Recipe {
     /// What happens, in this order.
     #[serde(rename = "stage")]
     pub stages: Vec<Stage>,
+    /// What the run is meant to show, stated before it begins.
+    #[serde(rename = "claim", skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<ClaimSettings>,
 }
 
 impl Default for Recipe {
@@ -67,6 +73,7 @@ impl Default for Recipe {
             machine: Machine::default(),
             models: toml::Table::new(),
             stages: Vec::new(),
+            claims: Vec::new(),
         }
     }
 }
@@ -246,6 +253,19 @@ impl Recipe {
             Some(config) => Reference::Model(config),
             None => Reference::Path(Path::new(name)),
         }
+    }
+
+    /// An earlier stage and all stages that it is built on, directly or not.
+    pub fn lineage<'a>(&'a self, name: &'a str) -> BTreeSet<&'a str> {
+        let (mut found, mut open) = (BTreeSet::new(), vec![name]);
+        while let Some(name) = open.pop() {
+            if let Some(stage) = self.stage(name)
+                && found.insert(stage.name())
+            {
+                open.extend(stage.built_on());
+            }
+        }
+        found
     }
 
     /// Whether any stage draws from the problems.

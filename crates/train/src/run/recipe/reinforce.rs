@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{Optimizer, UNSET};
-use super::source::{TaskMix, one_or_many};
+use super::source::TaskMix;
+use crate::one_or_many::one_or_many;
 use crate::optim::schedule::Schedule;
 
 /// Reinforcement learning: the model's own answers, scored by the verifiers.

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Optimizer;
-use super::source::{TaskMix, one_or_many};
+use super::source::TaskMix;
+use crate::one_or_many::one_or_many;
 use crate::optim::schedule::Schedule;
 
 /// Samples answers and keeps those that the verifiers accept, as conversations for `sft` and `distill`.

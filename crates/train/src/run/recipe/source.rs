@@ -4,8 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+
+use crate::one_or_many::one_or_many;
 
 /// The problems of a run: the built-in mix, the user's file, or what a command draws.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -226,30 +228,4 @@ impl<'de> Deserialize<'de> for Data {
             },
         })
     }
-}
-
-/// Reads `"x"` like `["x"]`.
-pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    struct OneOrMany;
-
-    impl<'de> Visitor<'de> for OneOrMany {
-        type Value = Vec<String>;
-
-        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("a string or a list of strings")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
-            Ok(vec![text.to_owned()])
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<String>, A::Error> {
-            let mut strings = Vec::new();
-            while let Some(item) = items.next_element()? {
-                strings.push(item);
-            }
-            Ok(strings)
-        }
-    }
-    deserializer.deserialize_any(OneOrMany)
 }

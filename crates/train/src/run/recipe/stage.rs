@@ -109,6 +109,25 @@ impl Stage {
         }
     }
 
+    /// What the stage makes something of: names of earlier stages, among others.
+    pub fn built_on(&self) -> Vec<&str> {
+        fn of<const N: usize>(names: [Option<&String>; N]) -> Vec<&str> {
+            names.into_iter().flatten().map(String::as_str).collect()
+        }
+        match self {
+            Stage::Tokenizer(_) => Vec::new(),
+            Stage::Pretrain(s) => of([s.from.as_ref(), Some(&s.tokenizer)]),
+            Stage::Sft(s) => match &s.data {
+                Data::Stage { stage } => of([Some(&s.from), Some(stage)]),
+                _ => of([Some(&s.from)]),
+            },
+            Stage::Grpo(s) => of([Some(&s.from)]),
+            Stage::Reject(s) => of([Some(&s.from)]),
+            Stage::Distill(s) => of([Some(&s.teacher), Some(&s.student), s.traces.as_ref()]),
+            Stage::Eval(_) => Vec::new(),
+        }
+    }
+
     /// Whether the stage draws from the recipe's problems.
     pub fn draws_problems(&self) -> bool {
         match self {

@@ -2,6 +2,7 @@
 //! can be written and read again.
 
 use super::*;
+use crate::claims::Figure;
 use crate::optim::schedule::ScheduleKind;
 
 const LAUNCH: &str = r#"name = "launch"
@@ -62,6 +63,14 @@ budget_of = ["reject", "distill"]
 
 [[stage]]
 kind = "eval"
+
+[[claim]]
+name = "a student learns more from a teacher"
+stage = "distill"
+baseline = "distill_rl_only"
+figure = "maj@8"
+equal_flops = true
+given = "grpo"
 "#;
 
 fn parse(text: &str, sets: &[&str]) -> Result<Recipe, RecipeError> {
@@ -257,6 +266,39 @@ fn names_and_ranges_are_checked() {
         assert!(wrong.contains(part) && !wrong.contains('\n'), "{set}: {wrong}");
     }
     assert!(refusal("seed = 1", &[]).contains("the recipe has no stages"));
+}
+
+/// A claim that the run could not judge, or that says what would be ignored, is refused before the run.
+#[test]
+fn claims_compare_what_is_measured() {
+    let recipe = parse(LAUNCH, &[]).unwrap();
+    assert_eq!(recipe.claims[0].figure, Figure::MajAt(8));
+    let built_on = ["distill", "grpo", "pretrain", "reject", "sft", "tokenizer"];
+    assert_eq!(recipe.lineage("distill").into_iter().collect::<Vec<_>>(), built_on);
+    for (set, part) in [
+        ("claim.1.name=''", "say what is claimed"),
+        ("claim.1.stage=distil", "no stage is called `distil`; did you mean `distill`?"),
+        ("claim.1.baseline=[]", "expected one stage, found 0"),
+        ("claim.1.baseline=['sft', 'grpo']", "expected one stage, found 2; several are for `figure"),
+        ("claim.1.figure=pass@4", "`eval` has 8 samples, and measures no pass@4"),
+        ("claim.1.figure=loss", "expected \"pass@1\", \"pass@8\""),
+        ("claim.1.figure=flops", "`claim.1.equal_flops`: it means nothing for `flops`"),
+        ("claim.1.given=gpro", "no stage is called `gpro`; did you mean `grpo`?"),
+        ("claim.1.stage=reject", "no eval stage measures reject, distill_rl_only together"),
+        ("claim.1.above=0.5", "expected a number at least 1"),
+        ("claim.1.figure=held_out_loss", "`claim.1.equal_flops`: it means nothing"),
+        (
+            "claim.1={name='x', stage='sft', baseline='grpo', figure='held_out_loss'}",
+            "`sft` is no pretrain stage",
+        ),
+        (
+            "claim.1.stge=sft",
+            "unknown key `claim.a student learns more from a teacher.stge`; did you mean `stage`?",
+        ),
+    ] {
+        let wrong = refusal(LAUNCH, &[set]);
+        assert!(wrong.contains(part) && !wrong.contains('\n'), "{set}: {wrong}");
+    }
 }
 
 /// A value out of range is placed where it stands, or where its stage begins if it does not stand anywhere.

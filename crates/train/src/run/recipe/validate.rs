@@ -3,12 +3,14 @@
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
 use super::check::{At, Check, Checked, Earlier};
+use super::node;
 use super::source::{Data, Problems, Source, TaskMix, Verifier};
 use super::stage::Stage;
 use super::{
     DistillMethod, DistillStage, EvalStage, GrpoStage, Optimizer, PretrainStage, Recipe, RejectStage,
     SftStage, TokenizerStage,
 };
+use crate::claims::{ClaimSettings, Figure};
 use crate::optim::schedule::Schedule;
 
 /// Tokens of one step.
@@ -75,7 +77,75 @@ pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
         let earlier = Earlier { recipe, stages: &recipe.stages[..index], at: &at };
         one_stage(stage, &at, &earlier)?;
     }
-    Ok(())
+    (1..).zip(&recipe.claims).try_for_each(|(number, claim)| self::claim(number, claim, recipe, check))
+}
+
+/// A claim compares what the recipe measures, and states nothing that would be ignored.
+fn claim(number: usize, claim: &ClaimSettings, recipe: &Recipe, check: &Check<'_>) -> Checked {
+    let number = number.to_string();
+    let error = |key: &str, message: String| check.error(&["claim", &number, key], message);
+    if claim.name.is_empty() {
+        return Err(error("name", "say what is claimed, in a sentence".into()));
+    }
+    for (key, name) in claim
+        .sides()
+        .zip(std::iter::once("stage").chain(std::iter::repeat("baseline")))
+        .map(|(name, key)| (key, name))
+        .chain(claim.given.iter().map(|name| ("given", name.as_str())))
+    {
+        if recipe.stage(name).is_none() {
+            let hint = node::hint(name, recipe.stages.iter().map(Stage::name), "there are");
+            return Err(error(key, format!("no stage is called `{name}`; {hint}")));
+        }
+    }
+    let baselines = claim.baseline.len();
+    if baselines == 0 || baselines > 1 && claim.figure != Figure::Flops {
+        let message = format!("expected one stage, found {baselines}; several are for `figure = \"flops\"`");
+        return Err(error("baseline", message));
+    }
+    if claim.above.is_nan() || claim.above < 1.0 {
+        return Err(error("above", format!("expected a number at least 1, found {}", claim.above)));
+    }
+    let answers = claim.figure != Figure::HeldOutLoss;
+    for (key, stated, means) in [
+        ("equal_flops", claim.equal_flops, answers && claim.figure != Figure::Flops),
+        ("given", !claim.given.is_empty(), answers),
+    ] {
+        if stated && !means {
+            return Err(error(key, format!("it means nothing for `{}`", claim.figure)));
+        }
+    }
+    if let Figure::HeldOutLoss = claim.figure {
+        let pretrains = |name: &str| matches!(recipe.stage(name), Some(Stage::Pretrain(_)));
+        return match claim.sides().find(|name| !pretrains(name)) {
+            Some(other) => Err(error("figure", format!("`{other}` is no pretrain stage"))),
+            None => Ok(()),
+        };
+    }
+    let measures = |e: &EvalStage| claim.sides().all(|name| e.of.iter().any(|of| of == name));
+    let samples = |e: &EvalStage| match claim.figure {
+        Figure::PassAt(k) | Figure::MajAt(k) => e.samples == k,
+        _ => true,
+    };
+    // The report takes the last one that measures them all.
+    let last = recipe.stages.iter().rev().find_map(|s| match s {
+        Stage::Eval(e) if measures(e) => Some(e),
+        _ => None,
+    });
+    match last {
+        Some(e) if samples(e) => Ok(()),
+        Some(e) => {
+            let message = format!("`{}` has {} samples, and measures no {}", e.name, e.samples, claim.figure);
+            Err(error("figure", message))
+        }
+        None => {
+            let names: Vec<&str> = claim.sides().collect();
+            Err(error(
+                "stage",
+                format!("no eval stage measures {} together; name them in its `of`", names.join(", ")),
+            ))
+        }
+    }
 }
 
 fn machine(recipe: &Recipe, check: &Check<'_>) -> Checked {
