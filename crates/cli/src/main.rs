@@ -46,6 +46,8 @@ enum Command {
     Eval(commands::eval::Eval),
     /// Parameters, operations and cache of a model, counted.
     Inspect(commands::inspect::Inspect),
+    /// Write a model in another format: GGUF for llama.cpp, or a folder for transformers.
+    Convert(commands::convert::Convert),
     /// What this machine can compute on, and what is missing for a GPU.
     Devices(commands::devices::Devices),
     /// Measure how fast this machine runs the engine.
@@ -98,6 +100,7 @@ fn perform(cli: Cli) -> Result<()> {
         Command::Score(a) => commands::score::run(&a),
         Command::Eval(a) => commands::eval::run(&a),
         Command::Inspect(a) => commands::inspect::run(&a),
+        Command::Convert(a) => commands::convert::run(&a),
         Command::Devices(a) => commands::devices::run(&a),
         Command::Bench(b) => commands::bench::run(&b),
     }

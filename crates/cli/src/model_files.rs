@@ -19,8 +19,8 @@ pub struct Loaded {
 impl Loaded {
     /// Reads a folder with a model and its tokenizer.
     pub fn open(dir: &Path) -> Result<Loaded> {
-        check_folder(dir)?;
-        if !dir.join("tokenizer.json").exists() {
+        check_model(dir)?;
+        if dir.is_dir() && !dir.join("tokenizer.json").exists() {
             bail!(
                 "{} holds no tokenizer.json: put the model's tokenizer into the folder (`score --ids` works without one)",
                 dir.display()
@@ -38,7 +38,7 @@ impl Loaded {
 
 /// Reads the weights alone.
 pub fn open_model(dir: &Path) -> Result<Model> {
-    check_folder(dir)?;
+    check_model(dir)?;
     let model = Model::load(dir)?;
     model.notices().iter().for_each(|text| tell(text));
     Ok(model)
@@ -51,11 +51,14 @@ pub fn reserve(model: &mut Model, wanted: usize) -> usize {
     context
 }
 
-/// Refuses what is no model folder, and names model folders further down if there are any.
-pub fn check_folder(dir: &Path) -> Result<()> {
-    let wanted = "expected a folder with config.json, model.safetensors and tokenizer.json";
+/// Refuses what is neither a model folder nor a GGUF file, and names model folders further down if there are any.
+pub fn check_model(dir: &Path) -> Result<()> {
+    let wanted = "expected a folder with config.json, model.safetensors and tokenizer.json, or a GGUF file";
     let found = std::fs::metadata(dir)
         .with_context(|| format!("there is no model at {}: {wanted}", dir.display()))?;
+    if model::files::is_gguf(dir) {
+        return Ok(());
+    }
     if !found.is_dir() {
         bail!("{} is a file: {wanted}", dir.display());
     }

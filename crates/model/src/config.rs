@@ -12,13 +12,16 @@ pub(crate) mod tensors;
 mod validate;
 pub(crate) mod write;
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::files::gguf::{is_gguf, keys::to_config as keys_of_gguf};
 use keys::Keys;
 
+pub(crate) use rope::llama3_factors;
 pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, RopeTablesSpec, YarnScaling};
 pub use tensors::{TensorKind, TensorSpec, tensor_specs};
 
@@ -235,6 +238,9 @@ pub enum ConfigError {
         /// What is supported.
         supported: String,
     },
+    /// A GGUF file does not say what a model needs.
+    #[error("{0}")]
+    Gguf(String),
     /// A file on disk was refused for one of the other reasons.
     #[error("{path}: {source}")]
     InFile {
@@ -271,6 +277,36 @@ pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
         .map_err(|error| ConfigError::InFile { path: path.to_path_buf(), source: Box::new(error.into()) })
 }
 
+/// What a GGUF file says, as the `config.json` that says the same.
+fn read_gguf(path: &Path) -> Result<serde_json::Value, ConfigError> {
+    let in_file =
+        |source: ConfigError| ConfigError::InFile { path: path.to_path_buf(), source: Box::new(source) };
+    let read = |source| ConfigError::Read { path: path.to_path_buf(), source };
+    let mut source = std::io::BufReader::new(std::fs::File::open(path).map_err(read)?);
+    let len = source.get_ref().metadata().map_err(read)?.len();
+    let file = ground::gguf::read(&mut source, len).map_err(|e| in_file(ConfigError::Gguf(e.to_string())))?;
+    let mut value = keys_of_gguf(&file).map_err(in_file)?;
+    if let Some(factors) = gguf_rope_factors(&mut source, &file).map_err(read)? {
+        value["rope_scaling"] = rope::llama3_of_factors(&factors, &value).map_err(in_file)?;
+    }
+    Ok(value)
+}
+
+/// By how much the file stretches each frequency, where it says so (Llama 3.1 and later).
+fn gguf_rope_factors(
+    source: &mut (impl Read + Seek),
+    file: &ground::gguf::Gguf,
+) -> std::io::Result<Option<Vec<f32>>> {
+    let found = file.tensors.iter().find(|t| t.name == "rope_freqs.weight");
+    let Some(entry) = found.filter(|t| t.kind == 0 && t.shape.iter().product::<usize>() <= 4096) else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; 4 * entry.shape.iter().product::<usize>()];
+    source.seek(SeekFrom::Start(entry.begin))?;
+    source.read_exact(&mut bytes)?;
+    Ok(Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()))
+}
+
 impl ModelConfig {
     /// Gives the head weights of its own.
     pub(crate) fn untie(&mut self) {
@@ -303,13 +339,16 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Reads a configuration from a model folder or from the path of a `config.json`.
+    /// Reads a configuration from a model folder, from the path of a `config.json`, or from a GGUF file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let mut path = path.as_ref().to_path_buf();
         if path.is_dir() {
             path.push("config.json");
         }
-        let value = read_json(&path)?;
+        let value = match is_gguf(&path) {
+            true => read_gguf(&path)?,
+            false => read_json(&path)?,
+        };
         Self::from_value(&value).map_err(|source| ConfigError::InFile { path, source: Box::new(source) })
     }
 
@@ -331,6 +370,21 @@ impl ModelConfig {
             ModelConfig::Deepseek(c) => rope::deepseek_tables(c),
             ModelConfig::Dense(c) => rope::dense_tables(c),
         }
+    }
+
+    /// Names within a layer that llama.cpp gives this family's norms in place of the common ones.
+    pub(crate) fn gguf_names(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
+    /// The heads of a tensor whose rows llama.cpp keeps in the order of neighbouring RoPE pairs: q and k of the llama family.
+    pub(crate) fn gguf_interleaved_heads(&self, name: &str) -> Option<usize> {
+        let ModelConfig::Dense(c) = self else { return None };
+        if c.model_type != DenseFamily::Llama {
+            return None;
+        }
+        let is = |part: &str| name.contains(part).then_some(());
+        is(".q_proj.").map(|()| c.num_attention_heads).or(is(".k_proj.").map(|()| c.num_key_value_heads))
     }
 
     /// Hugging Face's `model_type`.

@@ -139,11 +139,10 @@ impl Model {
         }
     }
 
-    /// Reads a Hugging Face model folder.
+    /// Reads a Hugging Face model folder or a GGUF file.
     pub fn load(dir: &Path) -> Result<Model, FileError> {
         let folder = files::ModelFolder::open(dir)?;
         let specs = tensor_specs(&folder.config);
-        folder.weights.compare(&specs).check(dir)?;
         let mut model = Model::zeros(folder.config);
         model.generation = folder.generation;
         model.notices = folder.notices;
@@ -162,11 +161,16 @@ impl Model {
 
     /// Writes `config.json`, `generation_config.json` and the weights as float32 in shards of at most 4 GiB.
     pub fn save(&self, dir: &Path) -> Result<(), FileError> {
-        files::write_config(dir, &self.config, WeightType::F32)?;
+        self.save_as(dir, WeightType::F32)
+    }
+
+    /// The same with the weights in the given type.
+    pub fn save_as(&self, dir: &Path, kind: WeightType) -> Result<(), FileError> {
+        files::write_config(dir, &self.config, kind)?;
         files::write_generation_config(dir, &self.generation)?;
         let tensors =
             self.params.list().iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
-        files::write_weights(dir, tensors, WeightType::F32, 4 << 30)?;
+        files::write_weights(dir, tensors, kind, 4 << 30)?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! result depends on its context and the weights alone, and gradients do not depend on the number of threads.
 #![allow(unsafe_code)] // the one crate that has it, under safe functions
 
+pub mod blocks;
 pub mod buffer;
 pub mod cpu;
 pub mod cuda;

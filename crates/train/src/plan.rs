@@ -244,11 +244,12 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
         };
         if let Reference::Path(path) = recipe.reference(reference)
             && !path.join("config.json").is_file()
+            && !model::files::is_gguf(path)
         {
             return wrong(
                 stage,
                 "from",
-                format!("{} is no model folder: it has no config.json", path.display()),
+                format!("{} is neither a model folder with a config.json nor a GGUF file", path.display()),
             );
         }
         if let Some(config) = config_of(recipe, reference)?

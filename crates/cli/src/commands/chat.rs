@@ -36,7 +36,7 @@ left out, with a notice. A model that learnt from single questions answers best 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Chat {
-    /// The model's folder (config.json, model.safetensors, tokenizer.json).
+    /// The model: a folder (config.json, model.safetensors, tokenizer.json) or a GGUF file.
     model: PathBuf,
     /// Instructions before the conversation, where the model's template has a place for them.
     #[arg(long, value_name = "TEXT")]

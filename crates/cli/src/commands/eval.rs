@@ -48,7 +48,7 @@ completion counts as wrong and the failure is counted under `verifier`.";
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Eval {
-    /// The model's folder (config.json, model.safetensors, tokenizer.json).
+    /// The model: a folder (config.json, model.safetensors, tokenizer.json) or a GGUF file.
     model: PathBuf,
     /// Problems of your own, as JSON lines.
     #[arg(long, value_name = "FILE.jsonl", group = "what")]

@@ -35,7 +35,7 @@ const MOST_WISHED: usize = 1 << 16;
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Generate {
-    /// The model's folder (config.json, model.safetensors, tokenizer.json).
+    /// The model: a folder (config.json, model.safetensors, tokenizer.json) or a GGUF file.
     model: PathBuf,
     /// The prompt.
     #[arg(long, value_name = "TEXT", group = "what", allow_hyphen_values = true)]

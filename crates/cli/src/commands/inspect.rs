@@ -9,7 +9,7 @@ use model::files::ModelFolder;
 use serde_json::{Value, json};
 
 use super::ranges;
-use crate::model_files::check_folder;
+use crate::model_files::check_model;
 use crate::output::{json_line, line};
 
 /// Context lengths beyond this are counted only when asked for.
@@ -27,7 +27,7 @@ or an addition of the forward pass, averaged over the positions of a text of --c
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Inspect {
-    /// A model's folder, or a config.json.
+    /// A model's folder, a GGUF file, or a config.json.
     #[arg(value_name = "MODEL|CONFIG")]
     model: PathBuf,
     /// The length of the texts (default: the model's context, at most 4096).
@@ -101,10 +101,13 @@ pub fn run(a: &Inspect) -> Result<()> {
 
 /// The configuration of a folder or file. A folder's weights, if there, have to fit, and say whether there is an MTP head.
 fn config(path: &Path) -> Result<ModelConfig> {
+    if model::files::is_gguf(path) {
+        return Ok(ModelFolder::open(path)?.config);
+    }
     if path.is_file() {
         return Ok(ModelConfig::load(path)?);
     }
-    check_folder(path)?;
+    check_model(path)?;
     let has = |name: &str| path.join(name).exists();
     if has("model.safetensors") || has("model.safetensors.index.json") {
         return Ok(ModelFolder::open(path)?.config);

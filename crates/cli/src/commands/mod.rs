@@ -1,6 +1,7 @@
 //! The commands, one file each.
 pub mod bench;
 pub mod chat;
+pub mod convert;
 pub mod devices;
 pub mod eval;
 pub mod generate;

@@ -27,7 +27,7 @@ text (a beginning-of-sequence token): to score a chat, give its --ids.";
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Score {
-    /// The model's folder. With --ids it needs no tokenizer.
+    /// The model: a folder or a GGUF file. With --ids it needs no tokenizer.
     model: PathBuf,
     /// Token ids, separated by commas.
     #[arg(long, value_name = "1,2,3", value_delimiter = ',', value_parser = ranges::token_id, group = "what")]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Names, Tokenizer, limits};
+use super::{Names, Tokenizer, gguf, limits};
 use crate::atomic::write_file;
 use crate::error::{guard, io_error};
 use crate::{DataError, Result};
@@ -25,23 +25,31 @@ const TEMPLATE: &str = "chat_template.jinja";
 impl Tokenizer {
     /// Loads a tokenizer from a folder with `tokenizer.json` (any model type) and, where present,
     /// `tokenizer_config.json`, `special_tokens_map.json` (for names that the former has not) and
-    /// `chat_template.jinja`.
+    /// `chat_template.jinja`; or from a GGUF file.
     ///
     /// Settings for padding and truncation in the file are left aside: encoding neither fills nor cuts.
     ///
     /// # Errors
     /// A missing or broken file, added tokens whose ids contradict the vocabulary, or an end token outside of it.
     pub fn load(dir: &Path) -> Result<Tokenizer> {
+        if gguf::is_gguf(dir) {
+            let gguf::Files { tokenizer, config } = gguf::load(dir)?;
+            return Tokenizer::parse(dir, &tokenizer.to_string(), || names(dir, config, &Map::new()));
+        }
         let path = dir.join(TOKENIZER);
-        let problem = |problem| DataError::TokenizerFile { path: path.clone(), problem };
-        let text = read(&path)?;
-        let steps: limits::Steps = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
+        Tokenizer::parse(&path, &read(&path)?, || read_names(dir))
+    }
+
+    /// A tokenizer from the text of a `tokenizer.json`; `path` is named in errors.
+    fn parse(path: &Path, text: &str, names: impl FnOnce() -> Result<Names>) -> Result<Tokenizer> {
+        let problem = |problem| DataError::TokenizerFile { path: path.to_owned(), problem };
+        let steps: limits::Steps = serde_json::from_str(text).map_err(|e| problem(e.to_string()))?;
         limits::check(&steps).map_err(problem)?;
         let inner: tokenizers::Tokenizer = guard(|| text.parse::<tokenizers::Tokenizer>())
             .and_then(|t| t.map_err(|e| e.to_string()))
             .map_err(problem)?;
-        check_added_ids(&text, &inner).map_err(problem)?;
-        let names = read_names(dir)?;
+        check_added_ids(text, &inner).map_err(problem)?;
+        let names = names()?;
         guard(|| Tokenizer::from_parts(inner, names)).and_then(|t| t).map_err(problem)
     }
 
@@ -127,34 +135,33 @@ fn check_added_ids(text: &str, inner: &tokenizers::Tokenizer) -> std::result::Re
 }
 
 fn read_names(dir: &Path) -> Result<Names> {
-    let path = dir.join(CONFIG);
-    let problem = |problem| DataError::TokenizerFile { path: path.clone(), problem };
-    let config = object(&path)?;
-    let map_path = dir.join(SPECIAL_TOKENS);
-    let map = object(&map_path)?;
+    let config = object(&dir.join(CONFIG))?;
+    let mut names = names(&dir.join(CONFIG), config, &object(&dir.join(SPECIAL_TOKENS))?)?;
+    let template_path = dir.join(TEMPLATE);
+    if template_path.exists() {
+        names.chat_template = Some(read(&template_path)?);
+    }
+    Ok(names)
+}
+
+/// The names in a `tokenizer_config.json`, and in `map` those that it has not; `path` is named in errors.
+fn names(path: &Path, config: Map<String, Value>, map: &Map<String, Value>) -> Result<Names> {
+    let problem = |problem| DataError::TokenizerFile { path: path.to_owned(), problem };
     let token = |key: &str| match token(&config, key).map_err(problem)? {
         Some(token) => Ok(Some(token)),
-        None => {
-            let path = map_path.clone();
-            token(&map, key).map_err(|problem| DataError::TokenizerFile { path, problem })
-        }
+        None => token(map, key).map_err(problem),
     };
-    let template_path = dir.join(TEMPLATE);
-    let chat_template = if template_path.exists() {
-        Some(read(&template_path)?)
-    } else {
-        match config.get("chat_template") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(template)) => Some(template.clone()),
-            Some(Value::Array(list)) => Some(default_template(list).ok_or_else(|| {
-                problem("`chat_template` is a list, expected one of it to be named `default`".to_owned())
-            })?),
-            Some(other) => {
-                return Err(problem(format!(
-                    "`chat_template` is {}, expected a string or a list of {{name, template}}",
-                    brief(other)
-                )));
-            }
+    let chat_template = match config.get("chat_template") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(template)) => Some(template.clone()),
+        Some(Value::Array(list)) => Some(default_template(list).ok_or_else(|| {
+            problem("`chat_template` is a list, expected one of it to be named `default`".to_owned())
+        })?),
+        Some(other) => {
+            return Err(problem(format!(
+                "`chat_template` is {}, expected a string or a list of {{name, template}}",
+                brief(other)
+            )));
         }
     };
     let (eos, bos, pad) = (token("eos_token")?, token("bos_token")?, token("pad_token")?);

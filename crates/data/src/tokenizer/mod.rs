@@ -6,7 +6,9 @@
 
 mod encode;
 mod files;
+mod gguf;
 mod limits;
+
 mod stream;
 mod train;
 

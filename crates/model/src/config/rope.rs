@@ -7,7 +7,7 @@ use std::f64::consts::PI;
 
 use serde::Serialize;
 
-use super::{DeepseekConfig, DenseConfig};
+use super::{ConfigError, DeepseekConfig, DenseConfig};
 
 /// Rotary position embedding as the configuration states it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -161,6 +161,41 @@ fn llama3_frequency(freq: f32, scaling: &Llama3Scaling) -> f32 {
     let span = (scaling.high_freq_factor - scaling.low_freq_factor) as f32;
     let smooth = (original as f32 / wavelen - scaling.low_freq_factor as f32) / span;
     (1.0 - smooth) * freq / factor + smooth * freq
+}
+
+/// Llama 3.1's scaling by what it divides each frequency by, the highest first: GGUF keeps these numbers and not the
+/// parameters, of which only the factor differs between published models. Refused where they give other numbers.
+pub(super) fn llama3_of_factors(
+    factors: &[f32],
+    config: &serde_json::Value,
+) -> Result<serde_json::Value, ConfigError> {
+    let theta = config["rope_theta"].as_f64().unwrap_or(10_000.0);
+    let scaling = Llama3Scaling {
+        factor: f64::from(factors.iter().copied().fold(1.0, f32::max)),
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    let same = llama3_factors(theta, 2 * factors.len(), &scaling);
+    if factors.iter().zip(&same).any(|(a, b)| (a - b).abs() > 1e-3 * b) {
+        let supported = "must be that of Llama 3.1: one factor, from 1 to 4 rotations over 8192 positions";
+        return Err(ConfigError::unsupported(
+            "rope_freqs.weight",
+            "another stretching of frequencies",
+            supported,
+        ));
+    }
+    Ok(serde_json::json!({
+        "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }))
+}
+
+/// What Llama 3.1's scaling divides each of `dim / 2` frequencies by.
+pub(crate) fn llama3_factors(theta: f64, dim: usize, scaling: &Llama3Scaling) -> Vec<f32> {
+    let plain = frequencies(&RopeConfig::plain(theta), dim).0;
+    plain.iter().map(|&f| f / llama3_frequency(f, scaling)).collect()
 }
 
 fn yarn_frequencies(powers: &[f32], yarn: &YarnScaling, theta: f64, dim: usize) -> (Vec<f32>, f32) {

@@ -37,6 +37,14 @@ pub enum FileError {
         /// What is wrong.
         reason: String,
     },
+    /// The file is not GGUF that can be read.
+    #[error("{path} cannot be used: {reason}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The folder's weights are in a format that is not read.
     #[error(
         "{path} is not safetensors but {format}; convert the model to safetensors first (for example with \

@@ -1,16 +1,54 @@
-//! A Hugging Face model folder: `config.json`, weights, `generation_config.json`.
+//! A model on disk: a Hugging Face folder with `config.json`, weights, `generation_config.json`, or a GGUF file.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::gguf::{GgufWeights, is_gguf};
+use super::weights::compare;
 use super::{FileError, TensorReport, WeightsReader};
 use crate::config::keys::Keys;
 use crate::config::{ConfigError, ModelConfig, read_json, tensor_specs, tensors, write::token_ids};
 
 const GENERATION_FILE: &str = "generation_config.json";
 
-/// A model folder whose configuration and weights fit each other.
+/// The weights of a model on disk, under Hugging Face's names.
+#[derive(Debug)]
+pub enum Weights {
+    /// Of a folder.
+    Safetensors(WeightsReader),
+    /// Of a GGUF file.
+    Gguf(GgufWeights),
+}
+
+impl Weights {
+    /// The names of all tensors, in no order.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Weights::Safetensors(weights) => weights.names().collect(),
+            Weights::Gguf(weights) => weights.names().collect(),
+        }
+    }
+    /// The shape of a tensor, if there is one of that name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self {
+            Weights::Safetensors(weights) => weights.shape(name),
+            Weights::Gguf(weights) => weights.shape(name),
+        }
+    }
+    /// Reads a tensor's values.
+    ///
+    /// # Panics
+    /// When `out` does not have `shape`'s number of elements.
+    pub fn read_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), FileError> {
+        match self {
+            Weights::Safetensors(weights) => weights.read_f32(name, shape, out),
+            Weights::Gguf(weights) => weights.read_f32(name, out),
+        }
+    }
+}
+
+/// A model folder, or a GGUF file, whose configuration and weights fit each other.
 #[derive(Debug)]
 pub struct ModelFolder {
     /// What the model is. `num_nextn_predict_layers` is 0 where the folder holds no MTP tensors, whatever
@@ -19,7 +57,7 @@ pub struct ModelFolder {
     /// How it wants to be sampled from.
     pub generation: GenerationConfig,
     /// Its weights, checked to be those of `config`.
-    pub weights: WeightsReader,
+    pub weights: Weights,
     /// Tensors that were left out; the rest of the report is empty.
     pub report: TensorReport,
     /// What whoever uses the model should know.
@@ -27,10 +65,17 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Opens a folder and checks that its tensors are exactly those of its configuration.
+    /// Opens a folder or a GGUF file and checks that its tensors are exactly those of its configuration.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, FileError> {
         let dir = dir.as_ref();
         let mut config = ModelConfig::load(dir)?;
+        if is_gguf(dir) {
+            let weights = Weights::Gguf(GgufWeights::open(dir, &config)?);
+            let report = compare(&weights, &tensor_specs(&config));
+            report.check(dir)?;
+            let generation = GenerationConfig::of_model(&config);
+            return Ok(ModelFolder { config, generation, weights, report, notices: Vec::new() });
+        }
         let weights = WeightsReader::open(dir)?;
         if let ModelConfig::Deepseek(c) = &mut config {
             let first_mtp = format!("model.layers.{}.", c.num_hidden_layers);
@@ -53,7 +98,8 @@ impl ModelFolder {
             let reason = format!("it has {wanted} tensors, the files {held}");
             return Err(FileError::Misfit { dir: dir.to_path_buf(), reason });
         }
-        let report = weights.compare(&tensor_specs(&config));
+        let weights = Weights::Safetensors(weights);
+        let report = compare(&weights, &tensor_specs(&config));
         report.check(dir)?;
         let generation = read_generation_config(dir, &config)?;
         Ok(ModelFolder { config, generation, weights, report, notices })

@@ -8,8 +8,8 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use tensor::mapped::{Mapped, map_file};
 
-use super::FileError;
 use super::header::{self, Entry};
+use super::{FileError, Weights};
 use crate::config::TensorSpec;
 
 /// Weights in one file.
@@ -204,33 +204,33 @@ impl WeightsReader {
             .ok_or_else(|| FileError::MissingTensor { path: self.dir.clone(), name: name.to_owned() })?;
         self.files[*file].read_f32(name, expected_shape, out)
     }
+}
 
-    /// Compares the folder's tensors with those of a configuration.
-    pub fn compare(&self, specs: &[TensorSpec]) -> TensorReport {
-        let mut report = TensorReport::default();
-        for spec in specs {
-            match self.shape(&spec.name) {
-                None => report.missing.push(spec.name.clone()),
-                Some(found) if found != spec.shape => {
-                    let (name, expected) = (&spec.name, &spec.shape);
-                    report.misshapen.push(format!("`{name}` is {found:?} instead of {expected:?}"));
-                }
-                Some(_) => {}
+/// Compares tensors with those of a configuration.
+pub fn compare(weights: &Weights, specs: &[TensorSpec]) -> TensorReport {
+    let mut report = TensorReport::default();
+    for spec in specs {
+        match weights.shape(&spec.name) {
+            None => report.missing.push(spec.name.clone()),
+            Some(found) if found != spec.shape => {
+                let (name, expected) = (&spec.name, &spec.shape);
+                report.misshapen.push(format!("`{name}` is {found:?} instead of {expected:?}"));
             }
+            Some(_) => {}
         }
-        let known: HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-        let main_layers = main_layers(specs);
-        for name in self.names().filter(|name| !known.contains(name)) {
-            if may_be_left_out(name, main_layers) {
-                report.ignored.push(name.to_owned());
-            } else {
-                report.unexpected.push(name.to_owned());
-            }
-        }
-        report.ignored.sort();
-        report.unexpected.sort();
-        report
     }
+    let known: HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    let main_layers = main_layers(specs);
+    for name in weights.names().into_iter().filter(|name| !known.contains(name)) {
+        if may_be_left_out(name, main_layers) {
+            report.ignored.push(name.to_owned());
+        } else {
+            report.unexpected.push(name.to_owned());
+        }
+    }
+    report.ignored.sort();
+    report.unexpected.sort();
+    report
 }
 
 /// Layers of the main model: those of `specs` before the first MTP layer.

@@ -193,7 +193,7 @@ pub enum Reference<'a> {
     Stage(&'a Stage),
     /// Random weights of this entry of `[models]`.
     Model(&'a toml::Table),
-    /// A Hugging Face folder.
+    /// A Hugging Face folder or a GGUF file.
     Path(&'a Path),
 }
 

@@ -1,0 +1,107 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::files::GgufType;
+use crate::{Model, PassOptions, whole};
+use tensor::blocks::Format;
+use tensor::{Tape, ops};
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
+}
+
+/// A model as a file; its tokenizer's keys do not matter here.
+fn written(model: &Model, path: &Path, kind: GgufType) {
+    use ground::gguf::Value::{Int, Text};
+    let mut keys = vec![("tokenizer.ggml.model".to_owned(), Text("gpt2".into()))];
+    let eos = model.config().eos_token_id().first().copied();
+    for (name, id) in [("bos", model.config().bos_token_id()), ("eos", eos)] {
+        keys.extend(id.map(|id| (format!("tokenizer.ggml.{name}_token_id"), Int(id.into()))));
+    }
+    let values = |name: &str| model.params().get(model.params().weight(name));
+    write_gguf(path, model.config(), "test", keys, kind, values).unwrap();
+}
+
+fn logits(model: &Model) -> Vec<f32> {
+    let ids: Vec<u32> = (0..17).map(|i| (i * i * 7 + 3) % model.config().vocab_size() as u32).collect();
+    let tape = Tape::inference(model.params());
+    let pass = model.forward(&tape, &ids, &whole(&[ids.len()]), PassOptions::default(), None);
+    ops::logits(model.params(), &pass.hidden, model.head()).host().to_vec()
+}
+
+/// Keys and names both ways: what transformers wrote comes back through GGUF with equal bits.
+#[test]
+fn models_survive_the_format_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    for case in ["llama_tied", "qwen2", "qwen3", "deepseek_q_lora", "deepseek_no_q_lora", "deepseek_groups"] {
+        let model = Model::load(&golden(case)).unwrap();
+        written(&model, &path, GgufType::Plain(Format::F32));
+        let back = Model::load(&path).unwrap();
+        assert_eq!(back.params().data(), model.params().data(), "{case}");
+        assert_eq!(logits(&back), logits(&model), "{case}");
+    }
+}
+
+/// Quantised values are exact numbers once unpacked: a file and the folder made of it compute the same bits.
+#[test]
+fn a_quantised_file_equals_its_unpacked_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let config = crate::ModelConfig::from_json(
+        r#"{"model_type":"llama","vocab_size":96,"hidden_size":256,"intermediate_size":512,
+            "num_hidden_layers":3,"num_attention_heads":4,"num_key_value_heads":2,"tie_word_embeddings":true,
+            "eos_token_id":1}"#,
+    );
+    let model = Model::random(config.unwrap(), 5);
+    let exact = logits(&model);
+    for (name, kind) in GgufType::NAMES {
+        written(&model, &path, kind);
+        let packed = Model::load(&path).unwrap();
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        packed.save(&folder).unwrap();
+        let unpacked = Model::load(&folder).unwrap();
+        assert_eq!(logits(&packed), logits(&unpacked), "{name}");
+        let off = exact.iter().zip(logits(&packed)).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+        let off = (off / exact.iter().map(|x| x * x).sum::<f32>()).sqrt();
+        let most = if name.starts_with('q') { 0.25 } else { 5e-3 };
+        assert!(off <= most && (off == 0.0) == (name == "f32"), "{name}: {off}");
+    }
+}
+
+/// Files that end early or lie about their tensors are refused with a sentence.
+#[test]
+fn lying_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    written(&Model::load(&golden("llama_tied")).unwrap(), &path, GgufType::Plain(Format::F32));
+    let whole = std::fs::read(&path).unwrap();
+    let refusal = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        match Model::load(&path) {
+            Ok(_) => panic!("a broken file was read"),
+            Err(e) => e.to_string(),
+        }
+    };
+    let error = refusal(&whole[..whole.len() - 64]);
+    assert!(error.contains("but the file ends at"), "{error}");
+    for end in (0..whole.len() - 64).step_by(997) {
+        refusal(&whole[..end]);
+    }
+    let at = whole.windows(16).position(|w| w == b"blk.0.attn_q.wei").unwrap();
+    // Behind the name: the number of dimensions, two of them, the type.
+    let kind = at + "blk.0.attn_q.weight".len() + 4 + 16;
+    let mut changed = whole.clone();
+    changed[kind] = 16;
+    assert!(refusal(&changed).contains("stored as IQ2_XXS; supported are F32"), "the type by its name");
+    changed[kind] = 8;
+    assert!(refusal(&changed).contains("no whole blocks of Q8_0"), "rows of 36 values");
+    let mut changed = whole.clone();
+    changed[kind - 8] ^= 1;
+    assert!(refusal(&changed).contains("`model.layers.0.self_attn.q_proj.weight`"), "another shape");
+    let mut changed = whole;
+    changed[at + 4] = b'9';
+    let error = refusal(&changed);
+    assert!(error.contains("missing") && error.contains("unexpected"), "{error}");
+}
