@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::Result;
 use data::{DecodeStream, Tokenizer};
-use train::evaluate::is_tag;
+use train::speaker::is_tag;
 
 use crate::output::harmless;
 

@@ -137,6 +137,51 @@ fn imports_point_one_way() {
     }
 }
 
+/// The modules of `train` that a module's sources name, their tests apart. `error` is named by all and names those whose
+/// errors it holds.
+fn names_modules(file: &Path, own: &str, out: &mut BTreeSet<String>) {
+    let text = fs::read_to_string(file).expect("a source file is UTF-8");
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    for at in code.match_indices("crate::").map(|(at, found)| at + found.len()) {
+        let name: String = code[at..].chars().take_while(|c| c.is_lowercase() || *c == '_').collect();
+        if !name.is_empty() && name != own && name != "error" {
+            out.insert(name);
+        }
+    }
+}
+
+/// A recipe knows its stages and a stage what it is made of, and nothing below knows what is above.
+#[test]
+fn no_module_of_train_imports_what_imports_it() {
+    let src = root().join("crates/train/src");
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in fs::read_dir(&src).expect("a readable folder") {
+        let path = entry.expect("a readable entry").path();
+        let own = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let mut files = Vec::new();
+        if path.is_dir() {
+            sources(&path, &mut files)
+        } else {
+            files.push(path)
+        }
+        // What stands in a file of its own for the tests alone.
+        files
+            .retain(|f| !["tests.rs", "trl.rs"].contains(&f.file_name().unwrap().to_string_lossy().as_ref()));
+        let found = imports.entry(own.clone()).or_default();
+        files.iter().for_each(|file| names_modules(file, &own, found));
+    }
+    assert!(imports["pipeline"].contains("recipe") && imports["recipe"].contains("stages"));
+    for name in imports.keys().filter(|name| *name != "error") {
+        let (mut seen, mut todo) = (BTreeSet::new(), vec![name]);
+        while let Some(next) = todo.pop() {
+            for wanted in imports.get(next).into_iter().flatten().filter(|w| seen.insert((*w).clone())) {
+                assert!(wanted != name, "{name} imports {next}, which imports {name}");
+                todo.push(wanted);
+            }
+        }
+    }
+}
+
 /// The lints of the workspace deny `unsafe` and ask for documentation: they only hold where a crate inherits them.
 #[test]
 fn every_crate_inherits_the_lints() {

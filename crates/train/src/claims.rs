@@ -15,7 +15,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::Outcome;
-use crate::one_or_many::one_or_many;
+use crate::settings::one_or_many;
 use crate::stats::{Estimate, leverage, ratio_paired};
 
 /// By how much a stage may exceed its baseline's FLOPs where both are to be equal: a stage ends after a whole step.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use data::Tokenizer;
 use model::{Model, ModelConfig};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::TrainError;
@@ -12,7 +13,6 @@ use crate::finished::Finished;
 use crate::ledger::{Meter, StageCost};
 use crate::problems::ProblemSource;
 use crate::run::folder::RunFolder;
-use crate::run::recipe::{Recipe, Reference};
 use crate::speaker;
 
 /// Positions that training prepares for, where a model's context is longer.
@@ -55,8 +55,14 @@ pub trait Reporter: Sync {
 
 /// A run under way.
 pub struct Context<'a> {
-    /// The recipe.
-    pub recipe: &'a Recipe,
+    /// What all randomness of the run comes from.
+    pub seed: u64,
+    /// The machine, for the ledger.
+    pub machine: &'a Machine,
+    /// Models that begin with random weights, by name.
+    pub models: &'a toml::Table,
+    /// The names of the stages.
+    pub stages: Vec<&'a str>,
     /// The run folder.
     pub folder: &'a RunFolder,
     /// Who is told.
@@ -65,6 +71,22 @@ pub struct Context<'a> {
     pub problems: Option<ProblemSource>,
     /// What large matrix products reach on this machine.
     pub ceiling: Ceiling<'a>,
+}
+
+/// What the machine costs and holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Machine {
+    /// The price of one core for one hour, in dollars.
+    pub price_per_core_hour: f64,
+    /// Memory that the run may take, in GiB.
+    pub memory_gib: f64,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine { price_per_core_hour: 0.02, memory_gib: 4.0 }
+    }
 }
 
 /// Operations per second of large matrix products on this machine.
@@ -96,12 +118,17 @@ impl Context<'_> {
         self.problems.as_ref().ok_or_else(|| TrainError::Recipe("this recipe has no `problems`".into()))
     }
 
+    /// Whether a reference means one of `[models]`. An earlier stage comes before a model of the same name.
+    pub fn is_fresh(&self, reference: &str) -> bool {
+        !self.stages.contains(&reference) && self.models.contains_key(reference)
+    }
+
     /// The folder of a reference: an earlier stage's, or a path.
     pub fn dir(&self, reference: &str) -> Result<PathBuf, TrainError> {
-        match self.recipe.reference(reference) {
-            Reference::Path(path) => Ok(path.to_path_buf()),
-            _ => Ok(self.folder.stage_dir(reference)?),
+        if self.stages.contains(&reference) || self.models.contains_key(reference) {
+            return Ok(self.folder.stage_dir(reference)?);
         }
+        Ok(PathBuf::from(reference))
     }
 
     /// The model and tokenizer of an earlier stage or a Hugging Face folder.
@@ -115,21 +142,21 @@ impl Context<'_> {
     /// A model of `[models]` with random weights, for a tokenizer.
     pub fn fresh_model(&self, name: &str, tokenizer: &Tokenizer) -> Result<Model, TrainError> {
         let tokens = tokenizer.vocab_size();
-        let config = fresh_config(self.recipe, name, tokens, tokenizer.eos_id(), tokenizer.pad_id())?;
+        let config = fresh_config(self.models, name, tokens, tokenizer.eos_id(), tokenizer.pad_id())?;
         if tokens > config.vocab_size() {
             return Err(TrainError::Recipe(format!(
                 "models.{name}: vocab_size is {}, but the tokenizer has {tokens} ids: leave it out, or raise it",
                 config.vocab_size()
             )));
         }
-        let mut model = Model::random(config, self.recipe.seed);
+        let mut model = Model::random(config, self.seed);
         model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
         Ok(model)
     }
 
     /// A meter for a stage, going on from what it has cost.
     pub fn meter(&self, stage: &str, before: Option<StageCost>) -> Meter {
-        let (cores, price) = (tensor::threads::threads(), self.recipe.machine.price_per_core_hour);
+        let (cores, price) = (tensor::threads::threads(), self.machine.price_per_core_hour);
         match before {
             Some(before) => Meter::resume(before, cores, price),
             None => Meter::start(stage, cores, price),
@@ -144,13 +171,13 @@ impl Context<'_> {
 
 /// An entry of `[models]` as a configuration: the vocabulary is the tokenizer's, and what is not stated is ordinary.
 pub fn fresh_config(
-    recipe: &Recipe,
+    models: &toml::Table,
     name: &str,
     vocab: usize,
     eos: Option<u32>,
     pad: Option<u32>,
 ) -> Result<ModelConfig, TrainError> {
-    let Reference::Model(table) = recipe.reference(name) else {
+    let Some(table) = models.get(name) else {
         return Err(TrainError::Recipe(format!("there is no `models.{name}` in the recipe")));
     };
     let stated =

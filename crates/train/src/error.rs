@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum TrainError {
     /// The recipe's text.
     #[error(transparent)]
-    RecipeText(#[from] crate::run::recipe::RecipeError),
+    RecipeText(#[from] crate::settings::RecipeError),
     /// The recipe's meaning.
     #[error("{0}")]
     Recipe(String),

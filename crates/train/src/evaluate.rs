@@ -255,23 +255,6 @@ pub fn evaluate(
     })
 }
 
-/// What a completion says: control tokens are left out, `<think>` and `<answer>` tags stay, whatever kind of token the
-/// tokenizer makes of them.
-///
-/// # Errors
-/// As [`Tokenizer::decode`].
-pub fn completion_text(tokenizer: &Tokenizer, ids: &[u32]) -> data::Result<String> {
-    let kept: Vec<u32> =
-        ids.iter().copied().filter(|&id| !tokenizer.is_special(id) || is_tag(tokenizer, id)).collect();
-    tokenizer.decode(&kept, false)
-}
-
-/// Whether a control token is one of the tags of a completion.
-pub fn is_tag(tokenizer: &Tokenizer, id: u32) -> bool {
-    let text = tokenizer.token_text(id);
-    text.is_some_and(|t| ["<think>", "</think>", "<answer>", "</answer>"].contains(&t.as_str()))
-}
-
 /// Two requests for each problem: the greedy one and the samples.
 fn requests(
     model: &Model,

@@ -1,9 +1,9 @@
 //! The loop around optimizer steps that every training stage shares: resume, guard, log, save, stop.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use data::Tokenizer;
+use data::{Packed, Tokenizer};
 use engine::{Engine, Request, Sampling};
 use model::Model;
 use serde::{Deserialize, Serialize};
@@ -12,13 +12,13 @@ use tensor::{Gpu, Math, operations};
 
 use crate::TrainError;
 use crate::context::{Context, Progress};
-use crate::ledger::{Meter, StageCost};
-use crate::optim::Optimizer;
-use crate::optim::schedule::Schedule;
+use crate::ledger::StageCost;
+use crate::optim::{Optimizer, OptimizerSettings};
 use crate::run::checkpoint;
 use crate::run::metrics::{Metrics, keys};
-use crate::run::recipe;
 use crate::speaker::{answer_text, stop_tokens};
+use crate::step::{StepOptions, train_step};
+use crate::training::Training;
 
 /// Skipped steps in a row after which a run goes back to its last anchor.
 const SKIPS: u64 = 3;
@@ -29,19 +29,24 @@ const WINDOW: usize = 20;
 /// Tokens of a printed sample at most.
 const SAMPLE_TOKENS: usize = 256;
 
-/// How often a stage does what.
-#[derive(Clone, Copy, Debug)]
-pub struct Rhythm {
-    /// Steps in all.
-    pub total: u64,
-    /// Steps that the schedule spans.
-    pub scheduled: u64,
-    /// Steps between samples; 0 for none.
-    pub sample_every: u64,
-    /// Steps between checkpoints; 0 for none.
-    pub checkpoint_every: u64,
-    /// Seconds between checkpoints; 0 for none.
-    pub checkpoint_seconds: f64,
+/// What a stage does in each of its steps; [`Learner::run`] does the rest.
+pub trait Steps {
+    /// One step: an update of the weights, or a rollout with its updates. What the next step depends on is in the learner,
+    /// or a function of the step, so that a stage resumes to the bit.
+    fn step(&mut self, learner: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError>;
+
+    /// Measures on what is held out, every `eval_every` steps.
+    fn measure(&mut self, learner: &Learner, step: u64, metrics: &mut Metrics) -> Result<(), TrainError>;
+}
+
+/// Where a stage stands as a step begins.
+pub struct Now {
+    /// Steps done.
+    pub step: u64,
+    /// The factor on the highest learning rates.
+    pub lr_factor: f32,
+    /// Operations that the stage has spent.
+    pub operations: u64,
 }
 
 /// A model in training.
@@ -57,7 +62,7 @@ pub struct Learner {
     /// The usual loss, by which a spike is known.
     pub usual_loss: f64,
     /// What the stage wants to say at its end and knows from its steps; kept with the checkpoints.
-    pub figures: Value,
+    figures: BTreeMap<String, f64>,
     guard: Guard,
 }
 
@@ -83,7 +88,9 @@ enum Kind {
 
 /// What a step did.
 pub struct StepOutcome {
-    /// Figures for the log; the first is the headline.
+    /// The figure that is watched.
+    pub headline: (&'static str, f64),
+    /// The others, for the log.
     pub values: Vec<(&'static str, f64)>,
     /// Tokens trained on and generated.
     pub tokens: u64,
@@ -95,20 +102,43 @@ pub struct StepOutcome {
 
 impl Learner {
     /// A learner with fresh optimizer state.
-    pub fn new(model: Model, tokenizer: Tokenizer, optimizer: &recipe::Optimizer) -> Learner {
+    pub fn new(model: Model, tokenizer: Tokenizer, optimizer: &OptimizerSettings) -> Learner {
         let optimizer = Optimizer::new(&model, optimizer.clone());
-        let (cursor, usual_loss, figures, guard) = (0, f64::INFINITY, Value::Null, Guard::default());
+        let (cursor, usual_loss, figures, guard) = (0, f64::INFINITY, BTreeMap::new(), Guard::default());
         Learner { model, tokenizer, optimizer, cursor, usual_loss, figures, guard }
     }
 
-    /// Loss above which a step is taken for a spike.
-    pub fn loss_limit(&self) -> f64 {
-        10.0 * self.usual_loss
+    /// A step of next-token prediction. A loss ten times the usual one is taken for a spike and leaves the weights alone.
+    pub fn next_token_step(&mut self, batch: Packed, options: StepOptions, lr_factor: f32) -> StepOutcome {
+        let tokens = batch.tokens.len() as u64;
+        let options = StepOptions { loss_limit: 10.0 * self.usual_loss, ..options };
+        let stats = train_step(&mut self.model, &mut self.optimizer, batch, &options, lr_factor);
+        if !stats.report.skipped {
+            self.saw_loss(stats.loss);
+        }
+        let mut values = vec![
+            ("grad_norm", f64::from(stats.report.grad_norm)),
+            ("learning_rate_factor", f64::from(lr_factor)),
+        ];
+        values.extend(stats.mtp_loss.map(|l| ("mtp_loss", l)));
+        values.extend(stats.max_load.map(|l| ("max_expert_load", l)));
+        let skipped = stats.report.skipped;
+        StepOutcome { headline: (keys::LOSS, stats.loss), values, tokens, skipped, enough: false }
     }
 
     /// Takes a loss into the usual one.
-    pub fn saw_loss(&mut self, loss: f64) {
+    fn saw_loss(&mut self, loss: f64) {
         self.usual_loss = if self.usual_loss.is_finite() { 0.8 * self.usual_loss + 0.2 * loss } else { loss };
+    }
+
+    /// A figure that the stage has kept; 0 before it did.
+    pub fn figure(&self, name: &str) -> f64 {
+        self.figures.get(name).copied().unwrap_or(0.0)
+    }
+
+    /// Keeps a figure.
+    pub fn set_figure(&mut self, name: &str, value: f64) {
+        self.figures.insert(name.to_owned(), value);
     }
 
     /// How the device calculates, as `--math` names it.
@@ -164,20 +194,20 @@ impl Learner {
         *steps = loaded.state["optimizer_steps"].as_u64().unwrap_or(loaded.step);
         self.cursor = loaded.state["cursor"].as_u64().unwrap_or(0);
         self.usual_loss = loaded.state["usual_loss"].as_f64().unwrap_or(f64::INFINITY);
-        self.figures = loaded.state["figures"].clone();
+        self.figures = serde_json::from_value(loaded.state["figures"].clone()).unwrap_or_default();
         self.guard = serde_json::from_value(loaded.state["guard"].clone()).unwrap_or_default();
         Ok(Some((loaded.step, loaded.state, loaded.passed_over.len())))
     }
 
-    /// Runs a stage's steps from where it stands to its end, and writes the model into the stage's folder.
+    /// Runs a stage's steps from where it stands to its end, and writes the model into the stage's folder. Of the
+    /// `scheduled` steps that the learning rate is made for, the stage does `total`.
     pub fn run(
         &mut self,
         ctx: &Context,
         stage: &str,
-        schedule: &Schedule,
-        rhythm: Rhythm,
-        mut step: impl FnMut(&mut Learner, u64, f32, &Meter) -> Result<StepOutcome, TrainError>,
-        mut every: impl FnMut(&mut Learner, u64, &mut Metrics) -> Result<(), TrainError>,
+        training: &Training,
+        (total, scheduled): (u64, u64),
+        steps: &mut dyn Steps,
     ) -> Result<StageCost, TrainError> {
         let dir = ctx.folder.stage_dir(stage)?;
         let checkpoints = dir.join("checkpoints");
@@ -187,7 +217,7 @@ impl Learner {
             at = resumed;
             before = serde_json::from_value(state["cost"].clone()).ok();
             ended = state["ended"] == true;
-            ctx.reporter.note(&format!("{stage}: going on at step {at} of {}", rhythm.total));
+            ctx.reporter.note(&format!("{stage}: going on at step {at} of {}", total));
             if damaged > 0 {
                 ctx.reporter.note(&format!("{stage}: {damaged} damaged checkpoint(s) passed over"));
             }
@@ -197,13 +227,15 @@ impl Learner {
         let mut saved = Instant::now();
         let mut window: VecDeque<(f64, u64, u64)> = VecDeque::new();
         // A setting of the recipe, or a part of the stage: where to go back to must not depend on how fast the machine is.
-        let anchor_every = match rhythm.checkpoint_every {
-            0 => rhythm.total.div_ceil(ANCHORS),
+        let anchor_every = match training.checkpoint_every {
+            0 => total.div_ceil(ANCHORS),
             every => every,
         };
-        while at < rhythm.total && !ended {
+        while at < total && !ended {
             let (clock, counts) = (Instant::now(), operations::counts());
-            let outcome = step(self, at, schedule.factor(at, rhythm.scheduled), &meter)?;
+            let lr_factor = training.schedule.factor(at, scheduled);
+            let now = Now { step: at, lr_factor, operations: meter.operations() };
+            let outcome = steps.step(self, &now)?;
             let done = operations::counts().since(&counts).total();
             meter.add(outcome.tokens, done);
             window.push_back((clock.elapsed().as_secs_f64(), outcome.tokens, done));
@@ -223,17 +255,20 @@ impl Learner {
                 ));
             }
             at += 1;
-            self.tell(ctx, stage, at, rhythm.total, &outcome, &window, meter.tokens(), &mut metrics)?;
-            every(self, at, &mut metrics)?;
-            if rhythm.sample_every > 0 && (at % rhythm.sample_every == 0 || at == rhythm.total) {
+            self.tell(ctx, stage, at, total, &outcome, &window, meter.tokens(), &mut metrics)?;
+            if Training::is_time(training.eval_every, at) {
+                steps.measure(self, at, &mut metrics)?;
+            }
+            let samples = training.sample_every.is_some_and(|every| every > 0);
+            if samples && (Training::is_time(training.sample_every, at) || at == total) {
                 self.sample(ctx, stage, at, &mut metrics)?;
             }
-            let due = rhythm.checkpoint_every > 0 && at % rhythm.checkpoint_every == 0
-                || rhythm.checkpoint_seconds > 0.0
-                    && saved.elapsed().as_secs_f64() > rhythm.checkpoint_seconds;
+            let due = training.checkpoint_every > 0 && at % training.checkpoint_every == 0
+                || training.checkpoint_seconds > 0.0
+                    && saved.elapsed().as_secs_f64() > training.checkpoint_seconds;
             let stop = ctx.reporter.stop();
             let anchor = at % anchor_every == 0 && self.guard.skips == 0;
-            if (due || stop || anchor) && at < rhythm.total && !outcome.enough {
+            if (due || stop || anchor) && at < total && !outcome.enough {
                 metrics.sync()?;
                 let kind = if anchor { Kind::Anchor } else { Kind::Passing };
                 self.save(stage, &checkpoints, at, &meter.so_far(), kind)?;
@@ -242,7 +277,7 @@ impl Learner {
             if outcome.enough {
                 break;
             }
-            if stop && at < rhythm.total {
+            if stop && at < total {
                 return Err(TrainError::Interrupted);
             }
         }
@@ -267,7 +302,8 @@ impl Learner {
     ) -> Result<(), TrainError> {
         let sum = window.iter().fold((0.0, 0, 0), |s, w| (s.0 + w.0, s.1 + w.1, s.2 + w.2));
         let tokens_per_second = sum.1 as f64 / sum.0;
-        let mut values = outcome.values.clone();
+        let mut values = vec![outcome.headline];
+        values.extend(&outcome.values);
         values.push((keys::TOKENS, tokens as f64));
         values.push((keys::TOKENS_PER_SECOND, tokens_per_second));
         metrics.log(step, &values)?;
@@ -275,7 +311,7 @@ impl Learner {
             stage,
             step,
             total,
-            headline: outcome.values[0],
+            headline: outcome.headline,
             tokens_per_second,
             ceiling_share: ctx.ceiling.share(sum.2 as f64 / sum.0),
             seconds_left: (total - step) as f64 * sum.0 / window.len() as f64,
@@ -309,9 +345,8 @@ impl Learner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::{Ceiling, Reporter};
+    use crate::context::{Ceiling, Machine, Reporter};
     use crate::run::folder::RunFolder;
-    use crate::run::recipe::Recipe;
     use data::TrainOptions;
     use model::ModelConfig;
     use std::path::Path;
@@ -334,21 +369,66 @@ mod tests {
 
     const TOTAL: u64 = 40;
 
-    /// Runs a stage whose steps read documents, of which those of `poison` give no usable loss, until it stops, which is
-    /// `crash` steps (nothing is saved) or `stop` steps (all is) from where it began. The weights and figures at the
-    /// end, if there was one.
+    /// A stage whose steps read documents, of which those of `poison` give no usable loss.
+    struct Poisoned<'a> {
+        poison: &'a [u64],
+        /// The step at which nothing is saved and all is over; 0 for none.
+        crash: u64,
+        done: u64,
+    }
+
+    impl Steps for Poisoned<'_> {
+        fn step(&mut self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
+            self.done += 1;
+            if self.done == self.crash {
+                return Err(TrainError::Interrupted);
+            }
+            let document = l.cursor;
+            l.cursor += 1;
+            let skipped = self.poison.contains(&document);
+            if !skipped {
+                let mut rng = Rng::at(document, &[now.step]);
+                l.model.params_mut().zero_grads();
+                let (weights, grads) = l.model.params_mut().data_and_grads_mut();
+                for (g, w) in grads.host_mut().iter_mut().zip(weights.host()) {
+                    *g = 0.1 * w + rng.normal();
+                }
+                l.optimizer.step(l.model.params_mut(), now.lr_factor);
+                l.saw_loss(f64::from(rng.uniform()));
+            }
+            l.set_figure("document", document as f64);
+            let headline = ("loss", l.usual_loss);
+            Ok(StepOutcome { headline, values: Vec::new(), tokens: 1, skipped, enough: false })
+        }
+
+        fn measure(&mut self, _: &Learner, _: u64, _: &mut Metrics) -> Result<(), TrainError> {
+            Ok(())
+        }
+    }
+
+    /// Runs such a stage until it stops, which is `crash` steps (nothing is saved) or `stop` steps (all is) from where it
+    /// began. The weights and figures at the end, if there was one.
     fn attempt(
         dir: &Path,
-        recipe: &Recipe,
         poison: &[u64],
         seconds: f64,
         (crash, stop): (u64, u64),
-    ) -> Result<(Vec<u32>, Value), TrainError> {
-        let folder = RunFolder::open(dir, recipe)?;
-        folder.claim(recipe)?;
+    ) -> Result<(Vec<u32>, BTreeMap<String, f64>), TrainError> {
+        let folder = RunFolder::open(dir, "")?;
+        folder.claim("")?;
         let (reporter, measure) = (Quiet(stop.into()), || 1e9);
         let ceiling = Ceiling::new(&measure);
-        let ctx = Context { recipe, folder: &folder, reporter: &reporter, problems: None, ceiling };
+        let (machine, models) = (Machine::default(), toml::Table::new());
+        let ctx = Context {
+            seed: 1,
+            machine: &machine,
+            models: &models,
+            stages: vec!["stage"],
+            folder: &folder,
+            reporter: &reporter,
+            problems: None,
+            ceiling,
+        };
         let text = std::iter::repeat_n("some words and more words".to_owned(), 3);
         let tokenizer = Tokenizer::train(text, &TrainOptions::reasoning(300))?;
         let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300,
@@ -356,45 +436,12 @@ mod tests {
             "num_key_value_heads": 1, "hidden_act": "silu", "max_position_embeddings": 8, "rms_norm_eps": 1e-6,
             "rope_theta": 10000.0, "initializer_range": 0.3, "tie_word_embeddings": true});
         let model = Model::random(ModelConfig::from_value(&config).expect("a valid config"), 3);
-        let settings =
-            recipe::Optimizer { learning_rate: 1e-2, adam_learning_rate: 1e-2, ..Default::default() };
-        let mut learner = Learner::new(model, tokenizer, &settings);
-        let rhythm = Rhythm {
-            total: TOTAL,
-            scheduled: TOTAL,
-            sample_every: 0,
-            checkpoint_every: 0,
-            checkpoint_seconds: seconds,
-        };
-        let mut done = 0;
-        learner.run(
-            &ctx,
-            "stage",
-            &Schedule::default(),
-            rhythm,
-            |l, step, factor, _| {
-                done += 1;
-                if done == crash {
-                    return Err(TrainError::Interrupted);
-                }
-                let document = l.cursor;
-                l.cursor += 1;
-                let skipped = poison.contains(&document);
-                if !skipped {
-                    let mut rng = Rng::at(document, &[step]);
-                    l.model.params_mut().zero_grads();
-                    let (weights, grads) = l.model.params_mut().data_and_grads_mut();
-                    for (g, w) in grads.host_mut().iter_mut().zip(weights.host()) {
-                        *g = 0.1 * w + rng.normal();
-                    }
-                    l.optimizer.step(l.model.params_mut(), factor);
-                    l.saw_loss(f64::from(rng.uniform()));
-                }
-                l.figures = json!({"document": document});
-                Ok(StepOutcome { values: vec![("loss", l.usual_loss)], tokens: 1, skipped, enough: false })
-            },
-            |_, _, _| Ok(()),
-        )?;
+        let optimizer =
+            OptimizerSettings { learning_rate: 1e-2, adam_learning_rate: 1e-2, ..Default::default() };
+        let training = Training { optimizer, checkpoint_seconds: seconds, ..Training::default() };
+        let mut learner = Learner::new(model, tokenizer, &training.optimizer);
+        let mut steps = Poisoned { poison, crash, done: 0 };
+        learner.run(&ctx, "stage", &training, (TOTAL, TOTAL), &mut steps)?;
         let weights = learner.model.params().data().iter().map(|w| w.to_bits()).collect();
         Ok((weights, learner.figures))
     }
@@ -402,8 +449,6 @@ mod tests {
     /// Whenever it is stopped or killed, and however often it saves: a stage ends with the same weights, or diverges.
     #[test]
     fn going_back_does_not_depend_on_the_clock() {
-        let text = "[models.m]\nmodel_type = \"llama\"\n[[stage]]\nkind = \"tokenizer\"\n";
-        let recipe = Recipe::parse("r.toml", text, &[]).expect("a recipe");
         let mut rng = Rng::new(9);
         let (mut went_back, mut diverged) = (0, 0);
         for case in 0..6 {
@@ -425,11 +470,10 @@ mod tests {
                     } else {
                         [(1 + rng.below(12) as u64, 0), (0, 1 + rng.below(12) as u64)][rng.below(2)]
                     };
-                    match attempt(dir.path(), &recipe, &poison, seconds, ends) {
+                    match attempt(dir.path(), &poison, seconds, ends) {
                         Ok(end) => {
                             // Killed before its end mark: the same again.
-                            let again =
-                                attempt(dir.path(), &recipe, &poison, 0.0, (1, 0)).expect("it has ended");
+                            let again = attempt(dir.path(), &poison, 0.0, (1, 0)).expect("it has ended");
                             assert_eq!(again, end);
                             return Some(end);
                         }

@@ -5,8 +5,9 @@ use model::inspect::inspect;
 
 use crate::TrainError;
 use crate::context::fresh_config;
-use crate::optim::muon_operations;
-use crate::run::recipe::{Optimizer, OptimizerKind, Recipe, Reference, Source, Stage};
+use crate::optim::{OptimizerKind, muon_operations};
+use crate::recipe::{Recipe, Reference};
+use crate::stages::{AnyStage, Makes, NamedStage};
 
 /// One stage's plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub struct StagePlan {
     pub operations: f64,
     /// Memory at the peak, about, in bytes.
     pub memory_bytes: f64,
+    /// What to do where that is too much.
+    pub remedy: &'static str,
 }
 
 /// Sequence length at which attention is counted.
@@ -33,10 +36,9 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>, TrainError> {
     let mut plans: Vec<StagePlan> = Vec::new();
     for stage in &recipe.stages {
         let Some(mut plan) = stage_plan(recipe, stage)? else { continue };
-        if let Stage::Grpo(s) = stage
-            && !s.budget_of.is_empty()
-        {
-            let of = plans.iter().filter(|p| s.budget_of.contains(&p.name));
+        let budget_of = stage.budget_of();
+        if !budget_of.is_empty() {
+            let of = plans.iter().filter(|p| budget_of.contains(&p.name));
             plan.operations = plan.operations.min(of.map(|p| p.operations).sum());
         }
         plans.push(plan);
@@ -46,115 +48,27 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>, TrainError> {
 
 fn config_of(recipe: &Recipe, reference: &str) -> Result<Option<ModelConfig>, TrainError> {
     match recipe.reference(reference) {
-        Reference::Model(_) => fresh_config(recipe, reference, vocab(recipe), None, None).map(Some),
+        Reference::Model(_) => fresh_config(&recipe.models, reference, vocab(recipe), None, None).map(Some),
         Reference::Path(path) => Ok(ModelConfig::load(path).ok()),
-        Reference::Stage(stage) => match stage {
-            Stage::Pretrain(p) => {
-                config_of(recipe, p.model.as_deref().or(p.from.as_deref()).unwrap_or_default())
-            }
-            Stage::Sft(s) => config_of(recipe, &s.from),
-            Stage::Grpo(s) => config_of(recipe, &s.from),
-            Stage::Distill(s) => config_of(recipe, &s.student),
+        Reference::Stage(stage) => match stage.model() {
+            Some(model) if stage.makes() == Makes::Model => config_of(recipe, model),
             _ => Ok(None),
         },
     }
 }
 
 fn vocab(recipe: &Recipe) -> usize {
-    recipe
-        .stages
-        .iter()
-        .find_map(|s| if let Stage::Tokenizer(t) = s { Some(t.vocab_size) } else { None })
-        .unwrap_or(1024)
+    let size = recipe.stages.iter().find_map(|s| match s.stage() {
+        AnyStage::Tokenizer(t) => Some(t.vocab_size),
+        _ => None,
+    });
+    size.unwrap_or(1024)
 }
 
-/// What a stage does with its model.
-struct Work<'a> {
-    reference: &'a str,
-    optimizer: Option<&'a Optimizer>,
-    /// Optimizer steps.
-    steps: f64,
-    /// Tokens trained on, and the share of them that the MTP layers learn from.
-    trained: f64,
-    mtp_share: f64,
-    /// Tokens generated.
-    generated: f64,
-    /// Tokens held at a time.
-    held: usize,
-}
-
-fn work<'a>(recipe: &'a Recipe, stage: &'a Stage) -> Option<Work<'a>> {
-    let packed = |reference, optimizer, tokens: f64, batch_tokens: usize, accumulate: usize| Work {
-        reference,
-        optimizer: Some(optimizer),
-        steps: tokens / batch_tokens as f64,
-        trained: tokens,
-        mtp_share: 0.0,
-        generated: 0.0,
-        held: batch_tokens / accumulate.max(1),
-    };
-    Some(match stage {
-        Stage::Tokenizer(_) | Stage::Eval(_) => return None,
-        Stage::Pretrain(s) => Work {
-            mtp_share: if s.mtp_weight > 0.0 { 1.0 / s.mtp_every.max(1) as f64 } else { 0.0 },
-            ..packed(
-                s.model.as_deref().or(s.from.as_deref()).unwrap_or_default(),
-                &s.optimizer,
-                s.trained_tokens() as f64,
-                s.batch_tokens,
-                s.accumulate,
-            )
-        },
-        Stage::Sft(s) => {
-            let tokens = s.steps as f64 * s.batch_tokens as f64;
-            packed(&s.from, &s.optimizer, tokens, s.batch_tokens, s.accumulate)
-        }
-        Stage::Grpo(s) => {
-            let answers = s.steps as f64 * guess(s.prompts, s.group, s.max_new);
-            Work {
-                reference: &s.from,
-                optimizer: Some(&s.optimizer),
-                steps: s.steps as f64 * s.epochs as f64 * s.minibatches as f64,
-                trained: answers * s.epochs as f64,
-                mtp_share: 0.0,
-                generated: answers,
-                held: 8192,
-            }
-        }
-        Stage::Reject(s) => Work {
-            reference: &s.from,
-            optimizer: None,
-            steps: 0.0,
-            trained: 0.0,
-            mtp_share: 0.0,
-            generated: guess(s.problems, s.samples, s.max_new),
-            held: 512,
-        },
-        Stage::Distill(s) => {
-            // As many traces as can be kept, where their number decides the steps.
-            let traces = recipe.stages.iter().rev().find_map(|r| match r {
-                Stage::Reject(r) if s.traces.as_ref().is_none_or(|name| *name == r.name) => {
-                    Some(guess(r.problems, r.keep, r.max_new))
-                }
-                _ => None,
-            });
-            let tokens = match s.steps {
-                0 => s.epochs as f64 * traces.unwrap_or(0.0),
-                steps => steps as f64 * s.batch_tokens as f64,
-            };
-            packed(&s.student, &s.optimizer, tokens, s.batch_tokens, s.accumulate)
-        }
-    })
-}
-
-/// Tokens of so many answers to each problem: half the longest is a fair guess of the mean.
-fn guess(problems: usize, answers: usize, max_new: usize) -> f64 {
-    problems as f64 * answers as f64 * max_new as f64 / 2.0
-}
-
-fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, TrainError> {
-    let Some(w) = work(recipe, stage) else { return Ok(None) };
-    let Some(config) = config_of(recipe, w.reference)? else { return Ok(None) };
+fn stage_plan(recipe: &Recipe, stage: &NamedStage) -> Result<Option<StagePlan>, TrainError> {
+    let traces = |name: &str| recipe.stage(name).map_or(0.0, |stage| stage.trace_tokens());
+    let Some((w, model)) = stage.work(&traces).zip(stage.model()) else { return Ok(None) };
+    let Some(config) = config_of(recipe, model)? else { return Ok(None) };
     let i = inspect(&config, CONTEXT);
     let update = match w.optimizer {
         Some(o) if o.kind == OptimizerKind::Muon => muon_operations(&config),
@@ -169,6 +83,7 @@ fn stage_plan(recipe: &Recipe, stage: &Stage) -> Result<Option<StagePlan>, Train
         active_parameters: i.parameters.active,
         operations: training * w.trained + i.forward.total() as f64 * w.generated + update * w.steps,
         memory_bytes: training_bytes(&config, TRAINING_COPIES, w.held),
+        remedy: w.remedy,
     }))
 }
 
@@ -195,18 +110,11 @@ pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
     for p in plan(recipe)? {
         if p.memory_bytes > have {
             let gib = |b: f64| b / (1u64 << 30) as f64;
-            let remedy = match p.kind {
-                "grpo" => "set `recompute = true`, take a smaller model, or raise `machine.memory_gib`",
-                "reject" => "take a smaller model, or raise `machine.memory_gib`",
-                _ => {
-                    "lower `batch_tokens`, raise `accumulate`, set `recompute = true`, or raise `machine.memory_gib`"
-                }
-            };
             return Err(TrainError::Memory {
                 stage: p.name,
                 need: gib(p.memory_bytes),
                 have: gib(have),
-                remedy,
+                remedy: p.remedy,
             });
         }
     }
@@ -215,54 +123,34 @@ pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
 
 /// Refuses a recipe that names files or models which are not there, or lengths that its models have no room for.
 pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
-    let wrong = |stage: &Stage, key: &str, what: String| {
-        Err(TrainError::Recipe(format!("stage `{}`: {key}: {what}", stage.name())))
-    };
     for stage in &recipe.stages {
-        let source = match stage {
-            Stage::Tokenizer(s) => Some(&s.source),
-            Stage::Pretrain(s) => Some(&s.source),
-            _ => None,
+        let wrong = |key: &str, what: String| {
+            Err(TrainError::Recipe(format!("stage `{}`: {key}: {what}", stage.name())))
         };
-        if let Some(Source::Files(files)) = source
-            && !files.path.exists()
-        {
-            let what = format!("{} does not exist: name a file or a folder of text", files.path.display());
-            return wrong(stage, "source.path", what);
+        for (key, path) in stage.files() {
+            if !path.exists() {
+                let what = format!("{} does not exist: name a file or a folder of text", path.display());
+                return wrong(key, what);
+            }
         }
-        let (key, reference, length) = match stage {
-            Stage::Tokenizer(_) | Stage::Eval(_) => continue,
-            Stage::Pretrain(s) => match (&s.model, &s.from) {
-                (Some(model), _) => ("seq_len", model, s.seq_len),
-                (_, from) => ("seq_len", from.as_ref().unwrap_or(&s.name), s.seq_len),
-            },
-            // Of longer worked problems and traces these two say so themselves.
-            Stage::Sft(s) => ("seq_len", &s.from, 0),
-            Stage::Grpo(s) => ("max_new", &s.from, s.max_new.saturating_add(1)),
-            Stage::Reject(s) => ("max_new", &s.from, s.max_new.saturating_add(1)),
-            Stage::Distill(s) => ("seq_len", &s.student, 0),
-        };
+        let Some(reference) = stage.model() else { continue };
         if let Reference::Path(path) = recipe.reference(reference)
             && !path.join("config.json").is_file()
             && !model::files::is_gguf(path)
         {
-            return wrong(
-                stage,
-                "from",
-                format!("{} is neither a model folder with a config.json nor a GGUF file", path.display()),
-            );
+            let what =
+                format!("{} is neither a model folder with a config.json nor a GGUF file", path.display());
+            return wrong("from", what);
         }
-        if let Some(config) = config_of(recipe, reference)?
+        // Of longer worked problems and traces, stages without such a length say so themselves.
+        if let (Some(config), Some((key, length))) = (config_of(recipe, reference)?, stage.length())
             && length > config.max_position_embeddings()
         {
             let room = config.max_position_embeddings();
-            return wrong(
-                stage,
-                key,
-                format!(
-                    "the model's context is {room} tokens: lower it, or raise the model's max_position_embeddings"
-                ),
+            let what = format!(
+                "the model's context is {room} tokens: lower it, or raise the model's max_position_embeddings"
             );
+            return wrong(key, what);
         }
     }
     Ok(())

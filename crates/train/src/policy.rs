@@ -9,24 +9,38 @@ use tensor::ops;
 use crate::objective::kl::KlKind;
 use crate::objective::{Clip, Norm, Objective, Sequence};
 use crate::optim::{Optimizer, StepReport};
-use crate::step::{Balance, StepOptions};
+use crate::step::{Balance, Descent, StepOptions, descend};
 
 /// Tokens of one pass; more rollouts are worked off in several passes.
 const PASS_TOKENS: usize = 8192;
 
-/// One completion with what is known of it.
+/// One sampled answer with what is known of it.
 #[derive(Clone, Debug)]
-pub struct Rollout {
-    /// Prompt tokens.
-    pub prompt: Vec<u32>,
-    /// Completion tokens; at least one.
-    pub completion: Vec<u32>,
-    /// Log-probabilities that it was sampled by, `[completion]`, at the temperature of [`PolicySettings`].
+pub struct Sampled {
+    /// Its tokens; at least one.
+    pub tokens: Vec<u32>,
+    /// Log-probabilities that it was sampled by, `[tokens]`, at the temperature of [`PolicySettings`].
     pub old: Vec<f32>,
-    /// Log-probabilities under the reference model at that temperature, `[completion]`, where a divergence is charged.
+    /// Log-probabilities under the reference model at that temperature, `[tokens]`, where a divergence is charged.
     pub reference: Option<Vec<f32>>,
     /// What its tokens are reinforced by.
     pub advantage: f32,
+}
+
+impl Sampled {
+    /// An answer of which nothing is known yet but how it was sampled.
+    pub fn new(tokens: Vec<u32>, old: Vec<f32>) -> Sampled {
+        Sampled { tokens, old, reference: None, advantage: 0.0 }
+    }
+}
+
+/// A prompt with answers to it, whose rows it shares.
+#[derive(Clone, Debug)]
+pub struct Prompted<'a> {
+    /// Its tokens.
+    pub prompt: &'a [u32],
+    /// The answers.
+    pub answers: Vec<&'a Sampled>,
 }
 
 /// How a policy step is done.
@@ -69,34 +83,30 @@ pub struct PolicyStats {
     pub report: StepReport,
 }
 
-/// One optimizer step. Rollouts without advantage add nothing to the gradient and are left out, unless a divergence
+/// One optimizer step. Answers without advantage add nothing to the gradient and are left out, unless a divergence
 /// is charged; the normalisation still counts them.
 pub fn policy_step(
     model: &mut Model,
     optimizer: &mut Optimizer,
-    rollouts: &[&Rollout],
+    groups: &[Prompted],
     s: &PolicySettings,
     lr_factor: f32,
 ) -> PolicyStats {
-    model.params_mut().zero_grads();
-    let active: Vec<&Rollout> =
-        rollouts.iter().copied().filter(|r| r.advantage != 0.0 || s.kl_coefficient != 0.0).collect();
-    let mut sums = Sums::default();
-    let mut balance = Balance::default();
-    let mut rest = &active[..];
-    while !rest.is_empty() {
-        let (now, later) = rest.split_at(pass_size(rest));
-        pass(model, now, s, &mut sums, &mut balance);
-        rest = later;
-    }
-    let report = if active.is_empty() {
-        StepReport { grad_norm: 0.0, skipped: true }
-    } else {
-        optimizer.step(model.params_mut(), lr_factor)
-    };
-    if !report.skipped {
-        balance.apply(model, s.options.router_bias_rate);
-    }
+    let teaches = |a: &&Sampled| a.advantage != 0.0 || s.kl_coefficient != 0.0;
+    let active = groups
+        .iter()
+        .map(|g| Prompted { prompt: g.prompt, answers: g.answers.iter().copied().filter(teaches).collect() });
+    let passes = passes(active);
+    let how = Descent { lr_factor, router_bias_rate: s.options.router_bias_rate, loss_limit: 0.0 };
+    let done = descend(model, optimizer, how, |model, balance| {
+        let mut sums = Sums::default();
+        for groups in &passes {
+            pass(model, groups, s, &mut sums, balance);
+        }
+        // Of policies, only the gradient says whether it is usable; without answers there is none.
+        ((!passes.is_empty()).then_some(0.0), sums)
+    });
+    let (sums, report) = (done.found, done.report);
     let n = sums.tokens.max(1) as f64;
     PolicyStats {
         entropy: sums.entropy / n,
@@ -117,49 +127,62 @@ struct Sums {
     mismatched: usize,
 }
 
-/// How many of the next rollouts fit into a pass; at least one.
-fn pass_size(rollouts: &[&Rollout]) -> usize {
-    let mut tokens = 0;
-    let mut prompt: &[u32] = &[];
-    let fits = rollouts.iter().take_while(|r| {
-        let first = tokens == 0;
-        tokens += r.completion.len() + if r.prompt == prompt { 0 } else { r.prompt.len() };
-        prompt = &r.prompt;
-        first || tokens <= PASS_TOKENS
-    });
-    fits.count()
+/// Parts groups into passes of at most [`PASS_TOKENS`], or one answer each. A group that is cut has its prompt in both.
+fn passes<'a>(groups: impl Iterator<Item = Prompted<'a>>) -> Vec<Vec<Prompted<'a>>> {
+    let mut passes: Vec<Vec<Prompted>> = Vec::new();
+    let mut tokens = PASS_TOKENS;
+    for Prompted { prompt, answers } in groups {
+        let mut begun = false;
+        for answer in answers {
+            tokens += answer.tokens.len() + if begun { 0 } else { prompt.len() };
+            if tokens > PASS_TOKENS {
+                passes.push(Vec::new());
+                tokens = answer.tokens.len() + prompt.len();
+                begun = false;
+            }
+            let pass = passes.last_mut().expect("the first answer began one");
+            match pass.last_mut().filter(|_| begun) {
+                Some(group) => group.answers.push(answer),
+                None => pass.push(Prompted { prompt, answers: vec![answer] }),
+            }
+            begun = true;
+        }
+    }
+    passes
 }
 
-/// Adds the gradient of some rollouts.
-fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sums, balance: &mut Balance) {
-    let Flat { tokens, targets, segments, predictions } = flatten(rollouts);
+/// Adds the gradient of some answers.
+fn pass(model: &Model, groups: &[Prompted], s: &PolicySettings, sums: &mut Sums, balance: &mut Balance) {
+    let Flat { tokens, targets, segments, predictions } = flatten(groups);
+    let answers = || groups.iter().flat_map(|g| &g.answers);
     let tape = Tape::recording(model.params());
     let out = model.forward(&tape, &tokens, &segments, s.options.pass(), None);
     let (params, head) = (model.params(), model.head());
     let present =
         (!s.on_policy).then(|| ops::log_probs(params, &out.hidden, head, &targets, s.temperature).logprobs);
-    let mut slopes = vec![0.0; tokens.len()];
-    for (r, range) in rollouts.iter().zip(&predictions) {
-        let new = present.as_ref().map_or(&r.old[..], |p| &p[range.clone()]);
-        let weight = s.objective.weight(r.completion.len(), s.norm);
-        let got = s.objective.slopes(&Sequence { new, old: &r.old, advantage: r.advantage }, s.clip, weight);
-        slopes[range.clone()].copy_from_slice(&got.slopes);
-        if let Some(reference) = &r.reference {
+    let mut gradients = vec![0.0; tokens.len()];
+    for (a, range) in answers().zip(&predictions) {
+        let new = present.as_ref().map_or(&a.old[..], |p| &p[range.clone()]);
+        let weight = s.objective.weight(a.tokens.len(), s.norm);
+        let got =
+            s.objective.gradients(&Sequence { new, old: &a.old, advantage: a.advantage }, s.clip, weight);
+        gradients[range.clone()].copy_from_slice(&got.gradients);
+        if let Some(reference) = &a.reference {
             let share = s.kl_coefficient * weight;
-            for ((slope, new), (old, reference)) in
-                slopes[range.clone()].iter_mut().zip(new).zip(r.old.iter().zip(reference))
+            for ((gradient, new), (old, reference)) in
+                gradients[range.clone()].iter_mut().zip(new).zip(a.old.iter().zip(reference))
             {
                 let (kl, d) = s.kl.estimate(*new, *old, *reference);
-                *slope += share * d;
+                *gradient += share * d;
                 sums.kl += f64::from(kl);
             }
         }
         sums.clipped += got.clipped;
     }
-    let stats = ops::seed_log_probs(params, &out.hidden, head, &targets, &slopes, s.temperature);
-    for (r, range) in rollouts.iter().zip(predictions) {
+    let stats = ops::seed_log_probs(params, &out.hidden, head, &targets, &gradients, s.temperature);
+    for (a, range) in answers().zip(predictions) {
         let new = &stats.logprobs[range.clone()];
-        sums.mismatched += new.iter().zip(&r.old).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        sums.mismatched += new.iter().zip(&a.old).filter(|(new, old)| new.to_bits() != old.to_bits()).count();
         sums.entropy += stats.entropies[range].iter().map(|&e| f64::from(e)).sum::<f64>();
         sums.tokens += new.len();
     }
@@ -167,35 +190,35 @@ fn pass(model: &Model, rollouts: &[&Rollout], s: &PolicySettings, sums: &mut Sum
     balance.add(out.loads);
 }
 
-/// Rollouts as one batch of inputs and targets.
+/// Answers as one batch of inputs and targets.
 #[derive(Default)]
 pub(crate) struct Flat {
     pub tokens: Vec<u32>,
     /// The next token of each row; any where none is predicted.
     pub targets: Vec<u32>,
     pub segments: Vec<Segment>,
-    /// The rows that predict each rollout's completion.
+    /// The rows that predict each answer, group after group.
     pub predictions: Vec<Range<usize>>,
 }
 
-/// Neighbours with one prompt share its rows, up to its last token, from which their first tokens are predicted.
-pub(crate) fn flatten(rollouts: &[&Rollout]) -> Flat {
+/// The answers of a group share their prompt's rows, up to its last token, from which their first tokens are predicted.
+pub(crate) fn flatten(groups: &[Prompted]) -> Flat {
     let mut flat = Flat::default();
-    let mut shared: &[u32] = &[];
-    for r in rollouts {
-        let (last, before) = r.prompt.split_last().expect("a prompt has tokens");
-        if r.prompt != shared && !before.is_empty() {
+    for group in groups {
+        let (last, before) = group.prompt.split_last().expect("a prompt has tokens");
+        if !before.is_empty() {
             flat.tokens.extend(before);
-            flat.targets.extend(&r.prompt[1..]);
+            flat.targets.extend(&group.prompt[1..]);
             flat.segments.push(Segment { rows: before.len(), ..Segment::default() });
         }
-        shared = &r.prompt;
-        let (start, rows) = (flat.tokens.len(), r.completion.len());
-        flat.tokens.push(*last);
-        flat.tokens.extend(&r.completion[..rows - 1]);
-        flat.targets.extend(&r.completion);
-        flat.segments.push(Segment { rows, past: before.len(), pages: Vec::new() });
-        flat.predictions.push(start..start + rows);
+        for answer in &group.answers {
+            let (start, rows) = (flat.tokens.len(), answer.tokens.len());
+            flat.tokens.push(*last);
+            flat.tokens.extend(&answer.tokens[..rows - 1]);
+            flat.targets.extend(&answer.tokens);
+            flat.segments.push(Segment { rows, past: before.len(), pages: Vec::new() });
+            flat.predictions.push(start..start + rows);
+        }
     }
     flat
 }
@@ -204,7 +227,7 @@ pub(crate) fn flatten(rollouts: &[&Rollout]) -> Flat {
 mod tests {
     use super::*;
     use crate::objective::{ObjectiveKind, objective};
-    use crate::run::recipe;
+    use crate::optim::OptimizerSettings;
     use model::config::ModelConfig;
     use tensor::Rng;
 
@@ -223,6 +246,10 @@ mod tests {
         Model::random(ModelConfig::from_value(&config).expect("a valid config"), 3)
     }
 
+    fn prompted<'a>(prompt: &'a [u32], answers: &'a [Sampled]) -> Prompted<'a> {
+        Prompted { prompt, answers: answers.iter().collect() }
+    }
+
     /// Answers that share their prompt's rows get the log-probabilities, to the bit, and the gradient, to rounding,
     /// that each would get with a prompt of its own.
     #[test]
@@ -230,28 +257,26 @@ mod tests {
         let model = tiny();
         let mut rng = Rng::new(7);
         let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.below(40) as u32).collect() };
-        let mut rollouts = Vec::new();
+        let mut groups = Vec::new();
         for (prompt, answers) in [(70, vec![5, 1, 66]), (1, vec![4, 9]), (9, vec![3])] {
-            let prompt = ids(prompt);
-            for (i, n) in answers.into_iter().enumerate() {
-                let (old, advantage) = (vec![-3.0; n], 1.0 - 0.7 * i as f32);
-                rollouts.push(Rollout {
-                    prompt: prompt.clone(),
-                    completion: ids(n),
-                    old,
-                    reference: None,
-                    advantage,
-                });
-            }
+            let answer = |(i, n): (usize, usize)| Sampled {
+                advantage: 1.0 - 0.7 * i as f32,
+                ..Sampled::new(ids(n), vec![-3.0; n])
+            };
+            let answers: Vec<Sampled> = answers.into_iter().enumerate().map(answer).collect();
+            groups.push((ids(prompt), answers));
         }
-        let all: Vec<&Rollout> = rollouts.iter().collect();
+        let all: Vec<Prompted> = groups.iter().map(|(prompt, answers)| prompted(prompt, answers)).collect();
+        let single = |(prompt, answer)| Prompted { prompt, answers: vec![answer] };
+        let alone: Vec<Prompted> =
+            all.iter().flat_map(|g| g.answers.iter().map(|a| single((g.prompt, *a)))).collect();
         let flat = flatten(&all);
         assert_eq!(flat.tokens.len(), 69 + 72 + 13 + 8 + 3, "a prompt's rows are there once");
         let shared = crate::step::score(&model, &flat.tokens, &flat.targets, &flat.segments, 1.0);
-        for (r, rows) in all.iter().zip(flat.predictions) {
-            let alone = flatten(&[r]);
-            let own = crate::step::score(&model, &alone.tokens, &alone.targets, &alone.segments, 1.0);
-            assert_eq!(shared.logprobs[rows], own.logprobs[alone.predictions[0].clone()]);
+        for (one, rows) in alone.iter().zip(flat.predictions) {
+            let flat = flatten(std::slice::from_ref(one));
+            let own = crate::step::score(&model, &flat.tokens, &flat.targets, &flat.segments, 1.0);
+            assert_eq!(shared.logprobs[rows], own.logprobs[flat.predictions[0].clone()]);
         }
 
         let settings = PolicySettings {
@@ -259,20 +284,20 @@ mod tests {
             clip: Clip { low: 10.0, high: 10.0 },
             kl: KlKind::K3,
             kl_coefficient: 0.0,
-            norm: Norm { sequences: all.len(), tokens: 88, mean_tokens: 88.0, max_new: 70 },
+            norm: Norm { sequences: alone.len(), tokens: 88, mean_tokens: 88.0, max_new: 70 },
             temperature: 1.0,
             on_policy: false,
             options: StepOptions::default(),
         };
-        let gradient = |passes: &[&[&Rollout]]| {
+        let gradient = |passes: &[&[Prompted]]| {
             let mut model = tiny();
             model.params_mut().zero_grads();
-            for rollouts in passes {
-                pass(&model, rollouts, &settings, &mut Sums::default(), &mut Balance::default());
+            for groups in passes {
+                pass(&model, groups, &settings, &mut Sums::default(), &mut Balance::default());
             }
             model.params().grads().to_vec()
         };
-        let (together, apart) = (gradient(&[&all]), gradient(&all.chunks(1).collect::<Vec<_>>()));
+        let (together, apart) = (gradient(&[&all]), gradient(&alone.chunks(1).collect::<Vec<_>>()));
         let size = apart.iter().fold(0.0f32, |m, g| m.max(g.abs()));
         assert!(size > 1e-3, "there is something to compare");
         for (a, b) in together.iter().zip(&apart) {
@@ -285,18 +310,16 @@ mod tests {
     fn a_step_on_policy_needs_no_log_probabilities_of_its_own() {
         let mut rng = Rng::new(3);
         let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.below(40) as u32).collect() };
-        let (prompt, mut rollouts) = (ids(6), Vec::new());
+        let (prompt, mut answers) = (ids(6), Vec::new());
         for (n, advantage) in [(9, 1.0), (4, -1.0), (7, 0.0)] {
-            let completion = ids(n);
-            let (reference, prompt) = (None, prompt.clone());
-            rollouts.push(Rollout { prompt, completion, old: vec![0.0; n], reference, advantage });
+            answers.push(Sampled { advantage, ..Sampled::new(ids(n), vec![0.0; n]) });
         }
-        for r in &mut rollouts {
-            let flat = flatten(&[r]);
+        for answer in &mut answers {
+            let flat = flatten(&[Prompted { prompt: &prompt, answers: vec![&*answer] }]);
             let scored = crate::step::score(&tiny(), &flat.tokens, &flat.targets, &flat.segments, 0.7);
-            r.old = scored.logprobs[flat.predictions[0].clone()].to_vec();
+            answer.old = scored.logprobs[flat.predictions[0].clone()].to_vec();
         }
-        let all: Vec<&Rollout> = rollouts.iter().collect();
+        let all = [prompted(&prompt, &answers)];
         let step = |on_policy| {
             let settings = PolicySettings {
                 objective: objective(ObjectiveKind::Dapo),
@@ -309,7 +332,7 @@ mod tests {
                 options: StepOptions::default(),
             };
             let mut model = tiny();
-            let config = recipe::Optimizer { learning_rate: 1e-3, ..recipe::Optimizer::default() };
+            let config = OptimizerSettings { learning_rate: 1e-3, ..OptimizerSettings::default() };
             let mut optimizer = Optimizer::new(&model, config);
             let stats = policy_step(&mut model, &mut optimizer, &all, &settings, 1.0);
             (stats, model.params().data().to_vec())

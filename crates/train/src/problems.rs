@@ -9,12 +9,10 @@ use tasks::verify::external;
 use tasks::{Mix, MixEntry, Problem, Split, Style, Verifier, corpus};
 
 use crate::TrainError;
-use crate::run::recipe::{Problems, TaskMix, Verifier as VerifierChoice, VerifierCommand};
+use crate::source::{HELD_OUT, Problems, TaskMix, Verifier as VerifierChoice, VerifierCommand};
 
 /// Of a file's problems, one in so many is held out where the recipe does not say how many, and so many at most.
 const HELD_OUT_ONE_IN: usize = 10;
-/// Problems held out by default.
-pub const HELD_OUT: usize = 200;
 
 /// Documents from this index on are never trained on.
 pub const HELD_OUT_START: u64 = 1 << 40;

@@ -1,11 +1,12 @@
 //! Sampling answers to problems and scoring them: what reinforcement and rejection sampling share.
 
 use data::{Message, Tokenizer, encode_prompt};
-use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
+use engine::{Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use tasks::{Problem, Reward, RewardConfig, Verifier};
 
 use crate::TrainError;
+use crate::policy::{Prompted, Sampled};
 use crate::problems::PROMPT_REMEDY;
 use crate::speaker::{answer_text, stop_tokens};
 
@@ -24,8 +25,8 @@ pub struct SampleSettings {
 
 /// One sampled answer.
 pub struct Answer {
-    /// Tokens and log-probabilities.
-    pub completion: Completion,
+    /// Tokens and log-probabilities, and what a policy step adds.
+    pub sampled: Sampled,
     /// Its text, tags included, also the one that the prompt has opened.
     pub text: String,
     /// What it earns.
@@ -42,6 +43,18 @@ pub struct Group {
     pub prompt: Vec<u32>,
     /// The answers.
     pub answers: Vec<Answer>,
+}
+
+impl Group {
+    /// Tokens of all answers.
+    pub fn tokens(&self) -> usize {
+        self.answers.iter().map(|a| a.sampled.tokens.len()).sum()
+    }
+
+    /// The group as a policy step sees it.
+    pub fn prompted(&self) -> Prompted<'_> {
+        Prompted { prompt: &self.prompt, answers: self.answers.iter().map(|a| &a.sampled).collect() }
+    }
 }
 
 /// Samples and scores a group of answers to every problem; also gives the tokens computed.
@@ -92,7 +105,7 @@ pub fn sample(
         let answers = completions.into_iter().zip(&mut scored).map(|(completion, (text, verdict))| Answer {
             reward: rewards.combine(verdict.score, verdict.reason, &text),
             truncated: completion.finish_reason == FinishReason::Length,
-            completion,
+            sampled: Sampled::new(completion.token_ids, completion.tempered_logprobs),
             text,
         });
         groups.push(Group { problem, prompt: request.prompt, answers: answers.collect() });

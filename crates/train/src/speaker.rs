@@ -8,8 +8,6 @@ use model::files::FileError;
 use model::{Model, ModelConfig};
 
 use crate::TrainError;
-use crate::context::Context;
-use crate::evaluate::completion_text;
 
 /// Reads a folder with a model and its tokenizer; `notice` is told what whoever uses them should know.
 ///
@@ -45,6 +43,23 @@ pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
     ids
 }
 
+/// What a completion says: control tokens are left out, `<think>` and `<answer>` tags stay, whatever kind of token the
+/// tokenizer makes of them.
+///
+/// # Errors
+/// As [`Tokenizer::decode`].
+pub fn completion_text(tokenizer: &Tokenizer, ids: &[u32]) -> data::Result<String> {
+    let kept: Vec<u32> =
+        ids.iter().copied().filter(|&id| !tokenizer.is_special(id) || is_tag(tokenizer, id)).collect();
+    tokenizer.decode(&kept, false)
+}
+
+/// Whether a control token is one of the tags of a completion.
+pub fn is_tag(tokenizer: &Tokenizer, id: u32) -> bool {
+    let text = tokenizer.token_text(id);
+    text.is_some_and(|t| ["<think>", "</think>", "<answer>", "</answer>"].contains(&t.as_str()))
+}
+
 /// What a prompt has begun of the answer already: some chat templates open the thought themselves, with `<think>` and
 /// perhaps a line end.
 ///
@@ -67,7 +82,7 @@ pub fn answer_text(tokenizer: &Tokenizer, prompt: &[u32], completion: &[u32]) ->
 /// Makes the tokens that end the turns of `docs` ends of the model's answers: it is about to learn to write them, and
 /// nothing else would stop there. Says so, and says where turns have no end to learn.
 pub(crate) fn teach_ends(
-    ctx: &Context,
+    note: &dyn Fn(&str),
     stage: &str,
     model: &mut Model,
     tokenizer: &Tokenizer,
@@ -80,11 +95,11 @@ pub(crate) fn teach_ends(
         let says = format!(
             "{stage}: its turns end in {text:?}, which the model's generation_config.json shall name too"
         );
-        ctx.reporter.note(&says);
+        note(&says);
         model.generation_mut().eos_token_id.push(id);
     }
     if endless > 0 {
-        ctx.reporter.note(&format!(
+        note(&format!(
             "warning: {stage}: {endless} of its turns end in no control token, so that the model does not learn where to \
              stop: let the chat template write one after each turn of the assistant"
         ));

@@ -87,31 +87,73 @@ pub fn train_step(
     options: &StepOptions,
     lr_factor: f32,
 ) -> StepStats {
-    model.params_mut().zero_grads();
     let totals = Totals {
         main: weight(&batch.weights).max(1e-9),
         mtp: weight(&one_further(&batch).1).max(1e-9),
         tokens: batch.tokens.len(),
     };
+    let parts = split(batch, options.accumulate);
+    let StepOptions { router_bias_rate, loss_limit, .. } = *options;
+    let done =
+        descend(model, optimizer, Descent { lr_factor, router_bias_rate, loss_limit }, |model, balance| {
+            let (mut loss, mut mtp_loss) = (0.0, 0.0);
+            for part in &parts {
+                let (l, m, loads) = accumulate(model, part, &totals, options);
+                loss += l;
+                mtp_loss += m;
+                balance.add(loads);
+            }
+            (Some(loss), (loss, mtp_loss))
+        });
+    let (loss, mtp_loss) = done.found;
+    let has_mtp = model.has_mtp() && options.mtp_weight > 0.0;
+    StepStats { loss, mtp_loss: has_mtp.then_some(mtp_loss), max_load: done.max_load, report: done.report }
+}
+
+/// How a gradient becomes a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Descent {
+    /// The factor on the highest learning rates.
+    pub lr_factor: f32,
+    /// How far the routers' balance bias moves.
+    pub router_bias_rate: f32,
+    /// A loss above this is taken for a spike; 0 for no limit.
+    pub loss_limit: f64,
+}
+
+/// What a descent did.
+pub struct Descended<T> {
+    /// What `backward` found.
+    pub found: T,
+    /// Largest share of one layer's choices that one expert got, times the number of experts (1 is even).
+    pub max_load: Option<f64>,
+    /// The optimizer's report.
+    pub report: StepReport,
+}
+
+/// One optimizer step: clears the gradients, lets `backward` add them up, and moves the weights and the routers' bias,
+/// unless there is no usable gradient. `backward` also gives the loss, `None` if there was nothing to learn from; a loss
+/// that is not finite or above the limit leaves the weights alone, as does a gradient that is not finite.
+pub fn descend<T>(
+    model: &mut Model,
+    optimizer: &mut Optimizer,
+    how: Descent,
+    backward: impl FnOnce(&Model, &mut Balance) -> (Option<f64>, T),
+) -> Descended<T> {
+    model.params_mut().zero_grads();
     let mut balance = Balance::default();
-    let (mut loss, mut mtp_loss) = (0.0, 0.0);
-    for part in split(batch, options.accumulate) {
-        let (l, m, loads) = accumulate(model, &part, &totals, options);
-        loss += l;
-        mtp_loss += m;
-        balance.add(loads);
-    }
-    let spike = !loss.is_finite() || (options.loss_limit > 0.0 && loss > options.loss_limit);
-    let report = if spike {
-        StepReport { grad_norm: f32::NAN, skipped: true }
-    } else {
-        optimizer.step(model.params_mut(), lr_factor)
+    let (loss, found) = backward(model, &mut balance);
+    let report = match loss {
+        None => StepReport { grad_norm: 0.0, skipped: true },
+        Some(loss) if !loss.is_finite() || (how.loss_limit > 0.0 && loss > how.loss_limit) => {
+            StepReport { grad_norm: f32::NAN, skipped: true }
+        }
+        Some(_) => optimizer.step(model.params_mut(), how.lr_factor),
     };
     if !report.skipped {
-        balance.apply(model, options.router_bias_rate);
+        balance.apply(model, how.router_bias_rate);
     }
-    let has_mtp = model.has_mtp() && options.mtp_weight > 0.0;
-    StepStats { loss, mtp_loss: has_mtp.then_some(mtp_loss), max_load: balance.max_load(), report }
+    Descended { found, max_load: balance.max_load(), report }
 }
 
 /// Adds a pass's share of the gradient of the step's losses to the arena; returns its share of both.
@@ -166,10 +208,11 @@ fn one_further(batch: &Batch) -> (Vec<u32>, Vec<f32>) {
 
 /// The experts' load over the passes of a step, and the rule that evens it out (loss-free balance).
 #[derive(Default)]
-pub(crate) struct Balance(Vec<(Weight, Vec<u32>)>);
+pub struct Balance(Vec<(Weight, Vec<u32>)>);
 
 impl Balance {
-    pub(crate) fn add(&mut self, loads: Vec<ExpertLoad>) {
+    /// Counts the choices of a pass.
+    pub fn add(&mut self, loads: Vec<ExpertLoad>) {
         if self.0.is_empty() {
             self.0 = loads.iter().map(|l| (l.bias, l.load.host().to_vec())).collect();
             return;
@@ -180,7 +223,7 @@ impl Balance {
     }
 
     /// `b_i ± rate` by the sign of the expert's load error.
-    pub(crate) fn apply(&self, model: &mut Model, rate: f32) {
+    fn apply(&self, model: &mut Model, rate: f32) {
         if rate == 0.0 || self.0.is_empty() {
             return;
         }
@@ -189,7 +232,7 @@ impl Balance {
         }
     }
 
-    pub(crate) fn max_load(&self) -> Option<f64> {
+    fn max_load(&self) -> Option<f64> {
         self.0
             .iter()
             .map(|(_, load)| {

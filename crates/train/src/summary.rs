@@ -8,38 +8,39 @@ use crate::context::Context;
 use crate::evaluate::Scores;
 use crate::finished::{Finished, ModelSize};
 use crate::held_out::HeldOut;
+use crate::recipe::Recipe;
 use crate::report::{self, Overlay, RunReport, Sample};
 use crate::run::metrics::read_lines;
-use crate::run::recipe::{Data, Source, Stage};
+use crate::source::{Data, Source};
+use crate::stages::AnyStage;
 
 type Done = Vec<(String, Finished)>;
 
 /// Writes `report.json`, `report.html` and `curve.svg` from what is finished, and gives the claims as they stand.
-pub(crate) fn write(ctx: &Context) -> Result<Vec<Claim>, TrainError> {
+pub(crate) fn write(recipe: &Recipe, ctx: &Context) -> Result<Vec<Claim>, TrainError> {
     let mut done = Done::new();
-    for stage in &ctx.recipe.stages {
+    for stage in &recipe.stages {
         done.extend(ctx.finished(stage.name())?.map(|f| (stage.name().to_owned(), f)));
     }
     let (evaluation, evaluation_by_task, samples) = evaluations(&done);
     let measured = |name: &str| evaluation.iter().any(|(n, _)| n == name);
-    let grpo = ctx
-        .recipe
-        .stages
-        .iter()
-        .find_map(|s| if let Stage::Grpo(g) = s { Some((g.from.clone(), g.name.clone())) } else { None });
+    let grpo = recipe.stages.iter().find_map(|s| match s.stage() {
+        AnyStage::Grpo(grpo) => Some((grpo.own.from.clone(), s.name().to_owned())),
+        _ => None,
+    });
     let report = RunReport {
-        name: ctx.recipe.name.clone(),
-        seed: ctx.recipe.seed,
+        name: recipe.name.clone(),
+        seed: recipe.seed,
         model: done.iter().find_map(|(_, f)| f.figures.model).map_or("a model".into(), model_words),
-        task: task_words(ctx),
+        task: task_words(recipe),
         machine: machine_words(),
-        price_per_core_hour: ctx.recipe.machine.price_per_core_hour,
+        price_per_core_hour: recipe.machine.price_per_core_hour,
         stages: done.iter().map(|(_, f)| f.cost.clone()).collect(),
-        claims: claims(ctx, &done),
-        taught: grpo.as_ref().and_then(|(from, name)| taught(ctx, from, name)),
+        claims: claims(recipe, ctx, &done),
+        taught: grpo.as_ref().and_then(|(from, name)| taught(recipe, from, name)),
         reinforcement: grpo.filter(|(a, b)| measured(a) && measured(b)),
-        overlays: overlays(ctx, &done),
-        recipe: ctx.recipe.resolved_toml(),
+        overlays: overlays(recipe, &done),
+        recipe: recipe.resolved_toml(),
         evaluation,
         evaluation_by_task,
         samples,
@@ -87,14 +88,14 @@ fn model_words(size: ModelSize) -> String {
     }
 }
 
-fn task_words(ctx: &Context) -> String {
-    let p = &ctx.recipe.problems;
+fn task_words(recipe: &Recipe) -> String {
+    let p = &recipe.problems;
     let names: Vec<String> =
         if p.mix.is_empty() { p.tasks.clone() } else { p.mix.iter().map(|m| m.task.clone()).collect() };
     let names: Vec<&str> =
         names.iter().map(|n| if n == "word" { "word problems" } else { n.as_str() }).collect();
     match names.split_last() {
-        None if ctx.recipe.draws_problems() => "the user's problems".into(),
+        None if recipe.draws_problems() => "the user's problems".into(),
         None => "the user's text".into(),
         Some((last, [])) => (*last).to_owned(),
         Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
@@ -103,24 +104,25 @@ fn task_words(ctx: &Context) -> String {
 
 /// What the model that reinforcement began with had been taught, where that were worked solutions, and that more of them
 /// might have done as well, where no claim compares the two.
-fn taught(ctx: &Context, from: &str, grpo: &str) -> Option<String> {
-    let Some(Stage::Sft(sft)) = ctx.recipe.stage(from) else { return None };
-    if sft.data != Data::Problems {
+fn taught(recipe: &Recipe, from: &str, grpo: &str) -> Option<String> {
+    let stage = |name: &str| recipe.stage(name).map(|s| s.stage());
+    let Some(AnyStage::Sft(sft)) = stage(from) else { return None };
+    if sft.own.data != Data::Problems {
         return None;
     }
-    let read = match ctx.recipe.stage(&sft.from) {
-        Some(Stage::Pretrain(p)) if p.source == Source::Problems => {
+    let read = match stage(&sft.own.from) {
+        Some(AnyStage::Pretrain(p)) if p.own.source == Source::Problems => {
             "Its base had read worked solutions, and its cold start"
         }
         _ => "Its cold start",
     };
-    let hurried = match sft.hurried_share {
+    let hurried = match sft.own.hurried_share {
         0.0 => String::new(),
         share => format!(", {:.0} % of them hurried: the answer without the work", 100.0 * share),
     };
-    let is_sft = |name: &String| matches!(ctx.recipe.stage(name), Some(Stage::Sft(_)));
+    let is_sft = |name: &String| matches!(stage(name), Some(AnyStage::Sft(_)));
     let compared =
-        ctx.recipe.claims.iter().any(|c| c.stage == grpo && c.equal_flops && c.baseline.iter().any(is_sft));
+        recipe.claims.iter().any(|c| c.stage == grpo && c.equal_flops && c.baseline.iter().any(is_sft));
     let open = if compared {
         ""
     } else {
@@ -145,9 +147,9 @@ fn machine_words() -> String {
 }
 
 /// Stages whose held-out losses a claim compares belong on one chart.
-fn overlays(ctx: &Context, done: &Done) -> Vec<Overlay> {
+fn overlays(recipe: &Recipe, done: &Done) -> Vec<Overlay> {
     let has = |name: &String| done.iter().any(|(n, _)| n == name);
-    let losses = ctx.recipe.claims.iter().filter(|c| c.figure == Figure::HeldOutLoss);
+    let losses = recipe.claims.iter().filter(|c| c.figure == Figure::HeldOutLoss);
     let both = losses.map(|c| {
         let stages = [vec![c.stage.clone()], c.baseline.clone()].concat();
         Overlay { title: c.name.clone(), stages }
@@ -156,31 +158,31 @@ fn overlays(ctx: &Context, done: &Done) -> Vec<Overlay> {
 }
 
 /// What came of the recipe's claims, as far as what they compare was measured.
-fn claims(ctx: &Context, done: &Done) -> Vec<Claim> {
+fn claims(recipe: &Recipe, ctx: &Context, done: &Done) -> Vec<Claim> {
     let judge = |claim: &ClaimSettings| match claim.figure {
         Figure::HeldOutLoss => losses(ctx, done, claim),
-        _ => answers(ctx, done, claim),
+        _ => answers(recipe, done, claim),
     };
-    ctx.recipe.claims.iter().filter_map(judge).collect()
+    recipe.claims.iter().filter_map(judge).collect()
 }
 
 /// A claim about answers, from the last stage that measured all that it compares.
-fn answers(ctx: &Context, done: &Done, claim: &ClaimSettings) -> Option<Claim> {
+fn answers(recipe: &Recipe, done: &Done, claim: &ClaimSettings) -> Option<Claim> {
     let sides: Vec<&str> = claim.sides().collect();
     let measured = done.iter().rev().find_map(|(_, f)| {
         let of = |name: &&str| f.figures.measured.iter().find(|m| m.stage == *name);
         sides.iter().map(of).collect::<Option<Vec<_>>>()
     })?;
-    let flops = flops(ctx, done, claim);
+    let flops = flops(recipe, done, claim);
     let mut sides = measured.iter().zip(flops).map(|(m, flops)| Side { outcomes: &m.outcomes, flops });
     let stage = sides.next()?;
     claim.judge_answers(&stage, &sides.collect::<Vec<_>>())
 }
 
 /// FLOPs of what each side of a claim is built on, but for what all sides share and what is given.
-fn flops(ctx: &Context, done: &Done, claim: &ClaimSettings) -> Vec<u64> {
-    let built: Vec<BTreeSet<&str>> = claim.sides().map(|name| ctx.recipe.lineage(name)).collect();
-    let given: BTreeSet<&str> = claim.given.iter().flat_map(|name| ctx.recipe.lineage(name)).collect();
+fn flops(recipe: &Recipe, done: &Done, claim: &ClaimSettings) -> Vec<u64> {
+    let built: Vec<BTreeSet<&str>> = claim.sides().map(|name| recipe.lineage(name)).collect();
+    let given: BTreeSet<&str> = claim.given.iter().flat_map(|name| recipe.lineage(name)).collect();
     let counts = |name: &str| !given.contains(name) && !built.iter().all(|b| b.contains(name));
     let of = |b: &BTreeSet<&str>| {
         let own = done.iter().filter(|(name, _)| b.contains(name.as_str()) && counts(name));

@@ -5,8 +5,7 @@ use std::path::Path;
 use model::files::SafeFile;
 use model::{Model, whole};
 use tensor::{Tape, ops};
-use train::optim::Optimizer;
-use train::run::recipe;
+use train::optim::{Optimizer, OptimizerSettings};
 
 fn losses(case: &str) -> (Vec<f32>, Vec<f32>) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case);
@@ -20,11 +19,11 @@ fn losses(case: &str) -> (Vec<f32>, Vec<f32>) {
     targets.rotate_left(1);
     let weight = 1.0 / (rows * (len - 1)) as f32;
     let weights: Vec<f32> = (0..rows * len).map(|i| if i % len == len - 1 { 0.0 } else { weight }).collect();
-    let settings = recipe::Optimizer {
+    let settings = OptimizerSettings {
         learning_rate: 1e-3,
         weight_decay: 0.1,
         clip: 0.0,
-        ..recipe::Optimizer::default()
+        ..OptimizerSettings::default()
     };
     let mut optimizer = Optimizer::new(&model, settings);
     let mut got = Vec::new();

@@ -13,10 +13,9 @@ use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len}
 use tensor::operations::{self, Counts};
 use tensor::{Buf, Gpu, Math, Params, Rng, Tape, Tensor, ops};
 use train::objective::{Clip, Norm, ObjectiveKind, kl::KlKind, objective};
-use train::optim::Optimizer;
+use train::optim::{Optimizer, OptimizerSettings};
 use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
-use train::policy::{PolicySettings, Rollout, policy_step};
-use train::run::recipe::Optimizer as OptimizerConfig;
+use train::policy::{PolicySettings, Prompted, Sampled, policy_step};
 use train::step::{Batch, StepOptions, train_step};
 
 use super::ranges;
@@ -301,7 +300,7 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     let mut model = load(args, TRAINING_COPIES, batch * seq, 0)?;
     model.reserve_positions(seq);
     let mut optimizer =
-        Optimizer::new(&model, OptimizerConfig { learning_rate: 3e-4, ..OptimizerConfig::default() });
+        Optimizer::new(&model, OptimizerSettings { learning_rate: 3e-4, ..OptimizerSettings::default() });
     let mut rng = Rng::new(2);
     let n = batch * seq;
     let vocab = model.config().vocab_size();
@@ -393,7 +392,7 @@ fn bench_grpo(
 ) -> Result<()> {
     let mut model = load(args, TRAINING_COPIES, 8192, prompts * group * (prompt_len + max_new))?;
     model.reserve_positions(prompt_len + max_new);
-    let config = OptimizerConfig { learning_rate: 1e-6, ..OptimizerConfig::default() };
+    let config = OptimizerSettings { learning_rate: 1e-6, ..OptimizerSettings::default() };
     let mut optimizer = Optimizer::new(&model, config);
     let mut rng = Rng::new(4);
     let (mut start, mut before) = (Instant::now(), operations::counts());
@@ -405,39 +404,39 @@ fn bench_grpo(
         }
         let requests = requests(&mut rng, &model, prompts, prompt_len, max_new, group, true);
         let results = Engine::new(&model, None).run(&requests, |_| true)?;
-        let mut rollouts = Vec::new();
-        for (r, samples) in requests.iter().zip(results) {
+        let mut groups: Vec<Vec<Sampled>> = Vec::new();
+        for samples in results {
             let rewards: Vec<f32> = samples.iter().map(|_| f32::from(rng.uniform() < 0.5)).collect();
             let advantages = objective(ObjectiveKind::Grpo).advantages(&rewards);
-            for (s, advantage) in samples.into_iter().zip(advantages) {
-                tokens += s.token_ids.len();
-                completions += 1;
-                rollouts.push(Rollout {
-                    prompt: r.prompt.clone(),
-                    completion: s.token_ids,
-                    old: s.tempered_logprobs,
-                    reference: None,
-                    advantage,
-                });
-            }
+            let sampled = samples.into_iter().zip(advantages).map(|(s, advantage)| Sampled {
+                advantage,
+                ..Sampled::new(s.token_ids, s.tempered_logprobs)
+            });
+            groups.push(sampled.collect());
         }
-        let total: usize = rollouts.iter().map(|r| r.completion.len()).sum();
+        let sequences = groups.iter().flatten().count();
+        let total: usize = groups.iter().flatten().map(|a| a.tokens.len()).sum();
+        tokens += total;
+        completions += sequences;
         let settings = PolicySettings {
             objective: objective(ObjectiveKind::Grpo),
             clip: Clip { low: 0.2, high: 0.2 },
             kl: KlKind::K3,
             kl_coefficient: 0.0,
-            norm: Norm { sequences: rollouts.len(), tokens: total, mean_tokens: total as f32, max_new },
+            norm: Norm { sequences, tokens: total, mean_tokens: total as f32, max_new },
             temperature: 1.0,
             on_policy: true,
             options: StepOptions { accumulate: 1, ..StepOptions::default() },
         };
-        let all: Vec<&Rollout> = rollouts.iter().collect();
+        let prompted = requests.iter().zip(&groups);
+        let all: Vec<Prompted> = prompted
+            .map(|(r, answers)| Prompted { prompt: &r.prompt, answers: answers.iter().collect() })
+            .collect();
         mismatched += policy_step(&mut model, &mut optimizer, &all, &settings, 1.0).mismatched;
     }
     let seconds = start.elapsed().as_secs_f64();
     end_profile(args);
-    let more = json!({"mean_completion_tokens": tokens as f64 / f64::from(completions.max(1)), "mismatched_logprobs": mismatched});
+    let more = json!({"mean_completion_tokens": tokens as f64 / completions.max(1) as f64, "mismatched_logprobs": mismatched});
     report(
         "GRPO",
         args,

@@ -10,7 +10,7 @@ use clap::Args;
 use data::{Message, encode_prompt};
 use engine::{Engine, FinishReason, Request, Sampling};
 use tensor::Rng;
-use train::evaluate::completion_text;
+use train::speaker::completion_text;
 
 use super::generate::{SamplingArgs, begins_in_thought};
 use super::ranges;

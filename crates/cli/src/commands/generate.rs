@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args};
 use data::{Message, Tokenizer, encode_prompt};
 use engine::{Completion, Engine, FinishReason, Request, Sampling};
 use serde::Serialize;
-use train::evaluate::completion_text;
+use train::speaker::completion_text;
 
 use super::ranges;
 use crate::live::{LiveText, Painter};

@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 use clap::Args;
 use train::TrainError;
 use train::plan::{StagePlan, plan};
-use train::run::recipe::{Recipe, Stage};
+use train::recipe::Recipe;
+use train::stages::Makes;
 
 use crate::commands::bench::ceiling;
 use crate::output::line;
@@ -156,8 +157,7 @@ fn perform(recipe: &Recipe, out: &Path) -> Result<()> {
 fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("report.json"))?)?;
     line("")?;
-    let samples =
-        recipe.stages.iter().rev().find_map(|s| if let Stage::Eval(e) = s { Some(e.samples) } else { None });
+    let samples = recipe.stages.iter().rev().find_map(|s| s.measures().map(|(_, samples)| samples));
     if let Some(k) = samples {
         let heads = match k {
             // The report has the greedy answers' share alone then.
@@ -218,7 +218,7 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         .stages
         .iter()
         .rev()
-        .find(|s| s.makes_model()));
+        .find(|s| s.makes() == Makes::Model));
     let out = out.display();
     line("")?;
     line("next:")?;

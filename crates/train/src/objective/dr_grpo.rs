@@ -11,4 +11,9 @@ impl Objective for DrGrpo {
     fn weight(&self, _: usize, norm: Norm) -> f32 {
         1.0 / (norm.max_new * norm.sequences) as f32
     }
+
+    #[cfg(test)]
+    fn published(&self, of: &super::tests::Published) -> Option<f64> {
+        Some(of.tokens() / of.norm.max_new as f64 / of.norm.sequences as f64)
+    }
 }

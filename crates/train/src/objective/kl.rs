@@ -1,17 +1,27 @@
-//! Estimates of the divergence from a reference model, per token, and their slopes.
+//! Estimates of the divergence from a reference model, per token, and their gradients.
 
-pub use crate::run::recipe::KlEstimate as KlKind;
+use serde::{Deserialize, Serialize};
+
+/// Estimates of the KL divergence from the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KlKind {
+    /// `r − log r − 1`, always positive.
+    K3,
+    /// k3 times the token's probability ratio, whose gradient is unbiased off policy (DeepSeek-V3.2).
+    Unbiased,
+}
 
 impl KlKind {
-    /// The estimate and its slope by the new log-probability.
+    /// The estimate and its gradient by the new log-probability.
     pub fn estimate(self, new: f32, old: f32, reference: f32) -> (f32, f32) {
         let d = reference - new;
-        let (k3, slope) = (d.exp() - d - 1.0, 1.0 - d.exp());
+        let (k3, gradient) = (d.exp() - d - 1.0, 1.0 - d.exp());
         match self {
-            KlKind::K3 => (k3, slope),
+            KlKind::K3 => (k3, gradient),
             KlKind::Unbiased => {
                 let ratio = (new - old).exp();
-                (ratio * k3, ratio * (k3 + slope))
+                (ratio * k3, ratio * (k3 + gradient))
             }
         }
     }
@@ -22,13 +32,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slopes_are_derivatives() {
+    fn gradients_are_derivatives() {
         for kind in [KlKind::K3, KlKind::Unbiased] {
             let (new, old, reference, h) = (-1.0f32, -1.2, -0.6, 1e-3);
             let up = kind.estimate(new + h, old, reference).0;
             let down = kind.estimate(new - h, old, reference).0;
-            let slope = kind.estimate(new, old, reference).1;
-            assert!((slope - (up - down) / (2.0 * h)).abs() < 1e-3, "{kind:?}");
+            let gradient = kind.estimate(new, old, reference).1;
+            assert!((gradient - (up - down) / (2.0 * h)).abs() < 1e-3, "{kind:?}");
             assert_eq!(kind.estimate(-1.0, -1.0, -1.0), (0.0, 0.0));
         }
     }

@@ -8,24 +8,14 @@ use model::files::SafeFile;
 
 use super::{Clip, Norm, ObjectiveKind, Sequence, objective};
 use crate::objective::kl::KlKind;
-use crate::optim::Optimizer;
-use crate::policy::{PolicySettings, Rollout, flatten, policy_step};
-use crate::run::recipe;
+use crate::optim::{Optimizer, OptimizerSettings};
+use crate::policy::{PolicySettings, Prompted, Sampled, flatten, policy_step};
 use crate::step::{StepOptions, score};
 
 const CLIP: Clip = Clip { low: 0.2, high: 0.28 };
 const BETA: f32 = 0.1;
 const GROUP: usize = 3;
 const MAX_NEW: usize = 7;
-const NAMES: [(&str, ObjectiveKind); 6] = [
-    ("grpo", ObjectiveKind::Grpo),
-    ("dr_grpo", ObjectiveKind::DrGrpo),
-    ("dapo", ObjectiveKind::Dapo),
-    ("bnpo", ObjectiveKind::Bnpo),
-    ("cispo", ObjectiveKind::Cispo),
-    ("gspo", ObjectiveKind::Gspo),
-];
-
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/trl")
 }
@@ -35,6 +25,17 @@ fn load(dir: &Path) -> Model {
 }
 
 struct Golden(SafeFile);
+
+/// A prompt and the answers of its group.
+type Group = (Vec<u32>, Vec<Sampled>);
+
+fn prompted(groups: &[Group]) -> Vec<Prompted<'_>> {
+    groups.iter().map(|(prompt, answers)| Prompted { prompt, answers: answers.iter().collect() }).collect()
+}
+
+fn answers(groups: &[Group]) -> impl Iterator<Item = &Sampled> {
+    groups.iter().flat_map(|(_, answers)| answers)
+}
 
 impl Golden {
     fn open() -> Golden {
@@ -46,6 +47,13 @@ impl Golden {
         let mut out = vec![0.0; shape.iter().product()];
         self.0.read_f32(name, &shape, &mut out).expect(name);
         out
+    }
+
+    /// The objectives that TRL has.
+    fn objectives(&self) -> impl Iterator<Item = (&'static str, ObjectiveKind)> {
+        ObjectiveKind::ALL
+            .into_iter()
+            .filter(|(name, _)| self.0.shape(&format!("{name}.kl0.1.0.near.loss")).is_some())
     }
 
     fn ids(&self, name: &str) -> Vec<u32> {
@@ -62,8 +70,8 @@ impl Golden {
         rows.chunks(MAX_NEW).zip(self.lengths()).map(|(row, n)| row[..n].to_vec()).collect()
     }
 
-    /// The rollouts of a case, with log-probabilities of when they were sampled by the name of `old`.
-    fn rollouts(&self, kind: ObjectiveKind, old: &str, reference: Option<&str>) -> Vec<Rollout> {
+    /// The groups of a case, with log-probabilities of when they were sampled by the name of `old`.
+    fn groups(&self, kind: ObjectiveKind, old: &str, reference: Option<&str>) -> Vec<Group> {
         let (prompts, completions) = (self.ids("prompts"), self.ids("completions"));
         let prompt = prompts.len() / (completions.len() / MAX_NEW / GROUP);
         let rewards = self.read("rewards");
@@ -71,14 +79,19 @@ impl Golden {
             rewards.chunks(GROUP).flat_map(|rewards| objective(kind).advantages(rewards)).collect();
         let reference = reference.map(|name| self.rows(name));
         let rows = self.lengths().into_iter().zip(self.rows(old)).enumerate();
-        rows.map(|(i, (n, old))| Rollout {
-            prompt: prompts[i / GROUP * prompt..][..prompt].to_vec(),
-            completion: completions[i * MAX_NEW..][..n].to_vec(),
-            old,
-            reference: reference.as_ref().map(|rows| rows[i].clone()),
-            advantage: advantages[i],
-        })
-        .collect()
+        let answers: Vec<Sampled> = rows
+            .map(|(i, (n, old))| Sampled {
+                tokens: completions[i * MAX_NEW..][..n].to_vec(),
+                old,
+                reference: reference.as_ref().map(|rows| rows[i].clone()),
+                advantage: advantages[i],
+            })
+            .collect();
+        prompts
+            .chunks(prompt)
+            .map(<[u32]>::to_vec)
+            .zip(answers.chunks(GROUP).map(<[Sampled]>::to_vec))
+            .collect()
     }
 }
 
@@ -100,14 +113,14 @@ fn gradient(model: &Model) -> Vec<f32> {
     tensors.iter().flat_map(|p| model.params().grad_mut(p.weight).to_vec()).collect()
 }
 
-fn settings(kind: ObjectiveKind, rollouts: &[Rollout], temperature: f32, kl: f32) -> PolicySettings<'static> {
-    let tokens: usize = rollouts.iter().map(|r| r.completion.len()).sum();
+fn settings(kind: ObjectiveKind, groups: &[Group], temperature: f32, kl: f32) -> PolicySettings<'static> {
+    let (sequences, tokens) = (answers(groups).count(), answers(groups).map(|a| a.tokens.len()).sum());
     PolicySettings {
         objective: objective(kind),
         clip: CLIP,
         kl: KlKind::K3,
         kl_coefficient: kl,
-        norm: Norm { sequences: rollouts.len(), tokens, mean_tokens: tokens as f32, max_new: MAX_NEW },
+        norm: Norm { sequences, tokens, mean_tokens: tokens as f32, max_new: MAX_NEW },
         temperature,
         on_policy: false,
         options: StepOptions::default(),
@@ -115,29 +128,30 @@ fn settings(kind: ObjectiveKind, rollouts: &[Rollout], temperature: f32, kl: f32
 }
 
 fn optimizer(model: &Model) -> Optimizer {
-    let config = recipe::Optimizer {
+    let config = OptimizerSettings {
         learning_rate: 1e-2,
         adam_learning_rate: 1e-2,
         eps: 1e-2,
         weight_decay: 0.0,
         clip: 0.0,
-        ..recipe::Optimizer::default()
+        ..OptimizerSettings::default()
     };
     Optimizer::new(model, config)
 }
 
 /// The gradient of one policy step.
-fn step(rollouts: &[Rollout], s: &PolicySettings) -> Vec<f32> {
+fn step(groups: &[Group], s: &PolicySettings) -> Vec<f32> {
     let mut model = load(&folder());
     let mut optimizer = optimizer(&model);
-    policy_step(&mut model, &mut optimizer, &rollouts.iter().collect::<Vec<_>>(), s, 1.0);
+    policy_step(&mut model, &mut optimizer, &prompted(groups), s, 1.0);
     gradient(&model)
 }
 
 #[test]
 fn advantages_are_those_of_trl() {
     let golden = Golden::open();
-    for (name, kind) in NAMES {
+    assert!(golden.objectives().count() >= 6);
+    for (name, kind) in golden.objectives() {
         let scaling = if kind == ObjectiveKind::DrGrpo { "none" } else { "group" };
         let want = golden.read(&format!("advantages.{scaling}"));
         let rewards = golden.read("rewards");
@@ -152,8 +166,8 @@ fn log_probabilities_at_a_temperature_are_those_of_trl() {
     let golden = Golden::open();
     for (who, dir) in [("policy", folder()), ("reference", folder().join("reference"))] {
         for temperature in [1.0f32, 0.7] {
-            let rollouts = golden.rollouts(ObjectiveKind::Grpo, "old.1.0.near", None);
-            let flat = flatten(&rollouts.iter().collect::<Vec<_>>());
+            let groups = golden.groups(ObjectiveKind::Grpo, "old.1.0.near", None);
+            let flat = flatten(&prompted(&groups));
             let stats = score(&load(&dir), &flat.tokens, &flat.targets, &flat.segments, temperature);
             let got: Vec<f32> =
                 flat.predictions.into_iter().flat_map(|rows| stats.logprobs[rows].to_vec()).collect();
@@ -163,8 +177,8 @@ fn log_probabilities_at_a_temperature_are_those_of_trl() {
 }
 
 /// The loss as TRL prints it, from slopes: its terms are linear or constant in the ratio, so each follows from the slope.
-fn terms(s: &PolicySettings, kind: ObjectiveKind, r: &Rollout, new: &[f32]) -> Vec<f32> {
-    let len = r.completion.len() as f32;
+fn terms(s: &PolicySettings, kind: ObjectiveKind, r: &Sampled, new: &[f32]) -> Vec<f32> {
+    let len = r.tokens.len() as f32;
     let mean = new.iter().zip(&r.old).map(|(n, o)| n - o).sum::<f32>() / len;
     let kl = |i: usize| {
         r.reference.as_ref().map_or(0.0, |reference| s.kl.estimate(new[i], r.old[i], reference[i]).0)
@@ -185,7 +199,7 @@ fn terms(s: &PolicySettings, kind: ObjectiveKind, r: &Rollout, new: &[f32]) -> V
 #[test]
 fn losses_slopes_and_gradients_are_those_of_trl() {
     let golden = Golden::open();
-    for (name, kind) in NAMES {
+    for (name, kind) in golden.objectives() {
         // TRL's CISPO knows no lower bound.
         let low = if kind == ObjectiveKind::Cispo { 1.0 } else { CLIP.low };
         for (kl, temperature, drift) in [0, 1].into_iter().flat_map(|kl| {
@@ -193,24 +207,23 @@ fn losses_slopes_and_gradients_are_those_of_trl() {
         }) {
             let case = format!("{name}.kl{kl}.{temperature:.1}.{drift}");
             let reference = (kl == 1).then(|| format!("reference.{temperature:.1}"));
-            let rollouts =
-                golden.rollouts(kind, &format!("old.{temperature:.1}.{drift}"), reference.as_deref());
-            let mut s = settings(kind, &rollouts, temperature, BETA * kl as f32);
+            let groups = golden.groups(kind, &format!("old.{temperature:.1}.{drift}"), reference.as_deref());
+            let mut s = settings(kind, &groups, temperature, BETA * kl as f32);
             s.clip.low = low;
             let policy = golden.rows(&format!("policy.{temperature:.1}"));
-            let (mut loss, mut all, mut slopes) = (0.0, Vec::new(), Vec::new());
-            for (r, new) in rollouts.iter().zip(&policy) {
+            let (mut loss, mut all, mut gradients) = (0.0, Vec::new(), Vec::new());
+            for (r, new) in answers(&groups).zip(&policy) {
                 let weight = s.objective.weight(new.len(), s.norm);
                 let terms = terms(&s, kind, r, new);
                 loss += weight * terms.iter().sum::<f32>();
                 all.extend(terms);
                 let sequence = Sequence { new, old: &r.old, advantage: r.advantage };
-                let got = s.objective.slopes(&sequence, s.clip, weight);
-                slopes.extend(got.slopes.iter().enumerate().map(|(i, slope)| {
+                let got = s.objective.gradients(&sequence, s.clip, weight);
+                gradients.extend(got.gradients.iter().enumerate().map(|(i, gradient)| {
                     let reference = r.reference.as_ref().map_or(0.0, |reference| {
                         s.kl.estimate(new[i], r.old[i], reference[i]).1 * s.kl_coefficient * weight
                     });
-                    slope + reference
+                    gradient + reference
                 }));
             }
             let want = golden.rows(&format!("{case}.terms")).concat();
@@ -218,12 +231,8 @@ fn losses_slopes_and_gradients_are_those_of_trl() {
             let scale = want.iter().fold(0.0f32, |m, t| m.max(t.abs()));
             let want = golden.read(&format!("{case}.loss"))[0];
             assert!((loss - want).abs() < 1e-4 * scale, "{case}: loss {loss} for {want}");
-            near(&slopes, &golden.rows(&format!("{case}.slopes")).concat(), &format!("{case}: slopes"));
-            near(
-                &step(&rollouts, &s),
-                &golden.read(&format!("{case}.gradient")),
-                &format!("{case}: gradient"),
-            );
+            near(&gradients, &golden.rows(&format!("{case}.slopes")).concat(), &format!("{case}: slopes"));
+            near(&step(&groups, &s), &golden.read(&format!("{case}.gradient")), &format!("{case}: gradient"));
         }
     }
 }
@@ -232,12 +241,12 @@ fn losses_slopes_and_gradients_are_those_of_trl() {
 #[test]
 fn a_rollout_in_two_steps_is_normalised_as_by_trl() {
     let golden = Golden::open();
-    for ((name, kind), temperature) in NAMES.into_iter().flat_map(|n| [1.0f32, 0.7].map(|t| (n, t))) {
+    for ((name, kind), temperature) in golden.objectives().flat_map(|n| [1.0f32, 0.7].map(|t| (n, t))) {
         let case = format!("{name}.half.{temperature:.1}");
-        let rollouts = golden.rollouts(kind, &format!("old.{temperature:.1}.far"), None);
-        let half = &rollouts[..rollouts.len() / 2];
+        let groups = golden.groups(kind, &format!("old.{temperature:.1}.far"), None);
+        let half = &groups[..groups.len() / 2];
         let mut s = settings(kind, half, temperature, 0.0);
-        s.norm.mean_tokens = rollouts.iter().map(|r| r.completion.len()).sum::<usize>() as f32 / 2.0;
+        s.norm.mean_tokens = answers(&groups).map(|a| a.tokens.len()).sum::<usize>() as f32 / 2.0;
         if kind == ObjectiveKind::Cispo {
             s.clip.low = 1.0;
         }
@@ -248,16 +257,16 @@ fn a_rollout_in_two_steps_is_normalised_as_by_trl() {
 #[test]
 fn the_second_update_is_that_of_trl() {
     let golden = Golden::open();
-    for ((name, kind), temperature) in NAMES.into_iter().flat_map(|n| [1.0f32, 0.7].map(|t| (n, t))) {
+    for ((name, kind), temperature) in golden.objectives().flat_map(|n| [1.0f32, 0.7].map(|t| (n, t))) {
         let case = format!("{name}.second.{temperature:.1}");
-        let rollouts = golden.rollouts(kind, &format!("policy.{temperature:.1}"), None);
-        let mut s = settings(kind, &rollouts, temperature, 0.0);
+        let groups = golden.groups(kind, &format!("policy.{temperature:.1}"), None);
+        let mut s = settings(kind, &groups, temperature, 0.0);
         if kind == ObjectiveKind::Cispo {
             s.clip.low = 1.0;
         }
         let mut model = load(&folder());
         let mut optimizer = optimizer(&model);
-        let all: Vec<&Rollout> = rollouts.iter().collect();
+        let all = prompted(&groups);
         for _ in 0..2 {
             policy_step(&mut model, &mut optimizer, &all, &s, 1.0);
         }
@@ -270,16 +279,16 @@ fn the_second_update_is_that_of_trl() {
 #[test]
 fn the_unbiased_divergence_is_that_of_trl() {
     let golden = Golden::open();
-    for ((name, kind), temperature) in NAMES.into_iter().flat_map(|n| [1.0f32, 0.7].map(|t| (n, t))) {
+    for ((name, kind), temperature) in golden.objectives().flat_map(|n| [1.0f32, 0.7].map(|t| (n, t))) {
         let (case, reference) =
             (format!("{name}.unbiased.{temperature:.1}"), format!("reference.{temperature:.1}"));
-        let rollouts = golden.rollouts(kind, &format!("old.{temperature:.1}.near"), Some(&reference));
-        let mut s = settings(kind, &rollouts, temperature, BETA);
+        let groups = golden.groups(kind, &format!("old.{temperature:.1}.near"), Some(&reference));
+        let mut s = settings(kind, &groups, temperature, BETA);
         s.kl = KlKind::Unbiased;
         if kind == ObjectiveKind::Cispo {
             s.clip.low = 1.0;
         }
-        let (got, want) = (step(&rollouts, &s), golden.read(&format!("{case}.gradient")));
+        let (got, want) = (step(&groups, &s), golden.read(&format!("{case}.gradient")));
         if kind == ObjectiveKind::Gspo {
             assert!(error(&got, &want) > 1e-4, "{case}: the choice makes a difference");
         } else {

@@ -5,8 +5,7 @@ use model::config::tensor_specs;
 use tensor::ops::{self, AdamW, Muon};
 use tensor::{Data, Params, Weight};
 
-use super::muon;
-use crate::run::recipe::{self, OptimizerKind};
+use super::{OptimizerKind, OptimizerSettings, muon};
 
 /// Neighbouring parameters that are treated alike.
 struct Run {
@@ -26,7 +25,7 @@ pub struct StepReport {
 
 /// An optimizer's state: both moments (Muon's momentum is the first) and the number of steps taken.
 pub struct Optimizer {
-    config: recipe::Optimizer,
+    config: OptimizerSettings,
     runs: Vec<Run>,
     first: Data,
     second: Data,
@@ -35,7 +34,7 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// Fresh state for a model.
-    pub fn new(model: &Model, config: recipe::Optimizer) -> Optimizer {
+    pub fn new(model: &Model, config: OptimizerSettings) -> Optimizer {
         let mut runs: Vec<Run> = Vec::new();
         for (spec, p) in tensor_specs(model.config()).iter().zip(model.params().list()) {
             if !p.trained {

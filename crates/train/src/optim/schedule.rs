@@ -4,6 +4,8 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
+use crate::settings::check::{At, Checked};
+
 /// A learning-rate schedule: a linear warm-up, then a shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -46,6 +48,17 @@ impl Default for Schedule {
 }
 
 impl Schedule {
+    pub(crate) fn check(&self, at: &At) -> Checked {
+        at.numbers(
+            &[
+                ("schedule.warmup", self.warmup),
+                ("schedule.decay", self.decay),
+                ("schedule.final_ratio", self.final_ratio),
+            ],
+            0.0..=1.0,
+        )
+    }
+
     /// The factor on the highest learning rate at `step` of `total`, steps counted from 0.
     ///
     /// The warm-up climbs to 1 at its last step and never gives 0, so that no step is wasted; the last step

@@ -17,7 +17,6 @@ use serde::de::DeserializeOwned;
 
 use super::RunError;
 use super::metrics::Metrics;
-use super::recipe::Recipe;
 
 const LOCK: &str = ".lock";
 const RECIPE: &str = "recipe.toml";
@@ -32,17 +31,16 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Takes a new or empty folder, or that of this very run to go on with it. A new one stays free for any recipe until
+    /// Takes a new or empty folder, or that of this very run, whose `recipe` states all settings, to go on with it. A new one stays free for any recipe until
     /// it is claimed.
-    pub fn open(dir: &Path, recipe: &Recipe) -> Result<Self, RunError> {
+    pub fn open(dir: &Path, recipe: &str) -> Result<Self, RunError> {
         fs::create_dir_all(dir).map_err(RunError::io("create", dir))?;
         refuse_links(dir, 3)?;
         let lock = lock(dir)?;
         let path = dir.join(RECIPE);
-        let resolved = recipe.resolved_toml();
         match fs::read_to_string(&path) {
             Ok(old) => {
-                let differences = differences(&old, &resolved)
+                let differences = differences(&old, recipe)
                     .map_err(|message| RunError::Damaged { path: path.clone(), message })?;
                 if !differences.is_empty() {
                     return Err(RunError::OtherRecipe { path: dir.to_path_buf(), differences });
@@ -67,9 +65,9 @@ impl RunFolder {
     }
 
     /// Writes the recipe, unless it is there: from now on the folder is of this run.
-    pub fn claim(&self, recipe: &Recipe) -> Result<(), RunError> {
+    pub fn claim(&self, recipe: &str) -> Result<(), RunError> {
         let path = self.dir.join(RECIPE);
-        if path.exists() { Ok(()) } else { write_atomic(&path, recipe.resolved_toml().as_bytes()) }
+        if path.exists() { Ok(()) } else { write_atomic(&path, recipe.as_bytes()) }
     }
 
     /// Gives a claimed folder back, if its run has left nothing there: what failed at once may be tried otherwise.
@@ -227,6 +225,7 @@ fn leaves(key: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Recipe;
 
     const RECIPE_TEXT: &str = "
         [models.moe]
@@ -241,9 +240,9 @@ mod tests {
         steps = 200
     ";
 
-    fn recipe(sets: &[&str]) -> Recipe {
+    fn recipe(sets: &[&str]) -> String {
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        Recipe::parse("launch.toml", RECIPE_TEXT, &sets).unwrap()
+        Recipe::parse("launch.toml", RECIPE_TEXT, &sets).unwrap().resolved_toml()
     }
 
     /// Two processes on one folder would overwrite each other's checkpoints.

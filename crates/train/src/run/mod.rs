@@ -1,9 +1,8 @@
-//! A run: what it does ([`recipe`]), where it lives ([`folder`]) and what it says on the way ([`metrics`]).
+//! A run: where it lives ([`folder`]) and what it says on the way ([`metrics`]).
 
 pub mod checkpoint;
 pub mod folder;
 pub mod metrics;
-pub mod recipe;
 pub mod tensorboard;
 
 use std::io;

@@ -1,238 +1,354 @@
 //! `distill`: what a teacher knows, taught to a student: by its accepted traces, by its distribution over every token
 //! of worked solutions, or by scoring the student's own answers.
 
-use data::{Conversation, Document, Message, Tokenizer, encode_chat, pack};
+use data::{Document, Tokenizer, pack};
 use engine::Sampling;
 use model::{Model, whole};
-use serde_json::json;
-use tasks::{Mix, Problem, RewardConfig, Style};
+use serde::{Deserialize, Serialize};
+use tasks::{Mix, RewardConfig, Style};
 use tensor::{Tape, ops};
 
-use super::StageResult;
-use super::grpo::note_unfiltered;
-use super::pretrain::step_outcome;
-use super::sft::{
-    all_too_long, conversations, held_out_documents, leave_out, left_out_words, log_held_out, nth,
+use super::conversations::{
+    conversations, fill_batch, held_out_documents, left_out_words, log_held_out, nth, worked,
 };
+use super::grpo::note_unfiltered;
+use super::{Earlier, Makes, Stage, StageResult, Work};
 use crate::TrainError;
 use crate::context::Context;
 use crate::finished::Figures;
-use crate::learner::{Learner, Rhythm, StepOutcome};
-use crate::policy::{Rollout, flatten};
-use crate::rollout::{SampleSettings, sample};
-use crate::run::metrics::keys;
-use crate::run::recipe::{DistillMethod, DistillStage, Reference};
+use crate::learner::{Learner, Now, StepOutcome, Steps};
+use crate::policy::flatten;
+use crate::rollout::{Group, SampleSettings, sample};
+use crate::run::metrics::{Metrics, keys};
+use crate::settings::check::{At, Checked, POSITIVE};
+use crate::settings::one_table;
+use crate::source::{TaskMix, check_own_mix};
 use crate::speaker::{stop_tokens, teach_ends};
-use crate::step::{StepOptions, score, split};
+use crate::step::{Descent, StepOptions, descend, score, split};
+use crate::training::{Packing, Training};
 
 /// Training problems of this stage come after those of rejection sampling.
 const FIRST_PROBLEM: u64 = 1 << 35;
 
-pub(super) fn run(ctx: &Context, s: &DistillStage) -> Result<StageResult, TrainError> {
-    let teacher = ctx.model(&s.teacher)?;
-    let (mut model, tokenizer) = match ctx.recipe.reference(&s.student) {
-        Reference::Model(_) => {
-            let mut fresh = ctx.fresh_model(&s.student, &teacher.1)?;
+/// Teaches a student what a teacher knows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DistillStage {
+    /// How it trains; `recompute` is for method `traces`.
+    pub training: Training,
+    /// How batches are filled.
+    pub packing: Packing,
+    /// What is its own.
+    pub own: Distill,
+}
+
+one_table!(DistillStage { training, packing, own });
+
+/// What `distill` alone has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Distill {
+    /// What the student learns from.
+    pub method: DistillMethod,
+    /// An earlier stage or a model folder; by default the last model before this stage.
+    pub teacher: String,
+    /// One of `[models]` with random weights, an earlier stage or a model folder.
+    pub student: String,
+    /// The reject stage whose traces are learnt (method `traces`); by default the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<String>,
+    /// Draws these tasks instead of the recipe's (methods `logits` and `on_policy`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Vec<TaskMix>>,
+    /// Optimizer steps; 0 leaves it to `epochs` (method `traces`).
+    pub steps: u64,
+    /// Passes over the traces, where `steps` is 0.
+    pub epochs: u64,
+    /// Problems of one rollout (method `on_policy`).
+    pub prompts: usize,
+    /// The longest answer, in tokens (method `on_policy`).
+    pub max_new: usize,
+    /// Temperature of the student's samples, and of both models where they are compared (method `on_policy`).
+    pub temperature: f64,
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Distill {
+            method: DistillMethod::Traces,
+            teacher: String::new(),
+            student: String::new(),
+            traces: None,
+            mix: None,
+            steps: 0,
+            epochs: 2,
+            prompts: 64,
+            max_new: 256,
+            temperature: 1.0,
+        }
+    }
+}
+
+/// Ways to distil.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DistillMethod {
+    /// Fine-tuning on the teacher's accepted answers.
+    Traces,
+    /// The teacher's distribution over every token of worked solutions.
+    Logits,
+    /// Reverse KL on the student's own answers.
+    OnPolicy,
+}
+
+impl Stage for DistillStage {
+    fn makes(&self) -> Makes {
+        Makes::Model
+    }
+
+    fn resolve(&mut self, earlier: &Earlier) {
+        earlier.fill(&mut self.own.teacher, Makes::Model);
+        if self.own.method == DistillMethod::Traces && self.own.traces.is_none() {
+            self.own.traces = Some(earlier.last(Makes::Traces)).filter(|name| !name.is_empty());
+        }
+        self.training.resolve(3e-3, 50, 50);
+    }
+
+    fn check(&self, at: &At, earlier: &Earlier) -> Checked {
+        self.training.check(at)?;
+        let own = &self.own;
+        earlier.model(at, "teacher", &own.teacher)?;
+        let model = |makes| makes == Makes::Model;
+        earlier.refers(at, "student", &own.student, "a student", model, earlier.models)?;
+        if own.method == DistillMethod::Traces {
+            earlier.traces(at, "traces", own.traces.as_deref().unwrap_or_default())?;
+        }
+        check_own_mix(&own.mix, at)?;
+        let timed = own.steps > 0 || (own.method == DistillMethod::Traces && own.epochs > 0);
+        if !timed {
+            return Err(at.error("steps", "say how long to train: expected at least 1 step, found 0"));
+        }
+        at.positive(&[("prompts", own.prompts as u64), ("max_new", own.max_new as u64)])?;
+        self.packing.check(at)?;
+        at.number("temperature", own.temperature, POSITIVE)
+    }
+
+    fn built_on(&self) -> Vec<&str> {
+        let names = [Some(&self.own.teacher), Some(&self.own.student), self.own.traces.as_ref()];
+        names.into_iter().flatten().map(String::as_str).collect()
+    }
+
+    fn draws_problems(&self) -> bool {
+        self.own.method != DistillMethod::Traces
+    }
+
+    fn model(&self) -> Option<&str> {
+        Some(&self.own.student)
+    }
+
+    fn work(&self, trace_tokens: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+        let tokens = match self.own.steps {
+            // As many traces as can be kept.
+            0 => self.own.epochs as f64 * self.own.traces.as_deref().map_or(0.0, trace_tokens),
+            steps => steps as f64 * self.packing.batch_tokens as f64,
+        };
+        Some(Work::packed(&self.training, &self.packing, tokens))
+    }
+
+    fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
+        let (teacher, mut model, tokenizer) = self.teacher_and_student(ctx, name)?;
+        let seq_len = self.packing.seq_len.min(model.config().max_position_embeddings());
+        let traces = match (&self.own.traces, self.own.method) {
+            (Some(stage), DistillMethod::Traces) => {
+                conversations(ctx, &tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), seq_len)?
+            }
+            _ => Vec::new(),
+        };
+        let tokens: usize = traces.iter().map(|d| d.ids.len() - 1).sum();
+        let total = match self.own.steps {
+            0 => (self.own.epochs * tokens as u64).div_ceil(self.packing.batch_tokens as u64).max(1),
+            steps => steps,
+        };
+        let mix = ctx.problems.as_ref().map(|p| p.training_mix(&self.own.mix)).transpose()?.flatten();
+        let note = |text: &str| ctx.reporter.note(text);
+        match self.own.method {
+            DistillMethod::Traces => teach_ends(&note, name, &mut model, &tokenizer, &traces),
+            DistillMethod::Logits => {
+                let problem = ctx.problems()?.train(mix.as_ref(), FIRST_PROBLEM);
+                let first = worked(&tokenizer, problem, Style::Careful, 0)?;
+                teach_ends(&note, name, &mut model, &tokenizer, &[first]);
+            }
+            DistillMethod::OnPolicy => {
+                note_unfiltered(ctx, name, &model);
+                let (source, max_new) = (ctx.problems()?, self.own.max_new);
+                source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, max_new)?;
+            }
+        }
+        let held_out = match self.training.eval_every {
+            Some(every) if every > 0 => held_out_documents(ctx, &tokenizer, seq_len)?,
+            _ => Vec::new(),
+        };
+        let kept = traces.len();
+        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
+        let mut steps = Distilling { ctx, name, stage: self, teacher, traces, mix, held_out, limit: seq_len + 1 };
+        let cost = learner.run(ctx, name, &self.training, (total, total), &mut steps)?;
+        let summary = format!("{total} steps, {kept} traces{}", left_out_words(&learner));
+        let figures = Figures::of([("steps", total as f64), ("traces", kept as f64)]);
+        Ok(StageResult { cost, summary, figures })
+    }
+}
+
+impl DistillStage {
+    /// Both models, and the student's tokenizer.
+    fn teacher_and_student(
+        &self,
+        ctx: &Context,
+        name: &str,
+    ) -> Result<(Model, Model, Tokenizer), TrainError> {
+        let (teacher, its_tokenizer) = ctx.model(&self.own.teacher)?;
+        let (model, tokenizer) = if ctx.is_fresh(&self.own.student) {
+            let mut fresh = ctx.fresh_model(&self.own.student, &its_tokenizer)?;
             // A student with the teacher's tokens ends its answers where the teacher does.
-            fresh.generation_mut().eos_token_id = stop_tokens(&teacher.0, &teacher.1);
-            (fresh, teacher.1)
+            fresh.generation_mut().eos_token_id = stop_tokens(&teacher, &its_tokenizer);
+            (fresh, its_tokenizer)
+        } else {
+            ctx.model(&self.own.student)?
+        };
+        let same = teacher.config().vocab_size() == model.config().vocab_size();
+        if !same && self.own.method != DistillMethod::Traces {
+            let what = format!(
+                "stage `{name}`: teacher and student have different vocabularies; only method = \"traces\" can do that"
+            );
+            return Err(TrainError::Recipe(what));
         }
-        _ => ctx.model(&s.student)?,
-    };
-    let teacher = teacher.0;
-    let seq_len = s.seq_len.min(model.config().max_position_embeddings());
-    if teacher.config().vocab_size() != model.config().vocab_size() && s.method != DistillMethod::Traces {
-        let what = format!(
-            "stage `{}`: teacher and student have different vocabularies; only method = \"traces\" can do that",
-            s.name
-        );
-        return Err(TrainError::Recipe(what));
+        Ok((teacher, model, tokenizer))
     }
-    let traces = match (&s.traces, s.method) {
-        (Some(stage), DistillMethod::Traces) => {
-            conversations(ctx, &tokenizer, &ctx.dir(stage)?.join("traces.jsonl"), seq_len)?
-        }
-        _ => Vec::new(),
-    };
-    let tokens: usize = traces.iter().map(|d| d.ids.len() - 1).sum();
-    let total =
-        if s.steps > 0 { s.steps } else { (s.epochs * tokens as u64).div_ceil(s.batch_tokens as u64).max(1) };
-    let rhythm = Rhythm {
-        total,
-        scheduled: total,
-        sample_every: s.sample_every,
-        checkpoint_every: s.checkpoint_every,
-        checkpoint_seconds: s.checkpoint_seconds,
-    };
-    let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
-    match s.method {
-        DistillMethod::Traces => teach_ends(ctx, &s.name, &mut model, &tokenizer, &traces),
-        DistillMethod::Logits => {
-            let first = worked(&tokenizer, ctx.problems()?.train(mix.as_ref(), FIRST_PROBLEM), 0)?;
-            teach_ends(ctx, &s.name, &mut model, &tokenizer, &[first]);
-        }
-        DistillMethod::OnPolicy => {
-            note_unfiltered(ctx, &s.name, &model);
-            let source = ctx.problems()?;
-            source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
-        }
-    }
-    let mut learner = Learner::new(model, tokenizer, &s.optimizer);
-    let seed = ctx.recipe.seed;
-    learner.figures = json!({"left_out": 0});
-    let held_out =
-        if s.eval_every > 0 { held_out_documents(ctx, &learner.tokenizer, seq_len)? } else { Vec::new() };
-    let cost = learner.run(
-        ctx,
-        &s.name,
-        &s.schedule,
-        rhythm,
-        |l, step, factor, _| match s.method {
+}
+
+struct Distilling<'a> {
+    ctx: &'a Context<'a>,
+    name: &'a str,
+    stage: &'a DistillStage,
+    teacher: Model,
+    traces: Vec<Document>,
+    mix: Option<Mix>,
+    held_out: Vec<Document>,
+    /// Token ids of a document at most.
+    limit: usize,
+}
+
+impl Steps for Distilling<'_> {
+    fn step(&mut self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
+        match self.stage.own.method {
             DistillMethod::Traces => {
-                let mut docs = Vec::new();
-                let mut tokens = 0;
-                while tokens < s.batch_tokens {
-                    let doc = nth(&traces, seed, l.cursor).clone();
-                    l.cursor += 1;
-                    tokens += doc.ids.len() - 1;
-                    docs.push(doc);
-                }
+                let next = |_: &Tokenizer, index| Ok(nth(&self.traces, self.ctx.seed, index).clone());
+                let docs = fill_batch(l, self.name, self.stage.packing.batch_tokens, self.limit, next)?;
                 let options = StepOptions {
-                    recompute: s.recompute,
-                    accumulate: s.accumulate,
-                    loss_limit: l.loss_limit(),
+                    recompute: self.stage.training.recompute,
+                    accumulate: self.stage.packing.accumulate,
                     ..StepOptions::default()
                 };
-                step_outcome(l, pack(&docs), options, factor)
+                Ok(l.next_token_step(pack(&docs), options, now.lr_factor))
             }
-            DistillMethod::Logits => logits_step(ctx, s, l, &teacher, mix.as_ref(), factor),
-            DistillMethod::OnPolicy => on_policy_step(ctx, s, l, &teacher, mix.as_ref(), step, factor),
-        },
-        |l, step, metrics| log_held_out(l, s.eval_every, step, &held_out, metrics),
-    )?;
-    let summary = format!("{total} steps, {} traces{}", traces.len(), left_out_words(&learner));
-    Ok(StageResult {
-        cost,
-        summary,
-        figures: Figures::of([("steps", total as f64), ("traces", traces.len() as f64)]),
-    })
-}
-
-/// A problem with its worked solution, as a conversation.
-fn worked(tokenizer: &Tokenizer, problem: Problem, index: u64) -> Result<Document, TrainError> {
-    let answer = tasks::corpus::completion(&problem, Style::Careful, index);
-    let turns = [Message::user(problem.prompt), Message::assistant(answer)];
-    Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
-}
-
-/// `KL(teacher ‖ student)` over the answers of worked problems.
-fn logits_step(
-    ctx: &Context,
-    s: &DistillStage,
-    l: &mut Learner,
-    teacher: &Model,
-    mix: Option<&Mix>,
-    factor: f32,
-) -> Result<StepOutcome, TrainError> {
-    let source = ctx.problems()?;
-    let mut docs = Vec::new();
-    let (mut tokens, mut too_long) = (0, 0);
-    while tokens < s.batch_tokens {
-        let index = FIRST_PROBLEM + l.cursor;
-        l.cursor += 1;
-        let doc = worked(&l.tokenizer, source.train(mix, index), index)?;
-        let limit = s.seq_len.min(l.model.config().max_position_embeddings()) + 1;
-        if doc.ids.len() <= limit {
-            tokens += doc.ids.len() - 1;
-            docs.push(doc);
-            continue;
-        }
-        leave_out(l);
-        too_long += 1;
-        if too_long > 1000 && docs.is_empty() {
-            return Err(all_too_long(&s.name, doc.ids.len(), limit));
+            DistillMethod::Logits => self.logits_step(l, now),
+            DistillMethod::OnPolicy => self.on_policy_step(l, now),
         }
     }
-    let batch = pack(&docs);
-    let (tokens, total) = (batch.tokens.len() as u64, batch.weights.iter().sum::<f32>());
-    l.model.params_mut().zero_grads();
-    let mut loss = 0.0;
-    for batch in split(batch, s.accumulate) {
-        let weights: Vec<f32> = batch.weights.iter().map(|w| w / total).collect();
-        let segments = whole(&batch.lens);
-        let student = Tape::recording(l.model.params());
-        let pass = l.model.forward(&student, &batch.tokens, &segments, Default::default(), None);
-        let given = Tape::inference(teacher.params());
-        let taught = teacher.forward(&given, &batch.tokens, &segments, Default::default(), None);
-        let kl = ops::distill_kl(
-            &student,
-            &pass.hidden,
-            l.model.head(),
-            (teacher.params(), &taught.hidden, teacher.head()),
-            &weights,
-        );
-        student.backward();
-        loss += kl.iter().zip(&weights).map(|(k, w)| f64::from(*k) * f64::from(*w)).sum::<f64>();
+
+    fn measure(&mut self, l: &Learner, step: u64, metrics: &mut Metrics) -> Result<(), TrainError> {
+        log_held_out(l, step, &self.held_out, metrics)
     }
-    let report = l.optimizer.step(l.model.params_mut(), factor);
-    let values = vec![(keys::LOSS, loss), ("grad_norm", f64::from(report.grad_norm))];
-    Ok(StepOutcome { values, tokens: 2 * tokens, skipped: report.skipped, enough: false })
 }
 
-/// Reverse KL on the student's own answers: the slope of `KL(student ‖ teacher)` by each sampled token's
-/// log-probability is the difference of the two log-probabilities, both at the temperature of the samples.
-fn on_policy_step(
-    ctx: &Context,
-    s: &DistillStage,
-    l: &mut Learner,
-    teacher: &Model,
-    mix: Option<&Mix>,
-    step: u64,
-    factor: f32,
-) -> Result<StepOutcome, TrainError> {
-    let source = ctx.problems()?;
-    let problems = (0..s.prompts as u64).map(|i| source.train(mix, FIRST_PROBLEM + l.cursor + i)).collect();
-    l.cursor += s.prompts as u64;
-    let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, step]).next_u64();
-    let temperature = s.temperature as f32;
-    let sampling = Sampling { temperature, ..Sampling::default() };
-    let settings = SampleSettings { group: 1, max_new: s.max_new, sampling, seed };
-    let (groups, sampled) =
-        sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
-    let accuracy = groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>()
-        / groups.len() as f64;
-    let rollouts: Vec<Rollout> = groups
-        .into_iter()
-        .flat_map(|g| g.answers.into_iter().map(move |a| (g.prompt.clone(), a.completion)))
-        .map(|(prompt, c)| Rollout {
-            prompt,
-            completion: c.token_ids,
-            old: c.tempered_logprobs,
-            reference: None,
-            advantage: 0.0,
+impl Distilling<'_> {
+    /// `KL(teacher ‖ student)` over the answers of worked problems.
+    fn logits_step(&self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
+        let (source, teacher) = (self.ctx.problems()?, &self.teacher);
+        let docs = fill_batch(l, self.name, self.stage.packing.batch_tokens, self.limit, |tokenizer, index| {
+            let index = FIRST_PROBLEM + index;
+            worked(tokenizer, source.train(self.mix.as_ref(), index), Style::Careful, index)
+        })?;
+        let batch = pack(&docs);
+        let (tokens, total) = (batch.tokens.len() as u64, batch.weights.iter().sum::<f32>());
+        let parts = split(batch, self.stage.packing.accumulate);
+        let how = Descent { lr_factor: now.lr_factor, ..Descent::default() };
+        let done = descend(&mut l.model, &mut l.optimizer, how, |model, _| {
+            let mut loss = 0.0;
+            for batch in &parts {
+                let weights: Vec<f32> = batch.weights.iter().map(|w| w / total).collect();
+                let segments = whole(&batch.lens);
+                let student = Tape::recording(model.params());
+                let pass = model.forward(&student, &batch.tokens, &segments, Default::default(), None);
+                let given = Tape::inference(teacher.params());
+                let taught = teacher.forward(&given, &batch.tokens, &segments, Default::default(), None);
+                let kl = ops::distill_kl(
+                    &student,
+                    &pass.hidden,
+                    model.head(),
+                    (teacher.params(), &taught.hidden, teacher.head()),
+                    &weights,
+                );
+                student.backward();
+                loss += kl.iter().zip(&weights).map(|(k, w)| f64::from(*k) * f64::from(*w)).sum::<f64>();
+            }
+            (Some(loss), loss)
+        });
+        Ok(StepOutcome {
+            headline: (keys::LOSS, done.found),
+            values: vec![("grad_norm", f64::from(done.report.grad_norm))],
+            tokens: 2 * tokens,
+            skipped: done.report.skipped,
+            enough: false,
         })
-        .collect();
-    let total: usize = rollouts.iter().map(|r| r.completion.len()).sum();
-    l.model.params_mut().zero_grads();
-    let mut kl = 0.0;
-    for part in rollouts.chunks(rollouts.len().div_ceil(s.accumulate).clamp(1, 64)) {
-        let flat = flatten(&part.iter().collect::<Vec<_>>());
-        let taught = score(teacher, &flat.tokens, &flat.targets, &flat.segments, temperature);
-        let tape = Tape::recording(l.model.params());
-        let pass = l.model.forward(&tape, &flat.tokens, &flat.segments, Default::default(), None);
-        let mut slopes = vec![0.0; flat.tokens.len()];
-        for (r, rows) in part.iter().zip(flat.predictions) {
-            for (i, old) in rows.zip(&r.old) {
-                let gap = old - taught.logprobs[i];
-                kl += f64::from(gap) / total as f64;
-                slopes[i] = gap / total as f32;
-            }
-        }
-        let (params, head) = (l.model.params(), l.model.head());
-        ops::seed_log_probs(params, &pass.hidden, head, &flat.targets, &slopes, temperature);
-        tape.backward();
     }
-    let report = l.optimizer.step(l.model.params_mut(), factor);
-    let values = vec![("kl", kl), (keys::ACCURACY, accuracy), ("grad_norm", f64::from(report.grad_norm))];
-    Ok(StepOutcome { values, tokens: sampled + total as u64, skipped: report.skipped, enough: false })
+
+    /// Reverse KL on the student's own answers: the gradient of `KL(student ‖ teacher)` by each sampled token's
+    /// log-probability is the difference of the two log-probabilities, both at the temperature of the samples.
+    fn on_policy_step(&self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
+        let (source, own, teacher) = (self.ctx.problems()?, &self.stage.own, &self.teacher);
+        let drawn = FIRST_PROBLEM + l.cursor..FIRST_PROBLEM + l.cursor + own.prompts as u64;
+        let problems = drawn.map(|i| source.train(self.mix.as_ref(), i)).collect();
+        l.cursor += own.prompts as u64;
+        let temperature = own.temperature as f32;
+        let settings = SampleSettings {
+            group: 1,
+            max_new: own.max_new,
+            sampling: Sampling { temperature, ..Sampling::default() },
+            seed: tensor::Rng::at(self.ctx.seed, &[FIRST_PROBLEM, now.step]).next_u64(),
+        };
+        let (groups, sampled) =
+            sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+        let right: f64 = groups.iter().flat_map(|g| &g.answers).map(|a| f64::from(a.reward.accuracy)).sum();
+        let accuracy = right / groups.len() as f64;
+        let total: usize = groups.iter().map(Group::tokens).sum();
+        let size = groups.len().div_ceil(self.stage.packing.accumulate).clamp(1, 64);
+        let how = Descent { lr_factor: now.lr_factor, ..Descent::default() };
+        let done = descend(&mut l.model, &mut l.optimizer, how, |model, _| {
+            let mut kl = 0.0;
+            for part in groups.chunks(size) {
+                let flat = flatten(&part.iter().map(Group::prompted).collect::<Vec<_>>());
+                let taught = score(teacher, &flat.tokens, &flat.targets, &flat.segments, temperature);
+                let tape = Tape::recording(model.params());
+                let pass = model.forward(&tape, &flat.tokens, &flat.segments, Default::default(), None);
+                let mut gradients = vec![0.0; flat.tokens.len()];
+                for (a, rows) in part.iter().flat_map(|g| &g.answers).zip(flat.predictions) {
+                    for (i, old) in rows.zip(&a.sampled.old) {
+                        let gap = old - taught.logprobs[i];
+                        kl += f64::from(gap) / total as f64;
+                        gradients[i] = gap / total as f32;
+                    }
+                }
+                let (params, head) = (model.params(), model.head());
+                ops::seed_log_probs(params, &pass.hidden, head, &flat.targets, &gradients, temperature);
+                tape.backward();
+            }
+            (Some(kl), kl)
+        });
+        Ok(StepOutcome {
+            headline: ("kl", done.found),
+            values: vec![(keys::ACCURACY, accuracy), ("grad_norm", f64::from(done.report.grad_norm))],
+            tokens: sampled + total as u64,
+            skipped: done.report.skipped,
+            enough: false,
+        })
+    }
 }

@@ -1,23 +1,28 @@
 //! `grpo`: reinforcement learning from verifiers alone.
 
-use std::path::Path;
+use std::ops::Bound::{Excluded, Included};
+use std::path::PathBuf;
 
 use engine::Sampling;
 use model::Model;
-use serde_json::json;
-use tasks::{Mix, RewardConfig};
+use serde::{Deserialize, Serialize};
+use tasks::{Mix, Reward, RewardConfig};
 
-use super::StageResult;
+use super::{Earlier, Makes, Stage, StageResult, Work, guess};
 use crate::TrainError;
 use crate::context::Context;
 use crate::finished::Figures;
-use crate::learner::{Learner, Rhythm, StepOutcome};
-use crate::objective::{Clip, Norm, Objective, objective};
-use crate::policy::{PolicySettings, PolicyStats, Rollout, flatten, policy_step};
-use crate::rollout::{Group, SampleSettings, sample};
-use crate::run::metrics::keys;
-use crate::run::recipe::GrpoStage;
+use crate::learner::{Learner, Now, StepOutcome, Steps};
+use crate::objective::kl::KlKind;
+use crate::objective::{Clip, Norm, ObjectiveKind, objective};
+use crate::policy::{PolicySettings, PolicyStats, Prompted, flatten, policy_step};
+use crate::rollout::{Answer, Group, SampleSettings, sample};
+use crate::run::metrics::{Metrics, keys};
+use crate::settings::check::{At, Checked, POSITIVE};
+use crate::settings::{UNSET, one_or_many, one_table, set};
+use crate::source::{TaskMix, check_own_mix};
 use crate::step::{StepOptions, score};
+use crate::training::Training;
 
 /// Training problems of this stage come after those of fine-tuning.
 const FIRST_PROBLEM: u64 = 1 << 33;
@@ -26,49 +31,212 @@ const ROUNDS: usize = 3;
 /// Held-out problems that are tried greedily during the stage.
 const EVAL_PROBLEMS: usize = 60;
 
-pub(super) fn run(ctx: &Context, s: &GrpoStage) -> Result<StageResult, TrainError> {
-    let (model, tokenizer) = ctx.model(&s.from)?;
-    note_unfiltered(ctx, &s.name, &model);
-    let mut reference = if s.kl_coefficient > 0.0 { Some(ctx.model(&s.from)?.0) } else { None };
-    let source = ctx.problems()?;
-    let mix = source.training_mix(&s.mix)?;
-    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
-    let budget = budget(ctx, s)?;
-    let rhythm = Rhythm {
-        total: s.steps,
-        scheduled: s.steps,
-        sample_every: s.sample_every,
-        checkpoint_every: s.checkpoint_every,
-        checkpoint_seconds: s.checkpoint_seconds,
-    };
-    let mut learner = Learner::new(model, tokenizer, &s.optimizer);
-    let references = ctx.folder.stage_dir(&s.name)?.join("reference");
-    let mut reference_of = 0;
-    let cost = learner.run(
-        ctx,
-        &s.name,
-        &s.schedule,
-        rhythm,
-        |l, step, factor, meter| {
-            if let Some(r) = &mut reference {
-                renew_reference(&references, s.reference_every, r, l, step, &mut reference_of)?;
-            }
-            let outcome = one_step(ctx, s, l, step, factor, mix.as_ref(), reference.as_ref())?;
-            l.figures = json!({"reward": outcome.values[0].1, "accuracy": outcome.values[1].1});
-            let enough = budget.is_some_and(|b| meter.operations() >= b);
-            Ok(StepOutcome { enough, ..outcome })
-        },
-        |l, step, metrics| {
-            if s.eval_every > 0 && step.is_multiple_of(s.eval_every) {
-                metrics.log(step, &[(keys::EVAL_ACCURACY, greedy_accuracy(ctx, s, l)?)])?;
-            }
-            Ok(())
-        },
-    )?;
-    let figures = learner.figures;
-    let [reward, accuracy] = ["reward", "accuracy"].map(|key| figures[key].as_f64().unwrap_or(0.0));
-    let summary = format!("reward {reward:.3}, accuracy of samples {:.1} %", 100.0 * accuracy);
-    Ok(StageResult { cost, summary, figures: Figures::of([("reward", reward), ("accuracy", accuracy)]) })
+/// Reinforcement learning: the model's own answers, scored by the verifiers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GrpoStage {
+    /// How it trains; a step is a rollout.
+    pub training: Training,
+    /// What is its own.
+    pub own: Grpo,
+}
+
+one_table!(GrpoStage { training, own });
+
+/// What `grpo` alone has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grpo {
+    /// An earlier stage or a model folder; by default the last model before this stage.
+    pub from: String,
+    /// Draws these tasks instead of the recipe's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Vec<TaskMix>>,
+    /// Rollouts, each followed by `epochs · minibatches` optimizer steps.
+    pub steps: u64,
+    /// Stops as soon as the operations of these stages together are spent, even before `steps`.
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub budget_of: Vec<String>,
+    /// Problems of one rollout.
+    pub prompts: usize,
+    /// Answers to each problem.
+    pub group: usize,
+    /// The longest answer, in tokens.
+    pub max_new: usize,
+    /// Temperature of the rollouts. The policy that is trained is the one that sampled: ratios, divergence and entropy are
+    /// those of the logits divided by it.
+    pub temperature: f64,
+    /// The objective.
+    pub objective: ObjectiveKind,
+    /// How far below 1 the probability ratio may go before it is clipped; by default the objective's own.
+    pub clip_low: f64,
+    /// How far above 1 the probability ratio may go before it is clipped; by default the objective's own.
+    pub clip_high: f64,
+    /// Weight of the KL penalty against the reference model, averaged as the objective averages its loss; 0 keeps no
+    /// reference.
+    pub kl_coefficient: f64,
+    /// How the KL divergence is estimated.
+    pub kl: KlKind,
+    /// Rollouts after which the reference becomes the present model; 0 never changes it.
+    pub reference_every: u64,
+    /// Whether groups whose answers are all right or all wrong are replaced by fresh ones (DAPO).
+    pub dynamic_sampling: bool,
+    /// Optimizer steps that a rollout is split into.
+    pub minibatches: usize,
+    /// Passes over each rollout.
+    pub epochs: usize,
+    /// What counts.
+    pub reward: RewardConfig,
+    /// Tokens before `max_new` over which an answer loses up to `overlong_penalty` (DAPO); 0 for none.
+    pub overlong_buffer: usize,
+    /// The loss of reward of an answer that reaches `max_new`.
+    pub overlong_penalty: f64,
+    /// Step of the router's selection bias per optimizer step.
+    pub router_bias_rate: f64,
+}
+
+impl Default for Grpo {
+    fn default() -> Self {
+        Grpo {
+            from: String::new(),
+            mix: None,
+            steps: 100,
+            budget_of: Vec::new(),
+            prompts: 32,
+            group: 8,
+            max_new: 256,
+            temperature: 1.0,
+            objective: ObjectiveKind::Grpo,
+            clip_low: UNSET,
+            clip_high: UNSET,
+            kl_coefficient: 0.0,
+            kl: KlKind::K3,
+            reference_every: 0,
+            dynamic_sampling: false,
+            minibatches: 1,
+            epochs: 1,
+            reward: RewardConfig::default(),
+            overlong_buffer: 0,
+            overlong_penalty: 1.0,
+            router_bias_rate: 0.0,
+        }
+    }
+}
+
+impl Stage for GrpoStage {
+    fn makes(&self) -> Makes {
+        Makes::Model
+    }
+
+    fn resolve(&mut self, earlier: &Earlier) {
+        earlier.fill(&mut self.own.from, Makes::Model);
+        self.training.resolve(1e-4, 20, 10);
+        let clip = objective(self.own.objective).clip();
+        set(&mut self.own.clip_low, clip.0);
+        set(&mut self.own.clip_high, clip.1);
+    }
+
+    fn check(&self, at: &At, earlier: &Earlier) -> Checked {
+        self.training.check(at)?;
+        self.own.check(at, earlier)
+    }
+
+    fn model(&self) -> Option<&str> {
+        Some(&self.own.from)
+    }
+
+    fn length(&self) -> Option<(&'static str, usize)> {
+        Some(("max_new", self.own.max_new.saturating_add(1)))
+    }
+
+    fn budget_of(&self) -> &[String] {
+        &self.own.budget_of
+    }
+
+    fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+        let own = &self.own;
+        let answers = own.steps as f64 * guess(own.prompts, own.group, own.max_new);
+        Some(Work {
+            optimizer: Some(&self.training.optimizer),
+            steps: own.steps as f64 * own.epochs as f64 * own.minibatches as f64,
+            trained: answers * own.epochs as f64,
+            generated: answers,
+            held: 8192,
+            remedy: "set `recompute = true`, take a smaller model, or raise `machine.memory_gib`",
+            ..Work::default()
+        })
+    }
+
+    fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
+        let own = &self.own;
+        let (model, tokenizer) = ctx.model(&own.from)?;
+        note_unfiltered(ctx, name, &model);
+        let source = ctx.problems()?;
+        let mix = source.training_mix(&own.mix)?;
+        source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, own.max_new)?;
+        let reference = if own.kl_coefficient > 0.0 {
+            let dir = ctx.folder.stage_dir(name)?.join("reference");
+            Some(Reference { model: ctx.model(&own.from)?.0, of: 0, dir, every: own.reference_every })
+        } else {
+            None
+        };
+        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
+        let budget = own.budget(ctx)?;
+        let mut steps = Reinforcing { ctx, s: own, recompute: self.training.recompute, mix, reference, budget };
+        let cost = learner.run(ctx, name, &self.training, (own.steps, own.steps), &mut steps)?;
+        let [reward, accuracy] = [keys::REWARD, keys::ACCURACY].map(|key| learner.figure(key));
+        let summary = format!("reward {reward:.3}, accuracy of samples {:.1} %", 100.0 * accuracy);
+        let figures = Figures::of([(keys::REWARD, reward), (keys::ACCURACY, accuracy)]);
+        Ok(StageResult { cost, summary, figures })
+    }
+}
+
+impl Grpo {
+    fn check(&self, at: &At, earlier: &Earlier) -> Checked {
+        earlier.model(at, "from", &self.from)?;
+        for name in &self.budget_of {
+            earlier.refers(at, "budget_of", name, "operations", |_| true, &[])?;
+        }
+        check_own_mix(&self.mix, at)?;
+        at.positive(&[
+            ("steps", self.steps),
+            ("prompts", self.prompts as u64),
+            ("max_new", self.max_new as u64),
+            ("minibatches", self.minibatches as u64),
+            ("epochs", self.epochs as u64),
+        ])?;
+        // A group of one has no advantage over itself.
+        at.number("group", self.group as f64, 2.0..=1e6)?;
+        at.number("temperature", self.temperature, POSITIVE)?;
+        at.number("clip_low", self.clip_low, (Excluded(0.0), Included(1.0)))?;
+        at.number("clip_high", self.clip_high, POSITIVE)?;
+        let answers = self.prompts.saturating_mul(self.group);
+        if self.minibatches > answers {
+            let message = format!("{} parts of {answers} answers are too many", self.minibatches);
+            return Err(at.error("minibatches", message));
+        }
+        at.number("overlong_buffer", self.overlong_buffer as f64, 0.0..=self.max_new as f64)?;
+        at.numbers(
+            &[
+                ("kl_coefficient", self.kl_coefficient),
+                ("reward.accuracy", self.reward.accuracy),
+                ("reward.format", self.reward.format),
+                ("overlong_penalty", self.overlong_penalty),
+                ("router_bias_rate", self.router_bias_rate),
+            ],
+            0.0..,
+        )?;
+        let paid = self.reward.accuracy + self.reward.format > 0.0;
+        if paid { Ok(()) } else { Err(at.error("reward", "every weight is 0, so that nothing would be learnt")) }
+    }
+
+    /// Operations that this stage may spend: those of the stages that it is compared with.
+    fn budget(&self, ctx: &Context) -> Result<Option<u64>, TrainError> {
+        let mut sum = 0;
+        for stage in &self.budget_of {
+            sum += ctx.finished(stage)?.map_or(0, |f| f.cost.operations);
+        }
+        Ok((!self.budget_of.is_empty()).then_some(sum))
+    }
 }
 
 /// Says that wishes of a model's folder about sampling do not hold here: what is trained is the model's own distribution.
@@ -82,124 +250,179 @@ pub(super) fn note_unfiltered(ctx: &Context, stage: &str, model: &Model) {
     }
 }
 
-/// Operations that this stage may spend: those of the stages that it is compared with.
-fn budget(ctx: &Context, s: &GrpoStage) -> Result<Option<u64>, TrainError> {
-    let mut sum = 0;
-    for stage in &s.budget_of {
-        sum += ctx.finished(stage)?.map_or(0, |f| f.cost.operations);
-    }
-    Ok((!s.budget_of.is_empty()).then_some(sum))
-}
-
-/// Makes the reference that of `step`: the policy as it was at the last multiple of `every`. Each is kept in a folder
-/// of its own, so that a resumed run finds the one it had.
-fn renew_reference(
-    dir: &Path,
+/// The model that the divergence is measured from.
+struct Reference {
+    model: Model,
+    /// The step whose policy it is.
+    of: u64,
     every: u64,
-    reference: &mut Model,
-    l: &Learner,
-    step: u64,
-    holds: &mut u64,
-) -> Result<(), TrainError> {
-    let wanted = step.checked_div(every).unwrap_or(0) * every;
-    if wanted == *holds {
-        return Ok(());
-    }
-    let folder = dir.join(format!("{wanted:09}"));
-    if wanted == step {
-        reference.params_mut().data_mut().copy_from_slice(l.model.params().data());
-        std::fs::create_dir_all(&folder).map_err(crate::run::RunError::io("create", &folder))?;
-        reference.save(&folder)?;
-    } else {
-        *reference = Model::load(&folder)?;
-    }
-    *holds = wanted;
-    Ok(())
+    dir: PathBuf,
 }
 
-/// Samples, scores, and moves the policy.
-fn one_step(
-    ctx: &Context,
-    s: &GrpoStage,
-    l: &mut Learner,
-    step: u64,
-    factor: f32,
-    mix: Option<&Mix>,
-    reference: Option<&Model>,
-) -> Result<StepOutcome, TrainError> {
-    let objective = objective(s.objective);
-    let (groups, sampled, drawn) = collect(ctx, s, l, step, mix)?;
-    let figures = RolloutStats::of(&groups, drawn);
-    let mut rollouts = Vec::new();
-    for g in &groups {
-        let rewards: Vec<f32> =
-            g.answers.iter().map(|a| a.reward.total - overlong(s, a.completion.token_ids.len())).collect();
-        for (a, advantage) in g.answers.iter().zip(objective.advantages(&rewards)) {
-            let (completion, old) = (a.completion.token_ids.clone(), a.completion.tempered_logprobs.clone());
-            rollouts.push(Rollout { prompt: g.prompt.clone(), completion, old, reference: None, advantage });
+impl Reference {
+    /// Makes the reference that of `step`: the policy as it was at the last multiple of `every`. Each is kept in a folder
+    /// of its own, so that a resumed run finds the one it had.
+    fn renew(&mut self, l: &Learner, step: u64) -> Result<(), TrainError> {
+        let wanted = step.checked_div(self.every).unwrap_or(0) * self.every;
+        if wanted == self.of {
+            return Ok(());
         }
+        let folder = self.dir.join(format!("{wanted:09}"));
+        if wanted == step {
+            self.model.params_mut().data_mut().copy_from_slice(l.model.params().data());
+            std::fs::create_dir_all(&folder).map_err(crate::run::RunError::io("create", &folder))?;
+            self.model.save(&folder)?;
+        } else {
+            self.model = Model::load(&folder)?;
+        }
+        self.of = wanted;
+        Ok(())
     }
-    if let Some(reference) = reference {
-        with_reference(reference, &mut rollouts, s.temperature as f32);
-    }
-    let stats = update(s, l, &rollouts, objective, factor);
-    let values = vec![
-        (keys::REWARD, figures.reward),
-        (keys::ACCURACY, figures.accuracy),
-        (keys::REWARD_STD, figures.reward_std),
-        ("format", figures.format),
-        (keys::COMPLETION_LENGTH, figures.length),
-        ("truncated_share", figures.truncated),
-        ("zero_variance_share", figures.flat),
-        (keys::ENTROPY, stats.entropy),
-        ("kl", stats.kl),
-        ("clip_share", stats.clip_share),
-        ("mismatched_logprobs", stats.mismatched as f64),
-        ("checked_logprobs", stats.checked as f64),
-        ("grad_norm", stats.grad_norm),
-        ("learning_rate_factor", f64::from(factor)),
-    ];
-    // A step in which no group taught anything is no failure.
-    let skipped = !stats.grad_norm.is_finite();
-    Ok(StepOutcome { values, tokens: sampled + stats.trained as u64, skipped, enough: false })
 }
 
-/// Groups to learn from, the tokens sampled for them, and the total and accuracy reward of every answer drawn.
-type Collected = (Vec<Group>, u64, Vec<(f64, f64)>);
+struct Reinforcing<'a> {
+    ctx: &'a Context<'a>,
+    s: &'a Grpo,
+    recompute: bool,
+    mix: Option<Mix>,
+    reference: Option<Reference>,
+    budget: Option<u64>,
+}
 
-/// Groups for one step. With dynamic sampling, groups without variance are replaced by fresh ones, in a few rounds.
-fn collect(
-    ctx: &Context,
-    s: &GrpoStage,
-    l: &mut Learner,
-    step: u64,
-    mix: Option<&Mix>,
-) -> Result<Collected, TrainError> {
-    let source = ctx.problems()?;
-    let rewards = RewardConfig { accuracy: s.reward.accuracy as f32, format: s.reward.format as f32 };
-    let (mut groups, mut tokens, mut drawn) = (Vec::new(), 0, Vec::new());
-    for round in 0..if s.dynamic_sampling { ROUNDS } else { 1 } {
-        let want = s.prompts - groups.len();
-        let problems = (0..want as u64).map(|i| source.train(mix, FIRST_PROBLEM + l.cursor + i)).collect();
-        let settings = SampleSettings {
-            group: s.group,
-            max_new: s.max_new,
-            sampling: Sampling { temperature: s.temperature as f32, ..Sampling::default() },
-            seed: tensor::Rng::at(ctx.recipe.seed, &[step, round as u64]).next_u64(),
+impl Steps for Reinforcing<'_> {
+    /// Samples, scores, and moves the policy.
+    fn step(&mut self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
+        if let Some(reference) = &mut self.reference {
+            reference.renew(l, now.step)?;
+        }
+        let (mut groups, sampled, drawn) = self.collect(l, now.step)?;
+        let found = RolloutStats::of(&groups, drawn);
+        let objective = objective(self.s.objective);
+        for group in &mut groups {
+            let reward = |a: &Answer| a.reward.total - overlong(self.s, a.sampled.tokens.len());
+            let rewards: Vec<f32> = group.answers.iter().map(reward).collect();
+            for (a, advantage) in group.answers.iter_mut().zip(objective.advantages(&rewards)) {
+                a.sampled.advantage = advantage;
+            }
+        }
+        if let Some(reference) = &self.reference {
+            with_reference(&reference.model, &mut groups, self.s.temperature as f32);
+        }
+        let stats = self.update(l, &groups, now.lr_factor);
+        l.set_figure(keys::REWARD, found.reward);
+        l.set_figure(keys::ACCURACY, found.accuracy);
+        Ok(StepOutcome {
+            headline: (keys::REWARD, found.reward),
+            values: vec![
+                (keys::ACCURACY, found.accuracy),
+                (keys::REWARD_STD, found.reward_std),
+                ("format", found.format),
+                (keys::COMPLETION_LENGTH, found.length),
+                ("truncated_share", found.truncated),
+                ("zero_variance_share", found.flat),
+                (keys::ENTROPY, stats.entropy),
+                ("kl", stats.kl),
+                ("clip_share", stats.clip_share),
+                ("mismatched_logprobs", stats.mismatched as f64),
+                ("checked_logprobs", stats.checked as f64),
+                ("grad_norm", stats.grad_norm),
+                ("learning_rate_factor", f64::from(now.lr_factor)),
+            ],
+            tokens: sampled + stats.trained as u64,
+            // A step in which no group taught anything is no failure.
+            skipped: !stats.grad_norm.is_finite(),
+            enough: self.budget.is_some_and(|budget| now.operations >= budget),
+        })
+    }
+
+    /// Greedy accuracy on some of the held-out problems.
+    fn measure(&mut self, l: &Learner, step: u64, metrics: &mut Metrics) -> Result<(), TrainError> {
+        let source = self.ctx.problems()?;
+        let problems: Vec<_> = source.held_out().take(EVAL_PROBLEMS).cloned().collect();
+        let n = problems.len().max(1) as f64;
+        let sampling = Sampling { temperature: 0.0, ..Sampling::wished(l.model.generation(), 1.0) };
+        let settings = SampleSettings { group: 1, max_new: self.s.max_new, sampling, seed: 0 };
+        let rewards = RewardConfig::default();
+        let (groups, _) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &rewards, settings)?;
+        let right: f64 = groups.iter().flat_map(|g| &g.answers).map(|a| f64::from(a.reward.accuracy)).sum();
+        Ok(metrics.log(step, &[(keys::EVAL_ACCURACY, right / n)])?)
+    }
+}
+
+/// Groups to learn from, the tokens sampled for them, and the reward of every answer drawn.
+type Collected = (Vec<Group>, u64, Vec<Reward>);
+
+impl Reinforcing<'_> {
+    /// Groups for one step. With dynamic sampling, groups without variance are replaced by fresh ones, in a few rounds.
+    fn collect(&self, l: &mut Learner, step: u64) -> Result<Collected, TrainError> {
+        let (s, source) = (self.s, self.ctx.problems()?);
+        let (mut groups, mut tokens, mut drawn) = (Vec::new(), 0, Vec::new());
+        for round in 0..if s.dynamic_sampling { ROUNDS } else { 1 } {
+            let first = FIRST_PROBLEM + l.cursor;
+            let want = (s.prompts - groups.len()) as u64;
+            let problems = (first..first + want).map(|i| source.train(self.mix.as_ref(), i)).collect();
+            let settings = SampleSettings {
+                group: s.group,
+                max_new: s.max_new,
+                sampling: Sampling { temperature: s.temperature as f32, ..Sampling::default() },
+                seed: tensor::Rng::at(self.ctx.seed, &[step, round as u64]).next_u64(),
+            };
+            l.cursor += want;
+            let (fresh, n) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &s.reward, settings)?;
+            tokens += n;
+            drawn.extend(fresh.iter().flat_map(|g| &g.answers).map(|a| a.reward.clone()));
+            let last = round + 1 == ROUNDS;
+            groups.extend(fresh.into_iter().filter(|g| !s.dynamic_sampling || last || varies(g)));
+            if groups.len() >= s.prompts {
+                break;
+            }
+        }
+        Ok((groups, tokens, drawn))
+    }
+
+    /// `epochs · minibatches` optimizer steps.
+    fn update(&self, l: &mut Learner, groups: &[Group], lr_factor: f32) -> Updates {
+        let s = self.s;
+        let size = groups.len().div_ceil(s.minibatches).max(1);
+        let tokens = |part: &[Group]| part.iter().map(Group::tokens).sum::<usize>();
+        let mean_tokens = tokens(groups) as f32 / groups.len().div_ceil(size) as f32;
+        let mut steps: Vec<PolicyStats> = Vec::new();
+        for _ in 0..s.epochs {
+            for part in groups.chunks(size) {
+                let sequences = part.iter().map(|g| g.answers.len()).sum();
+                let settings = PolicySettings {
+                    objective: objective(s.objective),
+                    clip: Clip { low: s.clip_low as f32, high: s.clip_high as f32 },
+                    kl: s.kl,
+                    kl_coefficient: s.kl_coefficient as f32,
+                    norm: Norm { sequences, tokens: tokens(part), mean_tokens, max_new: s.max_new },
+                    temperature: s.temperature as f32,
+                    on_policy: steps.is_empty(),
+                    options: StepOptions {
+                        recompute: self.recompute,
+                        router_bias_rate: s.router_bias_rate as f32,
+                        ..StepOptions::default()
+                    },
+                };
+                let part: Vec<Prompted> = part.iter().map(Group::prompted).collect();
+                steps.push(policy_step(&mut l.model, &mut l.optimizer, &part, &settings, lr_factor));
+            }
+        }
+        let trained = steps.iter().map(|u| u.trained_tokens).sum();
+        let mean = |f: &dyn Fn(&PolicyStats) -> f64| {
+            steps.iter().map(|u| f(u) * u.trained_tokens as f64).sum::<f64>() / (trained as f64).max(1.0)
         };
-        l.cursor += want as u64;
-        let (fresh, n) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &rewards, settings)?;
-        tokens += n;
-        drawn.extend(fresh.iter().flat_map(|g| {
-            g.answers.iter().map(|a| (f64::from(a.reward.total), f64::from(a.reward.components[0].1)))
-        }));
-        let last = round + 1 == ROUNDS;
-        groups.extend(fresh.into_iter().filter(|g| !s.dynamic_sampling || last || varies(g)));
-        if groups.len() >= s.prompts {
-            break;
+        Updates {
+            trained,
+            entropy: mean(&|u| u.entropy),
+            kl: mean(&|u| u.kl),
+            clip_share: mean(&|u| u.clip_share),
+            checked: steps.first().map_or(0, |u| u.trained_tokens),
+            mismatched: steps.first().map_or(0, |u| u.mismatched),
+            grad_norm: steps.iter().map(|u| f64::from(u.report.grad_norm)).sum::<f64>()
+                / steps.len().max(1) as f64,
         }
     }
-    Ok((groups, tokens, drawn))
 }
 
 fn varies(g: &Group) -> bool {
@@ -207,7 +430,7 @@ fn varies(g: &Group) -> bool {
 }
 
 /// DAPO's soft punishment of answers that come near the limit.
-fn overlong(s: &GrpoStage, len: usize) -> f32 {
+fn overlong(s: &Grpo, len: usize) -> f32 {
     if s.overlong_buffer == 0 {
         return 0.0;
     }
@@ -216,12 +439,12 @@ fn overlong(s: &GrpoStage, len: usize) -> f32 {
 }
 
 /// Fills in the reference model's log-probabilities at the temperature of the rollouts.
-fn with_reference(reference: &Model, rollouts: &mut [Rollout], temperature: f32) {
-    for part in rollouts.chunks_mut(64) {
-        let flat = flatten(&part.iter().collect::<Vec<_>>());
+fn with_reference(reference: &Model, groups: &mut [Group], temperature: f32) {
+    for group in groups {
+        let flat = flatten(&[group.prompted()]);
         let stats = score(reference, &flat.tokens, &flat.targets, &flat.segments, temperature);
-        for (r, rows) in part.iter_mut().zip(flat.predictions) {
-            r.reference = Some(stats.logprobs[rows].to_vec());
+        for (a, rows) in group.answers.iter_mut().zip(flat.predictions) {
+            a.sampled.reference = Some(stats.logprobs[rows].to_vec());
         }
     }
 }
@@ -242,67 +465,6 @@ struct Updates {
     grad_norm: f64,
 }
 
-/// `epochs · minibatches` optimizer steps.
-fn update(
-    s: &GrpoStage,
-    l: &mut Learner,
-    rollouts: &[Rollout],
-    objective: &dyn Objective,
-    factor: f32,
-) -> Updates {
-    // Whole groups stay together.
-    let size = (rollouts.len() / s.group).div_ceil(s.minibatches).max(1) * s.group;
-    let tokens = |part: &[Rollout]| part.iter().map(|r| r.completion.len()).sum::<usize>();
-    let mean_tokens = tokens(rollouts) as f32 / rollouts.len().div_ceil(size) as f32;
-    let mut steps: Vec<PolicyStats> = Vec::new();
-    for _ in 0..s.epochs {
-        for part in rollouts.chunks(size) {
-            let norm = Norm { sequences: part.len(), tokens: tokens(part), mean_tokens, max_new: s.max_new };
-            let part: Vec<&Rollout> = part.iter().collect();
-            let settings = PolicySettings {
-                objective,
-                clip: Clip { low: s.clip_low as f32, high: s.clip_high as f32 },
-                kl: s.kl,
-                kl_coefficient: s.kl_coefficient as f32,
-                norm,
-                temperature: s.temperature as f32,
-                on_policy: steps.is_empty(),
-                options: StepOptions {
-                    recompute: s.recompute,
-                    router_bias_rate: s.router_bias_rate as f32,
-                    ..StepOptions::default()
-                },
-            };
-            steps.push(policy_step(&mut l.model, &mut l.optimizer, &part, &settings, factor));
-        }
-    }
-    let trained = steps.iter().map(|u| u.trained_tokens).sum();
-    let mean = |f: &dyn Fn(&PolicyStats) -> f64| {
-        steps.iter().map(|u| f(u) * u.trained_tokens as f64).sum::<f64>() / (trained as f64).max(1.0)
-    };
-    Updates {
-        trained,
-        entropy: mean(&|u| u.entropy),
-        kl: mean(&|u| u.kl),
-        clip_share: mean(&|u| u.clip_share),
-        checked: steps.first().map_or(0, |u| u.trained_tokens),
-        mismatched: steps.first().map_or(0, |u| u.mismatched),
-        grad_norm: steps.iter().map(|u| f64::from(u.report.grad_norm)).sum::<f64>()
-            / steps.len().max(1) as f64,
-    }
-}
-
-fn greedy_accuracy(ctx: &Context, s: &GrpoStage, l: &Learner) -> Result<f64, TrainError> {
-    let source = ctx.problems()?;
-    let problems: Vec<_> = source.held_out().take(EVAL_PROBLEMS).cloned().collect();
-    let n = problems.len().max(1) as f64;
-    let sampling = Sampling { temperature: 0.0, ..Sampling::wished(l.model.generation(), 1.0) };
-    let settings = SampleSettings { group: 1, max_new: s.max_new, sampling, seed: 0 };
-    let (groups, _) =
-        sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
-    Ok(groups.iter().map(|g| f64::from(g.answers[0].reward.components[0].1)).sum::<f64>() / n)
-}
-
 struct RolloutStats {
     reward: f64,
     reward_std: f64,
@@ -315,18 +477,19 @@ struct RolloutStats {
 
 impl RolloutStats {
     /// Reward and accuracy over all answers drawn (also of groups that were replaced), the rest over those kept.
-    fn of(groups: &[Group], drawn: Vec<(f64, f64)>) -> RolloutStats {
+    fn of(groups: &[Group], drawn: Vec<Reward>) -> RolloutStats {
         let n = drawn.len().max(1) as f64;
-        let reward = drawn.iter().map(|d| d.0).sum::<f64>() / n;
+        let total = |r: &Reward| f64::from(r.total);
+        let reward = drawn.iter().map(total).sum::<f64>() / n;
         let answers = || groups.iter().flat_map(|g| &g.answers);
         let count = answers().count().max(1) as f64;
-        let mean = |f: &dyn Fn(&crate::rollout::Answer) -> f64| answers().map(f).sum::<f64>() / count;
+        let mean = |f: &dyn Fn(&Answer) -> f64| answers().map(f).sum::<f64>() / count;
         RolloutStats {
             reward,
-            reward_std: (drawn.iter().map(|d| (d.0 - reward).powi(2)).sum::<f64>() / n).sqrt(),
-            accuracy: drawn.iter().map(|d| d.1).sum::<f64>() / n,
-            format: mean(&|a| f64::from(a.reward.components[1].1)),
-            length: mean(&|a| a.completion.token_ids.len() as f64),
+            reward_std: (drawn.iter().map(|d| (total(d) - reward).powi(2)).sum::<f64>() / n).sqrt(),
+            accuracy: drawn.iter().map(|d| f64::from(d.accuracy)).sum::<f64>() / n,
+            format: mean(&|a| f64::from(a.reward.format)),
+            length: mean(&|a| a.sampled.tokens.len() as f64),
             truncated: mean(&|a| f64::from(u8::from(a.truncated))),
             flat: groups.iter().filter(|g| !varies(g)).count() as f64 / groups.len().max(1) as f64,
         }

@@ -2,36 +2,115 @@
 
 use data::{Conversation, Message, write_jsonl};
 use engine::Sampling;
+use serde::{Deserialize, Serialize};
 use tasks::RewardConfig;
 
-use super::StageResult;
+use super::{Earlier, Makes, Stage, StageResult, Work, guess};
 use crate::TrainError;
 use crate::context::{Context, Progress};
 use crate::finished::Figures;
 use crate::rollout::{SampleSettings, sample};
-use crate::run::recipe::RejectStage;
+use crate::settings::check::{At, Checked};
+use crate::source::{TaskMix, check_own_mix};
 
 /// Training problems of this stage come after those of reinforcement.
 const FIRST_PROBLEM: u64 = 1 << 34;
 /// Problems sampled at a time.
 const CHUNK: usize = 128;
 
-pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainError> {
-    let (model, tokenizer) = ctx.model(&s.from)?;
+/// Samples answers and keeps those that the verifiers accept, as conversations for `sft` and `distill`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RejectStage {
+    /// An earlier stage or a model folder; by default the last model before this stage.
+    pub from: String,
+    /// Draws these tasks instead of the recipe's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Vec<TaskMix>>,
+    /// Problems to answer.
+    pub problems: usize,
+    /// Answers to each problem.
+    pub samples: usize,
+    /// Right answers kept of each problem, at most.
+    pub keep: usize,
+    /// The longest answer, in tokens.
+    pub max_new: usize,
+    /// Temperature of the samples.
+    pub temperature: f64,
+}
+
+impl Default for RejectStage {
+    fn default() -> Self {
+        RejectStage {
+            from: String::new(),
+            mix: None,
+            problems: 2000,
+            samples: 4,
+            keep: 1,
+            max_new: 256,
+            temperature: 1.0,
+        }
+    }
+}
+
+impl Stage for RejectStage {
+    fn makes(&self) -> Makes {
+        Makes::Traces
+    }
+
+    fn resolve(&mut self, earlier: &Earlier) {
+        earlier.fill(&mut self.from, Makes::Model);
+    }
+
+    fn check(&self, at: &At, earlier: &Earlier) -> Checked {
+        earlier.model(at, "from", &self.from)?;
+        check_own_mix(&self.mix, at)?;
+        at.positive(&[
+            ("problems", self.problems as u64),
+            ("samples", self.samples as u64),
+            ("keep", self.keep as u64),
+            ("max_new", self.max_new as u64),
+        ])?;
+        at.number("temperature", self.temperature, 0.0..)
+    }
+
+    fn model(&self) -> Option<&str> {
+        Some(&self.from)
+    }
+
+    fn length(&self) -> Option<(&'static str, usize)> {
+        Some(("max_new", self.max_new.saturating_add(1)))
+    }
+
+    fn trace_tokens(&self) -> f64 {
+        guess(self.problems, self.keep, self.max_new)
+    }
+
+    fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+        Some(Work {
+            generated: guess(self.problems, self.samples, self.max_new),
+            held: 512,
+            remedy: "take a smaller model, or raise `machine.memory_gib`",
+            ..Work::default()
+        })
+    }
+
+    fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
+    let (model, tokenizer) = ctx.model(&self.from)?;
     let source = ctx.problems()?;
-    let mix = source.training_mix(&s.mix)?;
-    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, s.max_new)?;
+    let mix = source.training_mix(&self.mix)?;
+    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, self.max_new)?;
     let sampling =
-        Sampling { temperature: s.temperature as f32, ..Sampling::wished(model.generation(), 1.0) };
-    let mut meter = ctx.meter(&s.name, None);
+        Sampling { temperature: self.temperature as f32, ..Sampling::wished(model.generation(), 1.0) };
+    let mut meter = ctx.meter(name, None);
     let (mut kept, mut right, mut drawn) = (Vec::new(), 0usize, 0usize);
     let clock = std::time::Instant::now();
-    for start in (0..s.problems).step_by(CHUNK) {
-        let count = CHUNK.min(s.problems - start);
+    for start in (0..self.problems).step_by(CHUNK) {
+        let count = CHUNK.min(self.problems - start);
         let problems =
             (start..start + count).map(|i| source.train(mix.as_ref(), FIRST_PROBLEM + i as u64)).collect();
-        let seed = tensor::Rng::at(ctx.recipe.seed, &[FIRST_PROBLEM, start as u64]).next_u64();
-        let settings = SampleSettings { group: s.samples, max_new: s.max_new, sampling, seed };
+        let seed = tensor::Rng::at(ctx.seed, &[FIRST_PROBLEM, start as u64]).next_u64();
+        let settings = SampleSettings { group: self.samples, max_new: self.max_new, sampling, seed };
         let counts = tensor::operations::counts();
         let (groups, tokens) =
             sample(&model, &tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
@@ -42,12 +121,12 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
             let mut good: Vec<_> = g
                 .answers
                 .into_iter()
-                .filter(|a| a.reward.components.iter().all(|c| c.1 >= 1.0) && !a.truncated)
+                .filter(|a| a.reward.accuracy >= 1.0 && a.reward.format >= 1.0 && !a.truncated)
                 .collect();
             right += good.len();
-            good.sort_by_key(|a| a.completion.token_ids.len());
+            good.sort_by_key(|a| a.sampled.tokens.len());
             good.dedup_by(|a, b| a.text == b.text);
-            for a in good.into_iter().take(s.keep) {
+            for a in good.into_iter().take(self.keep) {
                 let turns = [Message::user(g.problem.prompt.clone()), Message::assistant(a.text)];
                 kept.push(Conversation::of(turns));
             }
@@ -55,13 +134,13 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
         let elapsed = clock.elapsed().as_secs_f64();
         let done = (start + count) as f64;
         ctx.reporter.progress(&Progress {
-            stage: &s.name,
+            stage: name,
             step: done as u64,
-            total: s.problems as u64,
+            total: self.problems as u64,
             headline: ("accepted", right as f64 / drawn.max(1) as f64),
             tokens_per_second: meter.tokens() as f64 / elapsed,
             ceiling_share: ctx.ceiling.share(meter.operations() as f64 / elapsed),
-            seconds_left: elapsed / done * (s.problems as f64 - done),
+            seconds_left: elapsed / done * (self.problems as f64 - done),
         });
         if ctx.reporter.stop() {
             return Err(TrainError::Interrupted);
@@ -70,10 +149,10 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
     if kept.is_empty() {
         return Err(TrainError::Recipe(format!(
             "stage `{}`: no sampled answer was accepted, so there is nothing to learn from",
-            s.name
+            name
         )));
     }
-    write_jsonl(&ctx.folder.stage_dir(&s.name)?.join("traces.jsonl"), &kept)?;
+    write_jsonl(&ctx.folder.stage_dir(name)?.join("traces.jsonl"), &kept)?;
     let share = right as f64 / drawn.max(1) as f64;
     let summary = format!("{} traces kept, {:.1} % of {drawn} samples right", kept.len(), 100.0 * share);
     Ok(StageResult {
@@ -81,4 +160,5 @@ pub(super) fn run(ctx: &Context, s: &RejectStage) -> Result<StageResult, TrainEr
         summary,
         figures: Figures::of([("traces", kept.len() as f64), ("accepted_share", share)]),
     })
+    }
 }

@@ -1,231 +1,191 @@
 //! `sft`: supervised fine-tuning on conversations, with the loss on the assistant's turns.
 
-use std::collections::BTreeMap;
+use data::{Document, Tokenizer, pack};
+use serde::{Deserialize, Serialize};
+use tasks::{Mix, Style};
 
-use data::{
-    Conversation, DataError, Document, Message, Records, Tokenizer, chat_len, encode_chat, fields_left_out,
-    pack, permutation,
+use super::conversations::{
+    conversations, fill_batch, held_out_documents, left_out_words, log_held_out, nth, worked,
 };
-use serde_json::json;
-use tasks::Style;
-
-use super::StageResult;
-use super::pretrain::step_outcome;
+use super::{Earlier, Makes, Stage, StageResult, Work};
 use crate::TrainError;
 use crate::context::Context;
 use crate::finished::Figures;
-use crate::held_out::{HELD_OUT_DOCUMENTS, HeldOut};
-use crate::learner::{Learner, Rhythm};
-use crate::run::metrics::{Metrics, keys};
-use crate::run::recipe::{Data, SftStage};
+use crate::learner::{Learner, Now, StepOutcome, Steps};
+use crate::run::metrics::Metrics;
+use crate::settings::check::{At, Checked};
+use crate::settings::one_table;
+use crate::source::{Data, TaskMix, check_own_mix};
 use crate::speaker::teach_ends;
 use crate::step::StepOptions;
+use crate::training::{Packing, SideLosses, Training};
 
-/// Turns from which on a conversation's length is looked at before it is encoded turn by turn.
-const MANY_TURNS: usize = 64;
 /// Training problems of this stage come after those of pretraining.
 const FIRST_PROBLEM: u64 = 1 << 32;
 
-pub(super) fn run(ctx: &Context, s: &SftStage) -> Result<StageResult, TrainError> {
-    let (mut model, tokenizer) = ctx.model(&s.from)?;
-    let seq_len = s.seq_len.min(model.config().max_position_embeddings());
-    let fixed = match &s.data {
-        Data::Problems => None,
-        Data::Jsonl { jsonl } => Some(conversations(ctx, &tokenizer, jsonl, seq_len)?),
-        Data::Stage { stage } => {
-            Some(conversations(ctx, &tokenizer, &ctx.folder.stage_dir(stage)?.join("traces.jsonl"), seq_len)?)
+/// Supervised fine-tuning, with the loss on the answers alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SftStage {
+    /// How it trains.
+    pub training: Training,
+    /// How batches are filled.
+    pub packing: Packing,
+    /// What is learnt on the side.
+    pub side: SideLosses,
+    /// What is its own.
+    pub own: Sft,
+}
+
+one_table!(SftStage { training, packing, side, own });
+
+/// What `sft` alone has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sft {
+    /// An earlier stage or a model folder; by default the last model before this stage.
+    pub from: String,
+    /// The conversations to learn.
+    pub data: Data,
+    /// Draws these tasks instead of the recipe's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Vec<TaskMix>>,
+    /// The share of problems that are answered at once, without thinking.
+    pub hurried_share: f64,
+    /// Optimizer steps.
+    pub steps: u64,
+}
+
+impl Default for Sft {
+    fn default() -> Self {
+        Sft { from: String::new(), data: Data::Problems, mix: None, hurried_share: 0.0, steps: 100 }
+    }
+}
+
+impl Stage for SftStage {
+    fn makes(&self) -> Makes {
+        Makes::Model
+    }
+
+    fn resolve(&mut self, earlier: &Earlier) {
+        earlier.fill(&mut self.own.from, Makes::Model);
+        self.training.resolve(1e-3, 50, 50);
+        self.side.mtp_weight.get_or_insert(0.1);
+    }
+
+    fn check(&self, at: &At, earlier: &Earlier) -> Checked {
+        self.training.check(at)?;
+        earlier.model(at, "from", &self.own.from)?;
+        if let Data::Stage { stage } = &self.own.data {
+            earlier.traces(at, "data.stage", stage)?;
         }
-    };
-    let mix = ctx.problems.as_ref().map(|p| p.training_mix(&s.mix)).transpose()?.flatten();
-    match &fixed {
-        Some(docs) => teach_ends(ctx, &s.name, &mut model, &tokenizer, docs),
-        None => {
-            let first = worked(ctx, &tokenizer, mix.as_ref(), 0, s.hurried_share)?;
-            teach_ends(ctx, &s.name, &mut model, &tokenizer, &[first]);
+        check_own_mix(&self.own.mix, at)?;
+        at.number("hurried_share", self.own.hurried_share, 0.0..=1.0)?;
+        at.positive(&[("steps", self.own.steps)])?;
+        self.packing.check(at)?;
+        self.side.check(at)
+    }
+
+    fn built_on(&self) -> Vec<&str> {
+        match &self.own.data {
+            Data::Stage { stage } => vec![&self.own.from, stage],
+            _ => vec![&self.own.from],
         }
     }
-    let rhythm = Rhythm {
-        total: s.steps,
-        scheduled: s.steps,
-        sample_every: s.sample_every,
-        checkpoint_every: s.checkpoint_every,
-        checkpoint_seconds: s.checkpoint_seconds,
-    };
-    let options = StepOptions {
-        mtp_weight: s.mtp_weight as f32,
-        router_bias_rate: s.router_bias_rate as f32,
-        balance_alpha: s.balance_alpha as f32,
-        recompute: s.recompute,
-        accumulate: s.accumulate,
-        loss_limit: 0.0,
-    };
-    let mut learner = Learner::new(model, tokenizer, &s.optimizer);
-    let seed = ctx.recipe.seed;
-    learner.figures = json!({"left_out": 0});
-    let held_out =
-        if s.eval_every > 0 { held_out_documents(ctx, &learner.tokenizer, seq_len)? } else { Vec::new() };
-    let cost = learner.run(
-        ctx,
-        &s.name,
-        &s.schedule,
-        rhythm,
-        |l, _, factor, _| {
-            let mut docs = Vec::new();
-            let (mut tokens, mut too_long) = (0, 0);
-            while tokens < s.batch_tokens {
-                let index = l.cursor;
-                l.cursor += 1;
-                let doc = match &fixed {
-                    Some(all) => nth(all, seed, index).clone(),
-                    None => worked(ctx, &l.tokenizer, mix.as_ref(), index, s.hurried_share)?,
-                };
-                if doc.ids.len() > seq_len + 1 {
-                    too_long += 1;
-                    leave_out(l);
-                    if too_long > 1000 && docs.is_empty() {
-                        return Err(all_too_long(&s.name, doc.ids.len(), seq_len + 1));
-                    }
-                    continue;
+
+    fn draws_problems(&self) -> bool {
+        self.own.data == Data::Problems
+    }
+
+    fn model(&self) -> Option<&str> {
+        Some(&self.own.from)
+    }
+
+    fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+        let tokens = self.own.steps as f64 * self.packing.batch_tokens as f64;
+        Some(Work::packed(&self.training, &self.packing, tokens))
+    }
+
+    fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
+        let (mut model, tokenizer) = ctx.model(&self.own.from)?;
+        let seq_len = self.packing.seq_len.min(model.config().max_position_embeddings());
+        let material = Material {
+            ctx,
+            fixed: match &self.own.data {
+                Data::Problems => None,
+                Data::Jsonl { jsonl } => Some(conversations(ctx, &tokenizer, jsonl, seq_len)?),
+                Data::Stage { stage } => {
+                    let path = ctx.folder.stage_dir(stage)?.join("traces.jsonl");
+                    Some(conversations(ctx, &tokenizer, &path, seq_len)?)
                 }
-                tokens += doc.ids.len() - 1;
-                docs.push(doc);
-            }
-            step_outcome(l, pack(&docs), StepOptions { loss_limit: l.loss_limit(), ..options }, factor)
-        },
-        |l, step, metrics| log_held_out(l, s.eval_every, step, &held_out, metrics),
-    )?;
-    Ok(StageResult {
-        cost,
-        summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(&learner)),
-        figures: Figures::of([("loss", learner.usual_loss)]),
-    })
-}
-
-pub(super) fn all_too_long(stage: &str, tokens: usize, limit: usize) -> TrainError {
-    let what = format!("every worked problem of stage `{stage}`");
-    TrainError::TooLong { what, tokens, limit, remedy: "raise `seq_len`" }
-}
-
-/// Counts a document that is longer than `seq_len`.
-pub(super) fn leave_out(l: &mut Learner) {
-    l.figures["left_out"] = (l.figures["left_out"].as_u64().unwrap_or(0) + 1).into();
-}
-
-/// Says how many documents were longer than `seq_len`, if any were.
-pub(super) fn left_out_words(l: &Learner) -> String {
-    match l.figures["left_out"].as_u64().unwrap_or(0) {
-        0 => String::new(),
-        n => format!(", {n} worked problems longer than `seq_len` left out"),
-    }
-}
-
-/// The held-out problems of the recipe with careful worked solutions, as conversations; none where it has no problems.
-pub(super) fn held_out_documents(
-    ctx: &Context,
-    tokenizer: &Tokenizer,
-    seq_len: usize,
-) -> Result<Vec<Document>, TrainError> {
-    let problems = ctx.problems.iter().flat_map(|p| p.held_out()).take(HELD_OUT_DOCUMENTS);
-    let documents = (0..).zip(problems).map(|(i, problem)| {
-        let answer = tasks::corpus::completion(problem, Style::Careful, i);
-        let turns = [Message::user(problem.prompt.clone()), Message::assistant(answer)];
-        Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
-    });
-    let mut documents = documents.collect::<Result<Vec<Document>, TrainError>>()?;
-    documents.retain(|d| (2..=seq_len + 1).contains(&d.ids.len()));
-    Ok(documents)
-}
-
-/// Logs the loss on held-out documents, if it is time.
-pub(super) fn log_held_out(
-    l: &Learner,
-    every: u64,
-    step: u64,
-    documents: &[Document],
-    metrics: &mut Metrics,
-) -> Result<(), TrainError> {
-    if every > 0 && step.is_multiple_of(every) && !documents.is_empty() {
-        let measured = HeldOut::measure(&l.model, l.cursor, documents);
-        metrics.log(step, &[(keys::EVAL_LOSS, measured.mean())])?;
-    }
-    Ok(())
-}
-
-/// Document `index` of an endless, in every epoch newly shuffled list.
-pub(super) fn nth(all: &[Document], seed: u64, index: u64) -> &Document {
-    let n = all.len() as u64;
-    &all[permutation(seed, index / n, n)(index % n) as usize]
-}
-
-/// A worked problem as a conversation.
-fn worked(
-    ctx: &Context,
-    tokenizer: &Tokenizer,
-    mix: Option<&tasks::Mix>,
-    index: u64,
-    hurried_share: f64,
-) -> Result<Document, TrainError> {
-    let problems = ctx.problems()?;
-    let index = FIRST_PROBLEM + index;
-    let problem = problems.train(mix, index);
-    let hurried = tasks::Rng::new(&[ctx.recipe.seed, index, 0x5f7]).chance(hurried_share);
-    let style = if hurried { Style::Hurried } else { Style::Careful };
-    let answer = tasks::corpus::completion(&problem, style, index);
-    let turns = [Message::user(problem.prompt), Message::assistant(answer)];
-    Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
-}
-
-/// The conversations of a file. One that does not fit is an error that names its place.
-pub(super) fn conversations(
-    ctx: &Context,
-    tokenizer: &Tokenizer,
-    path: &std::path::Path,
-    seq_len: usize,
-) -> Result<Vec<Document>, TrainError> {
-    let mut docs = Vec::new();
-    let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
-    for record in Records::<Conversation>::open(path, &[])? {
-        let (place, c) = record?;
-        if !c.messages.iter().any(|m| m.role == "assistant" && m.learned) {
-            let what = "there is no assistant's turn to learn, whose weight is not 0";
-            return Err(place.error(what).into());
-        }
-        let refused = |e: DataError| place.error(e.to_string());
-        let too_long = |tokens| TrainError::TooLong {
-            what: place.to_string(),
-            tokens,
-            limit: seq_len + 1,
-            remedy: "raise `seq_len`, or shorten it",
+            },
+            mix: ctx.problems.as_ref().map(|p| p.training_mix(&self.own.mix)).transpose()?.flatten(),
+            hurried_share: self.own.hurried_share,
         };
-        if c.messages.len() > MANY_TURNS {
-            let tokens = chat_len(tokenizer, &c).map_err(refused)?;
-            if tokens > seq_len + 1 {
-                return Err(too_long(tokens));
-            }
+        let note = |text: &str| ctx.reporter.note(text);
+        match &material.fixed {
+            Some(docs) => teach_ends(&note, name, &mut model, &tokenizer, docs),
+            None => teach_ends(&note, name, &mut model, &tokenizer, &[material.document(&tokenizer, 0)?]),
         }
-        let doc: Document = encode_chat(tokenizer, &c).map_err(refused)?.into();
-        for field in fields_left_out(tokenizer, &c).map_err(refused)? {
-            *left_out.entry(field).or_default() += 1;
-        }
-        if doc.ids.len() < 2 {
-            continue;
-        }
-        if doc.ids.len() > seq_len + 1 {
-            return Err(too_long(doc.ids.len()));
-        }
-        docs.push(doc);
+        let held_out = match self.training.eval_every {
+            Some(every) if every > 0 => held_out_documents(ctx, &tokenizer, seq_len)?,
+            _ => Vec::new(),
+        };
+        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
+        let mut steps = FineTuning {
+            name,
+            material,
+            held_out,
+            batch_tokens: self.packing.batch_tokens,
+            limit: seq_len + 1,
+            options: self.side.options(&self.training, &self.packing),
+        };
+        let total = self.own.steps;
+        let cost = learner.run(ctx, name, &self.training, (total, total), &mut steps)?;
+        Ok(StageResult {
+            cost,
+            summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(&learner)),
+            figures: Figures::of([("loss", learner.usual_loss)]),
+        })
     }
-    for (field, count) in left_out {
-        ctx.reporter.note(&format!(
-            "note: {}: the chat template leaves `{field}` out in {count} conversations, so that it is not learnt",
-            path.display()
-        ));
+}
+
+/// What is learnt from: documents of a file, or worked problems without end.
+struct Material<'a> {
+    ctx: &'a Context<'a>,
+    fixed: Option<Vec<Document>>,
+    mix: Option<Mix>,
+    hurried_share: f64,
+}
+
+impl Material<'_> {
+    fn document(&self, tokenizer: &Tokenizer, index: u64) -> Result<Document, TrainError> {
+        if let Some(all) = &self.fixed {
+            return Ok(nth(all, self.ctx.seed, index).clone());
+        }
+        let index = FIRST_PROBLEM + index;
+        let hurried = tasks::Rng::new(&[self.ctx.seed, index, 0x5f7]).chance(self.hurried_share);
+        let style = if hurried { Style::Hurried } else { Style::Careful };
+        worked(tokenizer, self.ctx.problems()?.train(self.mix.as_ref(), index), style, index)
     }
-    if docs.is_empty() {
-        return Err(TrainError::Recipe(format!(
-            "{}: it holds no conversation to learn from",
-            path.display()
-        )));
+}
+
+struct FineTuning<'a> {
+    name: &'a str,
+    material: Material<'a>,
+    held_out: Vec<Document>,
+    batch_tokens: usize,
+    limit: usize,
+    options: StepOptions,
+}
+
+impl Steps for FineTuning<'_> {
+    fn step(&mut self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
+        let next = |tokenizer: &Tokenizer, index| self.material.document(tokenizer, index);
+        let docs = fill_batch(l, self.name, self.batch_tokens, self.limit, next)?;
+        Ok(l.next_token_step(pack(&docs), self.options, now.lr_factor))
     }
-    Ok(docs)
+
+    fn measure(&mut self, l: &Learner, step: u64, metrics: &mut Metrics) -> Result<(), TrainError> {
+        log_held_out(l, step, &self.held_out, metrics)
+    }
 }

@@ -4,6 +4,8 @@
 use super::*;
 use crate::claims::Figure;
 use crate::optim::schedule::ScheduleKind;
+use crate::source::{Data, Source, TaskMix, Verifier};
+use crate::stages::AnyStage;
 
 const LAUNCH: &str = r#"name = "launch"
 seed = 7
@@ -90,8 +92,8 @@ fn launch_with(from: &str, to: &str) -> String {
 
 macro_rules! stage {
     ($recipe:expr, $name:expr, $kind:ident) => {
-        match $recipe.stage($name) {
-            Some(Stage::$kind(stage)) => stage,
+        match $recipe.stage($name).map(|s| s.stage()) {
+            Some(AnyStage::$kind(stage)) => stage,
             other => panic!("expected a {} called {}, found {other:?}", stringify!($kind), $name),
         }
     };
@@ -100,23 +102,26 @@ macro_rules! stage {
 #[test]
 fn what_is_left_out_is_filled_in() {
     let recipe = parse(LAUNCH, &[]).unwrap();
-    assert_eq!(stage!(recipe, "pretrain", Pretrain).tokenizer, "tokenizer");
-    assert_eq!(stage!(recipe, "sft", Sft).from, "pretrain");
-    assert_eq!(stage!(recipe, "grpo", Grpo).from, "sft");
+    assert_eq!(stage!(recipe, "pretrain", Pretrain).own.tokenizer, "tokenizer");
+    assert_eq!(stage!(recipe, "sft", Sft).own.from, "pretrain");
+    assert_eq!(stage!(recipe, "grpo", Grpo).own.from, "sft");
     assert_eq!(stage!(recipe, "reject", Reject).from, "grpo");
     let distill = stage!(recipe, "distill", Distill);
-    assert_eq!((distill.teacher.as_str(), distill.traces.as_deref()), ("grpo", Some("reject")));
+    assert_eq!((distill.own.teacher.as_str(), distill.own.traces.as_deref()), ("grpo", Some("reject")));
     let all = ["pretrain", "sft", "grpo", "distill", "student_base", "distill_rl_only"];
     assert_eq!(stage!(recipe, "eval", Eval).of, all);
     let grpo = stage!(recipe, "grpo", Grpo);
-    assert_eq!((grpo.clip_low, grpo.clip_high), (0.2, 0.28));
-    assert_eq!(grpo.optimizer.learning_rate, 2e-4);
+    assert_eq!((grpo.own.clip_low, grpo.own.clip_high), (0.2, 0.28));
+    assert_eq!(grpo.training.optimizer.learning_rate, 2e-4);
     let pretrain = stage!(recipe, "pretrain", Pretrain);
-    assert_eq!((pretrain.optimizer.learning_rate, pretrain.optimizer.adam_learning_rate), (0.03, 0.003));
-    assert_eq!(pretrain.schedule.kind, ScheduleKind::Wsd);
+    assert_eq!(
+        (pretrain.training.optimizer.learning_rate, pretrain.training.optimizer.adam_learning_rate),
+        (0.03, 0.003)
+    );
+    assert_eq!(pretrain.training.schedule.kind, ScheduleKind::Wsd);
     assert_eq!(recipe.problems.mix[1].weight, 1.0);
     assert!(matches!(recipe.reference("student"), Reference::Model(_)));
-    assert!(matches!(recipe.reference("sft"), Reference::Stage(Stage::Sft(_))));
+    assert!(matches!(recipe.reference("sft"), Reference::Stage(s) if s.kind() == "sft"));
     assert!(matches!(recipe.reference("some/folder"), Reference::Path(_)));
 }
 
@@ -195,12 +200,12 @@ fn sets_reach_stages_by_name_and_say_when_they_cannot() {
     let sets = ["seed=3", "stage.grpo.steps=10", "stage.sft.schedule.kind=constant", "stage.2.tokens=9000"];
     let recipe = parse(LAUNCH, &sets).unwrap();
     assert_eq!(recipe.seed, 3);
-    assert_eq!(stage!(recipe, "grpo", Grpo).steps, 10);
-    assert_eq!(stage!(recipe, "sft", Sft).schedule.kind, ScheduleKind::Constant);
-    assert_eq!(stage!(recipe, "pretrain", Pretrain).tokens, 9000);
+    assert_eq!(stage!(recipe, "grpo", Grpo).own.steps, 10);
+    assert_eq!(stage!(recipe, "sft", Sft).training.schedule.kind, ScheduleKind::Constant);
+    assert_eq!(stage!(recipe, "pretrain", Pretrain).own.tokens, 9000);
     let recipe = parse(LAUNCH, &["models.moe.hidden_size=64", "stage.grpo.mix=[{task=\"gcd\"}]"]).unwrap();
     assert_eq!(recipe.models["moe"]["hidden_size"].as_integer(), Some(64));
-    assert_eq!(stage!(recipe, "grpo", Grpo).mix.as_deref(), Some(&[TaskMix::plain("gcd")][..]));
+    assert_eq!(stage!(recipe, "grpo", Grpo).own.mix.as_deref(), Some(&[TaskMix::plain("gcd")][..]));
 
     assert_eq!(
         refusal(LAUNCH, &["stage.gpro.steps=10"]),
@@ -337,8 +342,8 @@ data = { stage = "reject" }
     assert_eq!(parse(&recipe.resolved_toml(), &[]).unwrap(), Recipe { name: "r".into(), ..recipe.clone() });
     let Some(Verifier::Command(verifier)) = &recipe.problems.verifier else { panic!("{recipe:?}") };
     assert_eq!((verifier.workers, verifier.timeout_seconds), (3, 10.0));
-    assert_eq!(stage!(recipe, "again", Sft).data, Data::Stage { stage: "reject".into() });
-    let Source::Files(files) = &stage!(recipe, "pretrain", Pretrain).source else { panic!() };
+    assert_eq!(stage!(recipe, "again", Sft).own.data, Data::Stage { stage: "reject".into() });
+    let Source::Files(files) = &stage!(recipe, "pretrain", Pretrain).own.source else { panic!() };
     assert_eq!(files.held_out_one_in, 10);
     let wrong = refusal(&text.replace("workers", "worker"), &[]);
     assert!(wrong.contains("`problems.verifier.worker`; did you mean `workers`?"), "{wrong}");

@@ -2,14 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A number that the recipe does not state and whose default depends on others. A finished
-/// [`Recipe`](super::Recipe) holds none, and a file cannot state one.
-pub(super) const UNSET: f64 = f64::NAN;
+use crate::settings::check::{At, Checked, POSITIVE};
+use crate::settings::{UNSET, set};
 
 /// An optimizer with its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Optimizer {
+pub struct OptimizerSettings {
     /// Which one.
     pub kind: OptimizerKind,
     /// The highest learning rate; by default one that suits the kind of stage.
@@ -30,9 +29,9 @@ pub struct Optimizer {
     pub clip: f64,
 }
 
-impl Default for Optimizer {
+impl Default for OptimizerSettings {
     fn default() -> Self {
-        Optimizer {
+        OptimizerSettings {
             kind: OptimizerKind::AdamW,
             learning_rate: UNSET,
             adam_learning_rate: UNSET,
@@ -43,6 +42,36 @@ impl Default for Optimizer {
             weight_decay: 0.1,
             clip: 1.0,
         }
+    }
+}
+
+impl OptimizerSettings {
+    /// Fills in the learning rates, of which `rate` suits AdamW.
+    pub(crate) fn resolve(&mut self, rate: f64) {
+        let muon = self.kind == OptimizerKind::Muon;
+        set(&mut self.learning_rate, if muon { 10.0 * rate } else { rate });
+        let learning_rate = self.learning_rate;
+        set(&mut self.adam_learning_rate, if muon { rate } else { learning_rate });
+    }
+
+    pub(crate) fn check(&self, at: &At) -> Checked {
+        at.numbers(
+            &[
+                ("optimizer.learning_rate", self.learning_rate),
+                ("optimizer.eps", self.eps),
+                ("optimizer.adam_learning_rate", self.adam_learning_rate),
+            ],
+            POSITIVE,
+        )?;
+        at.numbers(
+            &[
+                ("optimizer.beta1", self.beta1),
+                ("optimizer.beta2", self.beta2),
+                ("optimizer.momentum", self.momentum),
+            ],
+            0.0..1.0,
+        )?;
+        at.numbers(&[("optimizer.weight_decay", self.weight_decay), ("optimizer.clip", self.clip)], 0.0..)
     }
 }
 

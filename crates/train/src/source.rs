@@ -1,13 +1,17 @@
 //! Where a stage's material comes from: problems, folders of text, conversations.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::one_or_many::one_or_many;
+use crate::settings::check::{At, Check, Checked};
+use crate::settings::one_or_many;
+
+/// Problems held out by default.
+pub const HELD_OUT: usize = 200;
 
 /// The problems of a run: the built-in mix, the user's file, or what a command draws.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,6 +79,30 @@ impl TaskMix {
     }
 }
 
+/// Holds a stage's own mix against the tasks there are.
+pub(crate) fn check_own_mix(own: &Option<Vec<TaskMix>>, at: &At) -> Checked {
+    match own.as_deref() {
+        None => Ok(()),
+        Some([]) => Err(at.error("mix", "name at least one task, or leave the key out")),
+        Some(tasks) => check_mix(tasks, &["stage", at.stage, "mix"], at.check),
+    }
+}
+
+/// Holds a mix against the tasks there are.
+pub(crate) fn check_mix(mix: &[TaskMix], path: &[&str], check: &Check<'_>) -> Checked {
+    for (index, task) in mix.iter().enumerate() {
+        let number = (index + 1).to_string();
+        let at = |key| [path, &[number.as_str(), key]].concat();
+        let message = format!("the weight of {} must be at least 0, found {}", task.task, task.weight);
+        check.that(task.weight >= 0.0, &at("weight"), message)?;
+        let known = tasks::task(&task.task).map_err(|e| check.error(&at("task"), e.to_string()))?;
+        let level = task.level().map_err(|e| check.error(&at("level"), e.to_string()))?;
+        known.check(&level).map_err(|e| check.error(&at("level"), e.to_string()))?;
+    }
+    let drawn = mix.is_empty() || mix.iter().any(|task| task.weight > 0.0);
+    check.that(drawn, path, "every weight is 0, so that nothing would ever be drawn")
+}
+
 fn one() -> f64 {
     1.0
 }
@@ -121,6 +149,25 @@ pub enum Source {
     /// Files.
     #[serde(untagged)]
     Files(Files),
+}
+
+impl Source {
+    pub(crate) fn check(&self, at: &At) -> Checked {
+        let Source::Files(files) = self else { return Ok(()) };
+        if files.extensions.is_empty() {
+            return Err(at.error("source.extensions", "name at least one, such as \"txt\""));
+        }
+        // With one in one nothing would be left to train on.
+        at.number("source.held_out_one_in", files.held_out_one_in as f64, 2.0..)
+    }
+
+    /// What must be there, with its key.
+    pub(crate) fn files(&self) -> Vec<(&'static str, &Path)> {
+        match self {
+            Source::Problems => Vec::new(),
+            Source::Files(files) => vec![("source.path", &files.path)],
+        }
+    }
 }
 
 /// A file or a folder of text.

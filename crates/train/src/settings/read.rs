@@ -3,6 +3,7 @@
 //! what was expected. It also reads `kind = "…"` tables into enums, which serde's own tagged enums could do only
 //! by forgetting the lines.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::value::{BorrowedStrDeserializer, StrDeserializer};
@@ -11,7 +12,7 @@ use serde::de::{
 };
 
 use super::node::{Entry, KIND, Node, Value, hint, label};
-use super::{Place, RecipeError};
+use super::{ONE_TABLE, Place, RecipeError};
 
 /// What went wrong while reading the tree, and where: the path grows as the error travels outwards.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(super) struct NodeError {
 
 #[derive(Debug)]
 enum Fault {
-    UnknownKey { key: String, expected: &'static [&'static str] },
+    UnknownKey { key: String, expected: Vec<&'static str> },
     UnknownValue { found: String, expected: &'static [&'static str] },
     Other(String),
 }
@@ -85,7 +86,7 @@ impl de::Error for NodeError {
     }
 
     fn unknown_field(key: &str, expected: &'static [&'static str]) -> Self {
-        NodeError::new(Fault::UnknownKey { key: key.to_owned(), expected })
+        NodeError::new(Fault::UnknownKey { key: key.to_owned(), expected: expected.to_vec() })
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
@@ -125,19 +126,77 @@ fn plain(found: de::Unexpected<'_>) -> String {
     }
 }
 
-impl<'de> Deserializer<'de> for &'de Node {
+/// A node as one struct sees it.
+#[derive(Clone, Copy)]
+pub(super) struct View<'de, 'v> {
+    node: &'de Node,
+    /// Keys of this table that belong to others.
+    taken: &'v [&'static str],
+    /// Where a struct whose table is not its own says which keys are; the last of a table takes all that are left.
+    own: Option<&'v RefCell<Vec<&'static str>>>,
+}
+
+impl<'de> View<'de, '_> {
+    pub fn of(node: &'de Node) -> Self {
+        View { node, taken: &[], own: None }
+    }
+}
+
+impl<'de> View<'de, '_> {
+    /// The entries that are left and satisfy `wanted`.
+    fn entries(&self, wanted: impl Fn(&str) -> bool) -> Option<Entries<'de>> {
+        let Value::Table(entries) = &self.node.value else { return None };
+        let mine = entries.iter().filter(|e| !self.taken.contains(&e.key.as_str()) && wanted(&e.key));
+        Some(Entries { left: mine.collect::<Vec<_>>().into_iter(), value: None })
+    }
+}
+
+impl<'de> Deserializer<'de> for View<'de, '_> {
     type Error = NodeError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
-        match &self.value {
+        match &self.node.value {
             Value::String(text) => visitor.visit_borrowed_str(text),
             Value::Integer(number) => visitor.visit_i64(*number),
             Value::Float(number) => visitor.visit_f64(*number),
             Value::Bool(flag) => visitor.visit_bool(*flag),
             Value::Array(items) => visitor.visit_seq(Items { items, next: 0 }),
-            Value::Table(entries) => visitor.visit_map(Entries { entries, next: 0, skip: None }),
+            Value::Table(_) => visitor.visit_map(self.entries(|_| true).expect("a table")),
         }
-        .map_err(|error: NodeError| error.at(&self.place))
+        .map_err(|error: NodeError| error.at(&self.node.place))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, NodeError> {
+        if let Some(own) = self.own
+            && let Some(entries) = self.entries(|key| fields.contains(&key))
+        {
+            own.borrow_mut().extend(fields);
+            return visitor.visit_map(entries).map_err(|error: NodeError| error.at(&self.node.place));
+        }
+        self.deserialize_any(visitor).map_err(|mut error| {
+            if let (Fault::UnknownKey { expected, .. }, true) = (&mut error.fault, error.path.is_empty()) {
+                expected.splice(0..0, self.taken.iter().copied());
+            }
+            error
+        })
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        count: usize,
+        visitor: V,
+    ) -> Result<V::Value, NodeError> {
+        if name != ONE_TABLE || !matches!(self.node.value, Value::Table(_)) {
+            return self.deserialize_any(visitor);
+        }
+        let taken = self.taken.to_vec();
+        visitor.visit_seq(Parts { node: self.node, taken, left: count })
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
@@ -158,32 +217,30 @@ impl<'de> Deserializer<'de> for &'de Node {
         _variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, NodeError> {
-        let missing = || <NodeError as de::Error>::missing_field(KIND).at(&self.place);
-        match &self.value {
+        let missing = || <NodeError as de::Error>::missing_field(KIND).at(&self.node.place);
+        match &self.node.value {
             Value::String(text) => visitor.visit_enum(Variant { name: text, content: self }),
             Value::Table(_) => {
-                let kind = self.get(KIND).ok_or_else(missing)?;
+                let kind = self.node.get(KIND).ok_or_else(missing)?;
                 let name = kind.as_str().ok_or_else(|| {
                     let fault = Fault::Other("expected a string".into());
                     NodeError::new(fault).under(KIND).at(&kind.place)
                 })?;
-                visitor.visit_enum(Variant { name, content: self }).map_err(|error: NodeError| {
-                    match error.fault {
-                        Fault::UnknownValue { .. } if error.path.is_empty() => {
-                            error.under(KIND).at(&kind.place)
-                        }
-                        _ => error,
-                    }
+                let taken = [self.taken, &[KIND]].concat();
+                let content = View { taken: &taken, ..self };
+                visitor.visit_enum(Variant { name, content }).map_err(|error: NodeError| match error.fault {
+                    Fault::UnknownValue { .. } if error.path.is_empty() => error.under(KIND).at(&kind.place),
+                    _ => error,
                 })
             }
             _ => return self.deserialize_any(visitor),
         }
-        .map_err(|error: NodeError| error.at(&self.place))
+        .map_err(|error: NodeError| error.at(&self.node.place))
     }
 
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
-        seq tuple tuple_struct map struct identifier ignored_any
+        seq tuple map identifier ignored_any
     }
 }
 
@@ -199,78 +256,83 @@ impl<'de> SeqAccess<'de> for Items<'de> {
         let Some(item) = self.items.get(self.next) else { return Ok(None) };
         let index = self.next;
         self.next += 1;
-        seed.deserialize(item).map(Some).map_err(|error| error.under(label(index, item)).at(&item.place))
+        seed.deserialize(View::of(item))
+            .map(Some)
+            .map_err(|error| error.under(label(index, item)).at(&item.place))
+    }
+}
+
+/// The same table once for each of the structs that share it.
+struct Parts<'de> {
+    node: &'de Node,
+    taken: Vec<&'static str>,
+    left: usize,
+}
+
+impl<'de> SeqAccess<'de> for Parts<'de> {
+    type Error = NodeError;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, NodeError> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        self.left = left;
+        let own = RefCell::new(Vec::new());
+        let view = View { node: self.node, taken: &self.taken, own: (left > 0).then_some(&own) };
+        let part = seed.deserialize(view)?;
+        self.taken.extend(own.into_inner());
+        Ok(Some(part))
     }
 }
 
 struct Entries<'de> {
-    entries: &'de [Entry],
-    next: usize,
-    skip: Option<&'static str>,
+    left: std::vec::IntoIter<&'de Entry>,
+    value: Option<&'de Entry>,
 }
 
 impl<'de> MapAccess<'de> for Entries<'de> {
     type Error = NodeError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, NodeError> {
-        while let Some(entry) = self.entries.get(self.next) {
-            if self.skip.is_some_and(|skip| skip == entry.key) {
-                self.next += 1;
-                continue;
-            }
-            return seed
-                .deserialize(BorrowedStrDeserializer::new(&entry.key))
-                .map(Some)
-                .map_err(|error: NodeError| error.at(&entry.place));
-        }
-        Ok(None)
+        self.value = self.left.next();
+        let Some(entry) = self.value else { return Ok(None) };
+        seed.deserialize(BorrowedStrDeserializer::new(&entry.key))
+            .map(Some)
+            .map_err(|error: NodeError| error.at(&entry.place))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, NodeError> {
-        let entry = &self.entries[self.next];
-        self.next += 1;
-        seed.deserialize(&entry.node).map_err(|error| error.under(&*entry.key).at(&entry.node.place))
+        let entry = self.value.take().expect("a value follows its key");
+        seed.deserialize(View::of(&entry.node))
+            .map_err(|error| error.under(&*entry.key).at(&entry.node.place))
     }
 }
 
-struct Variant<'de> {
+struct Variant<'de, 'v> {
     name: &'de str,
-    content: &'de Node,
+    content: View<'de, 'v>,
 }
 
-impl<'de> EnumAccess<'de> for Variant<'de> {
+impl<'de, 'v> EnumAccess<'de> for Variant<'de, 'v> {
     type Error = NodeError;
-    type Variant = &'de Node;
+    type Variant = View<'de, 'v>;
 
-    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, &'de Node), NodeError> {
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self::Variant), NodeError> {
         let name: StrDeserializer<'_, NodeError> = StrDeserializer::new(self.name);
         Ok((seed.deserialize(name)?, self.content))
     }
 }
 
-impl<'de> VariantAccess<'de> for &'de Node {
+impl<'de> VariantAccess<'de> for View<'de, '_> {
     type Error = NodeError;
 
     fn unit_variant(self) -> Result<(), NodeError> {
-        match &self.value {
-            Value::Table(entries) => match entries.iter().find(|entry| entry.key != KIND) {
-                Some(entry) => {
-                    Err(<NodeError as de::Error>::unknown_field(&entry.key, &[KIND]).at(&entry.place))
-                }
-                None => Ok(()),
-            },
-            _ => Ok(()),
+        match self.entries(|key| key != KIND).and_then(|mut entries| entries.left.next()) {
+            Some(entry) => Err(<NodeError as de::Error>::unknown_field(&entry.key, &[KIND]).at(&entry.place)),
+            None => Ok(()),
         }
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, NodeError> {
-        match &self.value {
-            Value::Table(entries) => {
-                let entries = Entries { entries, next: 0, skip: Some(KIND) };
-                seed.deserialize(de::value::MapAccessDeserializer::new(entries))
-            }
-            _ => seed.deserialize(self),
-        }
+        seed.deserialize(self)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _len: usize, visitor: V) -> Result<V::Value, NodeError> {

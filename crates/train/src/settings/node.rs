@@ -7,31 +7,42 @@ use toml::de::{DeTable, DeValue};
 use super::{Place, RecipeError};
 
 /// The key whose value names the variant of an enum that carries data.
-pub(super) const KIND: &str = "kind";
+pub const KIND: &str = "kind";
 
 /// A value and its place.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub struct Node {
+    /// Where it stands.
     pub place: Place,
+    /// The value.
     pub value: Value,
 }
 
+/// What a recipe can hold.
 #[derive(Debug, Clone)]
-pub(super) enum Value {
+pub enum Value {
+    /// Text.
     String(String),
+    /// A whole number.
     Integer(i64),
+    /// A number that is finite.
     Float(f64),
+    /// True or false.
     Bool(bool),
+    /// A list.
     Array(Vec<Node>),
+    /// A table, in its order.
     Table(Vec<Entry>),
 }
 
 /// One `key = value` of a table.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub struct Entry {
+    /// The key.
     pub key: String,
     /// Where the key stands, which for a table is its header.
     pub place: Place,
+    /// The value.
     pub node: Node,
 }
 
@@ -87,13 +98,13 @@ impl Node {
 }
 
 /// How an element of an array is called in a path: its name, else its kind, else its number from 1.
-pub(super) fn label(index: usize, item: &Node) -> String {
+pub fn label(index: usize, item: &Node) -> String {
     let named = item.get("name").or_else(|| item.get(KIND)).and_then(Node::as_str);
     named.map_or_else(|| (index + 1).to_string(), str::to_owned)
 }
 
 /// Whether a path's key means this element: its [`label`] or its number from 1.
-pub(super) fn is_called(key: &str, index: usize, item: &Node) -> bool {
+pub fn is_called(key: &str, index: usize, item: &Node) -> bool {
     key == label(index, item) || key.parse() == Ok(index + 1)
 }
 
@@ -166,7 +177,7 @@ impl Convert<'_> {
 }
 
 /// "did you mean `x`?" where one name is near, else the list of names.
-pub(super) fn hint<'a>(found: &str, names: impl Iterator<Item = &'a str> + Clone, listing: &str) -> String {
+pub fn hint<'a>(found: &str, names: impl Iterator<Item = &'a str> + Clone, listing: &str) -> String {
     if let Some(near) = nearest(found, names.clone()) {
         return format!("did you mean `{near}`?");
     }
@@ -179,7 +190,7 @@ pub(super) fn hint<'a>(found: &str, names: impl Iterator<Item = &'a str> + Clone
 }
 
 /// The name most like `found`, unless none is like it at all.
-pub(super) fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let score = |name: &str| {
         let (found, name) = (found.to_lowercase(), name.to_lowercase());
         let alike = strsim::jaro_winkler(&found, &name);

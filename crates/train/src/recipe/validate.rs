@@ -1,0 +1,172 @@
+//! What a recipe must satisfy beyond its form.
+
+use super::{Recipe, resolve};
+use crate::claims::{ClaimSettings, Figure};
+use crate::settings::check::{At, Check, Checked};
+use crate::settings::node;
+use crate::source::{Problems, Verifier, check_mix};
+use crate::stages::{AnyStage, Earlier, NamedStage};
+
+/// Names that a run folder uses itself.
+const RESERVED: [&str; 3] = ["tensorboard", "samples", "recipe"];
+
+/// Problems that are drawn beforehand.
+const MOST_PROBLEMS: usize = 10_000_000;
+
+/// Stage names: present, usable as folders, no two the same.
+pub(super) fn names(recipe: &Recipe, check: &Check<'_>) -> Checked {
+    check.that(is_name(&recipe.name), &["name"], "use letters, digits, `.`, `-` and `_`")?;
+    if recipe.stages.is_empty() {
+        let message = "the recipe has no stages; begin one with `[[stage]]` and a `kind`";
+        return Err(check.error(&["stage"], message));
+    }
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        let name = stage.name();
+        let number = (index + 1).to_string();
+        let path = ["stage", &number, "name"];
+        let free = !RESERVED.contains(&name.to_lowercase().as_str()) && is_name(name);
+        check.that(
+            free,
+            &path,
+            format!(
+                "a stage cannot be called {name:?}: use letters, digits, `.`, `-` and `_`, and none of {}",
+                RESERVED.join(", ")
+            ),
+        )?;
+        let twice = recipe.stages[..index].iter().any(|other| other.name().eq_ignore_ascii_case(name));
+        check.that(
+            !twice,
+            &path,
+            format!("two stages are called `{name}`; give one of them another `name`"),
+        )?;
+    }
+    Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    name.len() <= 100 && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(inner)
+}
+
+/// Everything else.
+pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
+    machine(recipe, check)?;
+    for (name, config) in &recipe.models {
+        check.that(
+            config.is_table(),
+            &["models", name],
+            "expected a table with the keys of a config.json",
+        )?;
+    }
+    if recipe.draws_problems() {
+        problems(&recipe.problems, check)?;
+    }
+    let (outlines, models) = resolve::outlines(recipe);
+    for (before, stage) in recipe.stages.iter().enumerate() {
+        let at = At { check, stage: stage.name() };
+        stage.check(&at, &Earlier { all: &outlines, before, models: &models })?;
+    }
+    (1..).zip(&recipe.claims).try_for_each(|(number, claim)| self::claim(number, claim, recipe, check))
+}
+
+/// A claim compares what the recipe measures, and states nothing that would be ignored.
+fn claim(number: usize, claim: &ClaimSettings, recipe: &Recipe, check: &Check<'_>) -> Checked {
+    let number = number.to_string();
+    let error = |key: &str, message: String| check.error(&["claim", &number, key], message);
+    if claim.name.is_empty() {
+        return Err(error("name", "say what is claimed, in a sentence".into()));
+    }
+    for (key, name) in claim
+        .sides()
+        .zip(std::iter::once("stage").chain(std::iter::repeat("baseline")))
+        .map(|(name, key)| (key, name))
+        .chain(claim.given.iter().map(|name| ("given", name.as_str())))
+    {
+        if recipe.stage(name).is_none() {
+            let hint = node::hint(name, recipe.stages.iter().map(NamedStage::name), "there are");
+            return Err(error(key, format!("no stage is called `{name}`; {hint}")));
+        }
+    }
+    let baselines = claim.baseline.len();
+    if baselines == 0 || baselines > 1 && claim.figure != Figure::Flops {
+        let message = format!("expected one stage, found {baselines}; several are for `figure = \"flops\"`");
+        return Err(error("baseline", message));
+    }
+    if claim.above.is_nan() || claim.above < 1.0 {
+        return Err(error("above", format!("expected a number at least 1, found {}", claim.above)));
+    }
+    let answers = claim.figure != Figure::HeldOutLoss;
+    for (key, stated, means) in [
+        ("equal_flops", claim.equal_flops, answers && claim.figure != Figure::Flops),
+        ("given", !claim.given.is_empty(), answers),
+    ] {
+        if stated && !means {
+            return Err(error(key, format!("it means nothing for `{}`", claim.figure)));
+        }
+    }
+    if let Figure::HeldOutLoss = claim.figure {
+        let pretrains = |name: &str| {
+            recipe.stage(name).is_some_and(|stage| matches!(stage.stage(), AnyStage::Pretrain(_)))
+        };
+        return match claim.sides().find(|name| !pretrains(name)) {
+            Some(other) => Err(error("figure", format!("`{other}` is no pretrain stage"))),
+            None => Ok(()),
+        };
+    }
+    // The report takes the last stage that measures them all.
+    let all = |of: &[String]| claim.sides().all(|name| of.iter().any(|other| other == name));
+    let last = recipe.stages.iter().rev().find_map(|s| {
+        let (of, samples) = s.measures()?;
+        all(of).then_some((s.name(), samples))
+    });
+    let Some((name, samples)) = last else {
+        let names: Vec<&str> = claim.sides().collect();
+        let message = format!("no eval stage measures {} together; name them in its `of`", names.join(", "));
+        return Err(error("stage", message));
+    };
+    match claim.figure {
+        Figure::PassAt(k) | Figure::MajAt(k) if k != samples => {
+            let message = format!("`{name}` has {samples} samples, and measures no {}", claim.figure);
+            Err(error("figure", message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn machine(recipe: &Recipe, check: &Check<'_>) -> Checked {
+    let machine = &recipe.machine;
+    let price = machine.price_per_core_hour;
+    check.that(
+        price >= 0.0,
+        &["machine", "price_per_core_hour"],
+        format!("a price is not negative, found {price}"),
+    )?;
+    let memory = machine.memory_gib;
+    check.that(memory > 0.0, &["machine", "memory_gib"], format!("expected a number above 0, found {memory}"))
+}
+
+fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
+    let given = [!problems.mix.is_empty(), problems.jsonl.is_some(), !problems.command.is_empty()];
+    let one = given.iter().filter(|given| **given).count() == 1;
+    check.that(one, &["problems"], "give one of `mix`, `jsonl` and `command`")?;
+    let tasks = problems.tasks.is_empty() || !problems.command.is_empty();
+    check.that(
+        tasks,
+        &["problems", "tasks"],
+        "`tasks` goes with `command`; the tasks of a mix stand in `mix`",
+    )?;
+    // Held in memory, all of them.
+    for (key, count) in [("count", problems.count), ("held_out", problems.held_out.unwrap_or(1))] {
+        let message = format!("expected 1 to {MOST_PROBLEMS}, found {count}");
+        check.that((1..=MOST_PROBLEMS).contains(&count), &["problems", key], message)?;
+    }
+    check_mix(&problems.mix, &["problems", "mix"], check)?;
+    if let Some(Verifier::Command(verifier)) = &problems.verifier {
+        let path = |key| ["problems", "verifier", key];
+        check.that(!verifier.command.is_empty(), &path("command"), "name a program")?;
+        check.that((1..=1024).contains(&verifier.workers), &path("workers"), "expected 1 to 1024")?;
+        let patient = (0.001..=86_400.0).contains(&verifier.timeout_seconds);
+        check.that(patient, &path("timeout_seconds"), "expected 0.001 to 86400")?;
+    }
+    Ok(())
+}
