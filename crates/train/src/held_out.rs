@@ -8,8 +8,7 @@ use data::{Document, pack};
 use model::{Model, whole};
 use serde::{Deserialize, Serialize};
 
-use crate::run::RunError;
-use crate::run::folder::write_atomic;
+use crate::run::{RunError, write_atomic};
 use crate::step::score;
 
 /// Documents whose held-out loss is measured.

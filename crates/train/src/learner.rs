@@ -7,7 +7,6 @@ use data::{Packed, Tokenizer};
 use engine::{Engine, Request, Sampling};
 use model::Model;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use tensor::{Gpu, Math, operations};
 
 use crate::TrainError;
@@ -64,6 +63,22 @@ pub struct Learner {
     /// What the stage wants to say at its end and knows from its steps; kept with the checkpoints.
     figures: BTreeMap<String, f64>,
     guard: Guard,
+}
+
+/// What a checkpoint holds beside weights and moments.
+#[derive(Serialize, Deserialize)]
+struct State {
+    cursor: u64,
+    optimizer_steps: u64,
+    /// None before the first loss.
+    usual_loss: Option<f64>,
+    cost: StageCost,
+    figures: BTreeMap<String, f64>,
+    guard: Guard,
+    /// Whether the stage has come to its end.
+    ended: bool,
+    /// How the device calculates, as `--math` names it.
+    math: String,
 }
 
 /// What is known of steps that were skipped. It decides weights, and is saved with them.
@@ -161,42 +176,44 @@ impl Learner {
             return Err(TrainError::Diverged(stage.to_owned()));
         }
         let (first, second) = self.optimizer.state();
-        let state = json!({
-            "cursor": self.cursor,
-            "optimizer_steps": self.optimizer.steps(),
-            "usual_loss": self.usual_loss.is_finite().then_some(self.usual_loss),
-            "cost": cost,
-            "figures": self.figures,
-            "guard": self.guard,
-            "ended": kind == Kind::End,
-            "math": self.math(),
-        });
+        let state = State {
+            cursor: self.cursor,
+            optimizer_steps: self.optimizer.steps(),
+            usual_loss: Some(self.usual_loss).filter(|loss| loss.is_finite()),
+            cost: cost.clone(),
+            figures: self.figures.clone(),
+            guard: self.guard,
+            ended: kind == Kind::End,
+            math: self.math().to_owned(),
+        };
         let sections = [self.model.params().data(), first, second];
-        Ok(checkpoint::save(dir, step, kind == Kind::Anchor, state, &sections)?)
+        Ok(checkpoint::save(dir, step, kind == Kind::Anchor, &state, &sections)?)
     }
 
+    /// Goes to the newest checkpoint, or the newest anchor; also gives the number of damaged ones that were passed over.
     fn load(
         &mut self,
         dir: &std::path::Path,
         anchors: bool,
-    ) -> Result<Option<(u64, Value, usize)>, TrainError> {
-        let math = self.math();
+    ) -> Result<Option<(u64, State, usize)>, TrainError> {
+        let is = self.math();
         let (first, second, steps) = self.optimizer.state_mut();
         let mut sections = [self.model.params_mut().data_mut(), first, second];
-        let Some(loaded) = checkpoint::load(dir, anchors, &mut sections)? else { return Ok(None) };
-        let (was, is) = (loaded.state["math"].as_str().unwrap_or("exact"), math);
-        if was != is {
+        let Some(loaded) = checkpoint::load::<State>(dir, anchors, &mut sections)? else { return Ok(None) };
+        let state = loaded.state;
+        if state.math != is {
+            let was = &state.math;
             return Err(TrainError::Recipe(format!(
                 "the stage was begun in {was} mode and would go on in {is} mode, with other bits: run it with \
                  `--math {was}`"
             )));
         }
-        *steps = loaded.state["optimizer_steps"].as_u64().unwrap_or(loaded.step);
-        self.cursor = loaded.state["cursor"].as_u64().unwrap_or(0);
-        self.usual_loss = loaded.state["usual_loss"].as_f64().unwrap_or(f64::INFINITY);
-        self.figures = serde_json::from_value(loaded.state["figures"].clone()).unwrap_or_default();
-        self.guard = serde_json::from_value(loaded.state["guard"].clone()).unwrap_or_default();
-        Ok(Some((loaded.step, loaded.state, loaded.passed_over.len())))
+        *steps = state.optimizer_steps;
+        self.cursor = state.cursor;
+        self.usual_loss = state.usual_loss.unwrap_or(f64::INFINITY);
+        self.figures.clone_from(&state.figures);
+        self.guard = state.guard;
+        Ok(Some((loaded.step, state, loaded.passed_over.len())))
     }
 
     /// Runs a stage's steps from where it stands to its end, and writes the model into the stage's folder. Of the
@@ -215,8 +232,7 @@ impl Learner {
         let (mut before, mut ended) = (None, false);
         if let Some((resumed, state, damaged)) = self.load(&checkpoints, false)? {
             at = resumed;
-            before = serde_json::from_value(state["cost"].clone()).ok();
-            ended = state["ended"] == true;
+            (before, ended) = (Some(state.cost), state.ended);
             ctx.reporter.note(&format!("{stage}: going on at step {at} of {}", total));
             if damaged > 0 {
                 ctx.reporter.note(&format!("{stage}: {damaged} damaged checkpoint(s) passed over"));
@@ -349,6 +365,7 @@ mod tests {
     use crate::run::folder::RunFolder;
     use data::TrainOptions;
     use model::ModelConfig;
+    use serde_json::json;
     use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use tensor::Rng;

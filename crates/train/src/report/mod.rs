@@ -16,9 +16,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::claims::Claim;
 use crate::evaluate::Scores;
 use crate::ledger::StageCost;
-use crate::run::RunError;
-use crate::run::folder::write_atomic;
 use crate::run::metrics::Line;
+use crate::run::{RunError, write_atomic};
 
 /// Everything that a run has to show, but for its curves.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]

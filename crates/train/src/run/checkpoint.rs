@@ -11,8 +11,8 @@ use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use ground::atomic;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::RunError;
 
@@ -23,9 +23,9 @@ const MAX_HEADER: u64 = 64 << 20;
 const KEEP: usize = 2;
 
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct Header<S> {
     step: u64,
-    state: Value,
+    state: S,
     sections: Vec<Section>,
 }
 
@@ -36,11 +36,11 @@ struct Section {
 }
 
 /// A checkpoint that was read.
-pub struct Loaded {
+pub struct Loaded<S> {
     /// The step after which it was written.
     pub step: u64,
     /// What the stage said of itself.
-    pub state: Value,
+    pub state: S,
     /// Older files that were found damaged and passed over.
     pub passed_over: Vec<PathBuf>,
 }
@@ -73,7 +73,13 @@ fn bytes(x: &[f32]) -> impl Iterator<Item = Vec<u8>> {
 }
 
 /// Writes a checkpoint and removes those that are no longer needed.
-pub fn save(dir: &Path, step: u64, anchor: bool, state: Value, sections: &[&[f32]]) -> Result<(), RunError> {
+pub fn save(
+    dir: &Path,
+    step: u64,
+    anchor: bool,
+    state: &impl Serialize,
+    sections: &[&[f32]],
+) -> Result<(), RunError> {
     fs::create_dir_all(dir).map_err(RunError::io("create", dir))?;
     let path = path_of(dir, step, anchor);
     let described = sections.iter().map(|s| {
@@ -100,7 +106,11 @@ pub fn save(dir: &Path, step: u64, anchor: bool, state: Value, sections: &[&[f32
 }
 
 /// Reads the newest whole checkpoint, or the newest whole anchor, into `sections`; `None` where there is none.
-pub fn load(dir: &Path, anchors: bool, sections: &mut [&mut [f32]]) -> Result<Option<Loaded>, RunError> {
+pub fn load<S: DeserializeOwned>(
+    dir: &Path,
+    anchors: bool,
+    sections: &mut [&mut [f32]],
+) -> Result<Option<Loaded<S>>, RunError> {
     let mut passed_over = Vec::new();
     let mut found = list(dir);
     found.retain(|p| !anchors || is_anchor(p));
@@ -113,13 +123,13 @@ pub fn load(dir: &Path, anchors: bool, sections: &mut [&mut [f32]]) -> Result<Op
     match passed_over.first() {
         None => Ok(None),
         Some(path) => {
-            let message = read(path, sections).err().unwrap_or_default();
+            let message = read::<S>(path, sections).err().unwrap_or_default();
             Err(RunError::Damaged { path: path.clone(), message })
         }
     }
 }
 
-fn read(path: &Path, sections: &mut [&mut [f32]]) -> Result<Header, String> {
+fn read<S: DeserializeOwned>(path: &Path, sections: &mut [&mut [f32]]) -> Result<Header<S>, String> {
     let say = |e: std::io::Error| e.to_string();
     let file = File::open(path).map_err(say)?;
     let size = file.metadata().map_err(say)?.len();
@@ -141,7 +151,7 @@ fn read(path: &Path, sections: &mut [&mut [f32]]) -> Result<Header, String> {
     if crc32fast::hash(&header) != u32::from_le_bytes(crc) {
         return Err("its header's checksum is wrong".into());
     }
-    let header: Header = serde_json::from_slice(&header).map_err(|e| e.to_string())?;
+    let header: Header<S> = serde_json::from_slice(&header).map_err(|e| e.to_string())?;
     let body: u64 = sections.iter().map(|s| 4 * s.len() as u64).sum();
     let lengths = header.sections.iter().map(|s| s.values).eq(sections.iter().map(|s| s.len() as u64));
     if !lengths || size != 20 + length + body {
@@ -168,14 +178,14 @@ fn read(path: &Path, sections: &mut [&mut [f32]]) -> Result<Header, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn damage_anywhere_is_found_and_the_checkpoint_before_is_used() {
         let dir = tempfile::tempdir().expect("a folder");
         let (a, b) = (vec![1.0f32, -2.5, 3.0], vec![4.0f32; 5]);
         for step in [10, 20, 30] {
-            save(dir.path(), step, false, json!({"cursor": step}), &[&a, &b]).expect("saved");
+            save(dir.path(), step, false, &json!({"cursor": step}), &[&a, &b]).expect("saved");
         }
         assert_eq!(list(dir.path()).len(), KEEP);
         let whole = fs::read(path_of(dir.path(), 30, false)).expect("bytes");
@@ -188,16 +198,20 @@ mod tests {
                 bad.pop();
             }
             fs::write(path_of(dir.path(), 30, false), &bad).expect("written");
-            let got = load(dir.path(), false, &mut [&mut x, &mut y]).expect("the older one").expect("one");
+            let got =
+                load::<Value>(dir.path(), false, &mut [&mut x, &mut y]).expect("the older one").expect("one");
             assert_eq!((got.step, got.passed_over.len()), (20, 1), "flipped byte {at}");
             assert_eq!((&x, &y), (&a, &b));
         }
         fs::write(path_of(dir.path(), 30, false), &whole).expect("written");
-        let got = load(dir.path(), false, &mut [&mut x, &mut y]).expect("whole").expect("one");
+        let got = load::<Value>(dir.path(), false, &mut [&mut x, &mut y]).expect("whole").expect("one");
         assert_eq!((got.step, got.state["cursor"].as_u64()), (30, Some(30)));
         fs::write(path_of(dir.path(), 20, false), b"x").expect("written");
         fs::write(path_of(dir.path(), 30, false), b"x").expect("written");
-        assert!(matches!(load(dir.path(), false, &mut [&mut x, &mut y]), Err(RunError::Damaged { .. })));
+        assert!(matches!(
+            load::<Value>(dir.path(), false, &mut [&mut x, &mut y]),
+            Err(RunError::Damaged { .. })
+        ));
     }
 
     #[test]
@@ -205,9 +219,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let (a, mut x) = (vec![1.0f32], vec![0.0f32]);
         for step in 1..=9 {
-            save(dir.path(), step, step % 3 == 0 && step < 9, json!({}), &[&a]).expect("saved");
+            save(dir.path(), step, step % 3 == 0 && step < 9, &json!({}), &[&a]).expect("saved");
         }
-        let mut at = |anchors| load(dir.path(), anchors, &mut [&mut x]).expect("whole").expect("one").step;
+        let mut at =
+            |anchors| load::<Value>(dir.path(), anchors, &mut [&mut x]).expect("whole").expect("one").step;
         assert_eq!((at(true), at(false)), (6, 9));
         assert_eq!(list(dir.path()).len(), KEEP + 1);
     }

@@ -11,12 +11,11 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use ground::atomic;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::RunError;
 use super::metrics::Metrics;
+use super::{RunError, write_atomic};
 
 const LOCK: &str = ".lock";
 const RECIPE: &str = "recipe.toml";
@@ -162,16 +161,6 @@ fn lock(dir: &Path) -> Result<File, RunError> {
         .and_then(|()| write!(file, "{}", std::process::id()))
         .map_err(RunError::io("write", &path))?;
     Ok(file)
-}
-
-/// Replaces a file: at any moment, and after a power cut, it holds either what it held or all of `bytes`.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    atomic::replace(path, bytes).map_err(RunError::io("write", path))
-}
-
-/// Makes renames in a folder survive a power cut.
-pub fn sync_folder(dir: &Path) -> Result<(), RunError> {
-    atomic::sync_folder(dir).map_err(RunError::io("sync", dir))
 }
 
 /// What differs between two resolved recipes, each as `key: old → new`.

@@ -12,9 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::RunError;
-use super::folder::write_atomic;
 use super::tensorboard::EventWriter;
+use super::{RunError, write_atomic};
 
 /// The numbers of a run.
 pub const METRICS: &str = "metrics.jsonl";

@@ -8,6 +8,8 @@ pub mod tensorboard;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ground::atomic;
+
 use thiserror::Error;
 
 /// Why a run folder could not be used.
@@ -86,4 +88,9 @@ impl RunError {
             _ => RunError::Io { action, path: path.to_path_buf(), source },
         }
     }
+}
+
+/// Replaces a file: at any moment, and after a power cut, it holds either what it held or all of `bytes`.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    atomic::replace(path, bytes).map_err(RunError::io("write", path))
 }

@@ -333,7 +333,7 @@ fn shards(
         }
         train.finish()?;
         held.finish()?;
-        crate::run::folder::write_atomic(&info, bytes.to_string().as_bytes())?;
+        crate::run::write_atomic(&info, bytes.to_string().as_bytes())?;
     }
     let (train, held) = (Shards::open(&train_dir)?, Shards::open(&held_dir)?);
     if train.len_documents() == 0 || held.len_documents() == 0 {
