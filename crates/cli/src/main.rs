@@ -44,7 +44,7 @@ enum Command {
     Score(commands::score::Score),
     /// How many problems a model solves.
     Eval(commands::eval::Eval),
-    /// Parameters, operations and cache of a model, counted.
+    /// Parameters, FLOPs and cache of a model, counted.
     Inspect(commands::inspect::Inspect),
     /// Write a model in another format: GGUF for llama.cpp, or a folder for transformers.
     Convert(commands::convert::Convert),

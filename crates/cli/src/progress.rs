@@ -121,7 +121,7 @@ impl Reporter for Terminal {
     fn stage_done(&self, name: &str, cost: &StageCost, summary: &str) {
         let memory = cost.peak_memory_bytes as f64 / (1u64 << 20) as f64;
         self.full_line(&format!(
-            "  {name}: {summary}  [{}, {} tokens, {:.2e} operations, {memory:.0} MiB, {:.5} $]",
+            "  {name}: {summary}  [{}, {} tokens, {:.2e} FLOPs, {memory:.0} MiB, {:.5} $]",
             duration(cost.seconds),
             cost.tokens,
             cost.operations as f64,

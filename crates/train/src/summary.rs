@@ -126,7 +126,7 @@ fn taught(recipe: &Recipe, from: &str, grpo: &str) -> Option<String> {
     let open = if compared {
         ""
     } else {
-        " What fine-tuning on careful solutions reaches from the same base at equal operations is not measured in this run; \
+        " What fine-tuning on careful solutions reaches from the same base at equal FLOPs is not measured in this run; \
          where worked solutions are plenty, expect more of it than of reinforcement."
     };
     Some(format!("{read} was fine-tuned on worked solutions{hurried}.{open}"))

@@ -72,7 +72,7 @@ pub fn run(a: &Inspect) -> Result<()> {
     if p.mtp > 0 {
         row("beside them, multi-token head", p.mtp)?;
     }
-    line(&format!("operations per token (texts of {context} tokens)"))?;
+    line(&format!("FLOPs per token (texts of {context} tokens)"))?;
     let f = i.forward;
     for (name, n) in [
         ("attention, projections", f.attention_projections),

@@ -102,7 +102,7 @@ fn dry_run(recipe: &Recipe) -> Result<()> {
         tensor::device(0)
             .map_or_else(|| format!("{} threads", tensor::threads::threads()), |gpu| gpu.info().name.clone())
     ))?;
-    line("# stage                 parameters    active   operations    memory      time")?;
+    line("# stage                 parameters    active        FLOPs    memory      time")?;
     let mut seconds = 0.0;
     for p in stages {
         // Small models reach about half of the ceiling.
@@ -209,7 +209,7 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         report["stages"].as_array().into_iter().flatten().filter_map(|s| s[k].as_f64()).sum::<f64>()
     };
     line(&format!(
-        "  {:.1} minutes, {:.2e} operations, {:.4} $",
+        "  {:.1} minutes, {:.2e} FLOPs, {:.4} $",
         total("seconds") / 60.0,
         total("operations"),
         total("cost")

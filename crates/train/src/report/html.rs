@@ -95,7 +95,7 @@ fn header(report: &RunReport, out: &mut String) {
         format!("at {} per core-hour", money(report.price_per_core_hour)),
     );
     fact("tokens", short(total.tokens as f64), "read and written".into());
-    fact("operations", short(total.operations as f64), "multiplications and additions".into());
+    fact("FLOPs", short(total.operations as f64), "multiplications and additions".into());
     fact("peak memory", bytes(total.peak_memory_bytes), total.joules.map(energy).unwrap_or_default());
     out.push_str("</dl>\n");
 }
@@ -256,14 +256,14 @@ fn ledger(report: &RunReport, out: &mut String) {
     }
     let _ = write!(
         out,
-        "<h2>What it cost</h2>\n<p class=\"lead\">Operations are counted op by op; time{} are read from the system; money is wall time on all cores at {} per core-hour.</p>\n",
+        "<h2>What it cost</h2>\n<p class=\"lead\">FLOPs are counted op by op; time{} are read from the system; money is wall time on all cores at {} per core-hour.</p>\n",
         if report.total().joules.is_some() { ", memory and energy" } else { " and memory" },
         money(report.price_per_core_hour)
     );
     let part = |stage: &StageCost| (stage.name.clone(), stage.seconds, duration(stage.seconds));
     let parts: Vec<_> = report.stages.iter().map(part).collect();
     figure(&shares("Time by stage", &parts, 880.0), "Where the time went", "", out);
-    out.push_str("<div class=\"scroll\"><table><thead><tr><th>stage</th><th>time</th><th>core time</th><th>tokens</th><th>tokens/s</th><th>operations</th><th>operations/s</th><th>peak memory</th><th>energy</th><th>price</th></tr></thead><tbody>\n");
+    out.push_str("<div class=\"scroll\"><table><thead><tr><th>stage</th><th>time</th><th>core time</th><th>tokens</th><th>tokens/s</th><th>FLOPs</th><th>FLOP/s</th><th>peak memory</th><th>energy</th><th>price</th></tr></thead><tbody>\n");
     for (index, stage) in report.stages.iter().enumerate() {
         let swatch = format!("<span class=\"swatch c{}\"></span>", share_colour(index));
         let _ = writeln!(out, "<tr>{}</tr>", cost_cells(&swatch, stage));
