@@ -1,7 +1,7 @@
 //! From a recipe's text to structs, with errors that name the file, the line, the key and the nearest word.
 //!
 //! [`Node`] is the text as a tree that remembers where each value stands; [`read`] gives the structs, [`check`] holds
-//! values against ranges, and [`one_table`] lets several structs share the keys of one table.
+//! values against ranges, and `one_table!` lets several structs share the keys of one table.
 
 pub mod check;
 pub mod node;
