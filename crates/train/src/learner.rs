@@ -1,6 +1,7 @@
 //! The loop around optimizer steps that every training stage shares: resume, guard, log, save, stop.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::time::Instant;
 
 use data::{Packed, Tokenizer};
@@ -11,7 +12,7 @@ use tensor::{Gpu, Math, operations};
 
 use crate::TrainError;
 use crate::context::{Context, Progress};
-use crate::ledger::StageCost;
+use crate::ledger::{Meter, StageCost};
 use crate::optim::{Optimizer, OptimizerSettings};
 use crate::run::checkpoint;
 use crate::run::metrics::{Metrics, keys};
@@ -167,7 +168,7 @@ impl Learner {
     fn save(
         &self,
         stage: &str,
-        dir: &std::path::Path,
+        dir: &Path,
         step: u64,
         cost: &StageCost,
         kind: Kind,
@@ -191,11 +192,7 @@ impl Learner {
     }
 
     /// Goes to the newest checkpoint, or the newest anchor; also gives the number of damaged ones that were passed over.
-    fn load(
-        &mut self,
-        dir: &std::path::Path,
-        anchors: bool,
-    ) -> Result<Option<(u64, State, usize)>, TrainError> {
+    fn load(&mut self, dir: &Path, anchors: bool) -> Result<Option<(u64, State, usize)>, TrainError> {
         let is = self.math();
         let (first, second, steps) = self.optimizer.state_mut();
         let mut sections = [self.model.params_mut().data_mut(), first, second];
@@ -233,15 +230,14 @@ impl Learner {
         if let Some((resumed, state, damaged)) = self.load(&checkpoints, false)? {
             at = resumed;
             (before, ended) = (Some(state.cost), state.ended);
-            ctx.reporter.note(&format!("{stage}: going on at step {at} of {}", total));
+            ctx.reporter.note(&format!("{stage}: going on at step {at} of {total}"));
             if damaged > 0 {
                 ctx.reporter.note(&format!("{stage}: {damaged} damaged checkpoint(s) passed over"));
             }
         }
-        let mut metrics = ctx.folder.metrics(stage, at)?;
-        let mut meter = ctx.meter(stage, before);
+        let (metrics, meter) = (ctx.folder.metrics(stage, at)?, ctx.meter(stage, before));
+        let mut log = Log { ctx, stage, total, metrics, meter, window: VecDeque::new() };
         let mut saved = Instant::now();
-        let mut window: VecDeque<(f64, u64, u64)> = VecDeque::new();
         // A setting of the recipe, or a part of the stage: where to go back to must not depend on how fast the machine is.
         let anchor_every = match training.checkpoint_every {
             0 => total.div_ceil(ANCHORS),
@@ -250,34 +246,18 @@ impl Learner {
         while at < total && !ended {
             let (clock, counts) = (Instant::now(), operations::counts());
             let lr_factor = training.schedule.factor(at, scheduled);
-            let now = Now { step: at, lr_factor, operations: meter.operations() };
+            let now = Now { step: at, lr_factor, operations: log.meter.operations() };
             let outcome = steps.step(self, &now)?;
-            let done = operations::counts().since(&counts).total();
-            meter.add(outcome.tokens, done);
-            window.push_back((clock.elapsed().as_secs_f64(), outcome.tokens, done));
-            if window.len() > WINDOW {
-                window.pop_front();
-            }
-            self.guard.skips = if outcome.skipped { self.guard.skips + 1 } else { 0 };
-            if self.guard.skips >= SKIPS {
-                // The data that broke it is passed over.
-                let (cursor, figures) = (self.cursor, self.figures.clone());
-                let anchor = if self.guard.rolled_back { None } else { self.load(&checkpoints, true)? };
-                let Some((from, ..)) = anchor else { return Err(TrainError::Diverged(stage.to_owned())) };
-                (self.cursor, self.figures) = (cursor, figures);
-                self.guard = Guard { skips: 0, rolled_back: true };
-                ctx.reporter.note(&format!(
-                    "{stage}: {SKIPS} steps without a usable loss; back to the weights after step {from}"
-                ));
-            }
+            let (seconds, counts) = (clock.elapsed().as_secs_f64(), operations::counts().since(&counts));
+            self.guard(ctx, stage, &checkpoints, outcome.skipped)?;
             at += 1;
-            self.tell(ctx, stage, at, total, &outcome, &window, meter.tokens(), &mut metrics)?;
+            log.step(at, &outcome, seconds, counts.total())?;
             if Training::is_time(training.eval_every, at) {
-                steps.measure(self, at, &mut metrics)?;
+                steps.measure(self, at, &mut log.metrics)?;
             }
             let samples = training.sample_every.is_some_and(|every| every > 0);
             if samples && (Training::is_time(training.sample_every, at) || at == total) {
-                self.sample(ctx, stage, at, &mut metrics)?;
+                self.sample(ctx, stage, at, &mut log.metrics)?;
             }
             let due = training.checkpoint_every > 0 && at % training.checkpoint_every == 0
                 || training.checkpoint_seconds > 0.0
@@ -285,9 +265,9 @@ impl Learner {
             let stop = ctx.reporter.stop();
             let anchor = at % anchor_every == 0 && self.guard.skips == 0;
             if (due || stop || anchor) && at < total && !outcome.enough {
-                metrics.sync()?;
+                log.metrics.sync()?;
                 let kind = if anchor { Kind::Anchor } else { Kind::Passing };
-                self.save(stage, &checkpoints, at, &meter.so_far(), kind)?;
+                self.save(stage, &checkpoints, at, &log.meter.so_far(), kind)?;
                 saved = Instant::now();
             }
             if outcome.enough {
@@ -297,41 +277,35 @@ impl Learner {
                 return Err(TrainError::Interrupted);
             }
         }
-        metrics.sync()?;
-        let cost = meter.stop();
+        log.metrics.sync()?;
+        let cost = log.meter.stop();
         self.save(stage, &checkpoints, at, &cost, Kind::End)?;
         self.model.save(&dir)?;
         self.tokenizer.save(&dir)?;
         Ok(cost)
     }
 
-    fn tell(
-        &self,
+    /// Goes back to the last anchor, once in a stage, after too many skipped steps in a row.
+    fn guard(
+        &mut self,
         ctx: &Context,
         stage: &str,
-        step: u64,
-        total: u64,
-        outcome: &StepOutcome,
-        window: &VecDeque<(f64, u64, u64)>,
-        tokens: u64,
-        metrics: &mut Metrics,
+        checkpoints: &Path,
+        skipped: bool,
     ) -> Result<(), TrainError> {
-        let sum = window.iter().fold((0.0, 0, 0), |s, w| (s.0 + w.0, s.1 + w.1, s.2 + w.2));
-        let tokens_per_second = sum.1 as f64 / sum.0;
-        let mut values = vec![outcome.headline];
-        values.extend(&outcome.values);
-        values.push((keys::TOKENS, tokens as f64));
-        values.push((keys::TOKENS_PER_SECOND, tokens_per_second));
-        metrics.log(step, &values)?;
-        ctx.reporter.progress(&Progress {
-            stage,
-            step,
-            total,
-            headline: outcome.headline,
-            tokens_per_second,
-            ceiling_share: ctx.ceiling.share(sum.2 as f64 / sum.0),
-            seconds_left: (total - step) as f64 * sum.0 / window.len() as f64,
-        });
+        self.guard.skips = if skipped { self.guard.skips + 1 } else { 0 };
+        if self.guard.skips < SKIPS {
+            return Ok(());
+        }
+        // The data that broke it is passed over.
+        let (cursor, figures) = (self.cursor, self.figures.clone());
+        let anchor = if self.guard.rolled_back { None } else { self.load(checkpoints, true)? };
+        let Some((from, ..)) = anchor else { return Err(TrainError::Diverged(stage.to_owned())) };
+        (self.cursor, self.figures) = (cursor, figures);
+        self.guard = Guard { skips: 0, rolled_back: true };
+        ctx.reporter.note(&format!(
+            "{stage}: {SKIPS} steps without a usable loss; back to the weights after step {from}"
+        ));
         Ok(())
     }
 
@@ -358,6 +332,50 @@ impl Learner {
     }
 }
 
+/// What is told of a stage's steps while it runs.
+struct Log<'a> {
+    ctx: &'a Context<'a>,
+    stage: &'a str,
+    total: u64,
+    metrics: Metrics,
+    meter: Meter,
+    /// Seconds, tokens and operations of the last steps.
+    window: VecDeque<(f64, u64, u64)>,
+}
+
+impl Log<'_> {
+    fn step(
+        &mut self,
+        step: u64,
+        outcome: &StepOutcome,
+        seconds: f64,
+        operations: u64,
+    ) -> Result<(), TrainError> {
+        self.meter.add(outcome.tokens, operations);
+        self.window.push_back((seconds, outcome.tokens, operations));
+        if self.window.len() > WINDOW {
+            self.window.pop_front();
+        }
+        let sum = self.window.iter().fold((0.0, 0, 0), |s, w| (s.0 + w.0, s.1 + w.1, s.2 + w.2));
+        let tokens_per_second = sum.1 as f64 / sum.0;
+        let mut values = vec![outcome.headline];
+        values.extend(&outcome.values);
+        values.push((keys::TOKENS, self.meter.tokens() as f64));
+        values.push((keys::TOKENS_PER_SECOND, tokens_per_second));
+        self.metrics.log(step, &values)?;
+        self.ctx.reporter.progress(&Progress {
+            stage: self.stage,
+            step,
+            total: self.total,
+            headline: outcome.headline,
+            tokens_per_second,
+            ceiling_share: self.ctx.ceiling.share(sum.2 as f64 / sum.0),
+            seconds_left: (self.total - step) as f64 * sum.0 / self.window.len() as f64,
+        });
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,7 +384,6 @@ mod tests {
     use data::TrainOptions;
     use model::ModelConfig;
     use serde_json::json;
-    use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use tensor::Rng;
 

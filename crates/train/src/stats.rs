@@ -23,13 +23,6 @@ pub struct Estimate {
     pub high: f64,
 }
 
-impl Estimate {
-    /// A number that was not measured with error, such as a count of operations.
-    pub fn exact(value: f64) -> Self {
-        Estimate { value, low: value, high: value }
-    }
-}
-
 /// The share `successes / trials` with Wilson's interval; of no trials, 0 within [0, 1].
 ///
 /// ```
@@ -41,48 +34,12 @@ pub fn wilson(successes: u64, trials: u64) -> Estimate {
     if trials == 0 {
         return Estimate { value: 0.0, low: 0.0, high: 1.0 };
     }
-    score_interval(successes as f64 / trials as f64, trials as f64)
-}
-
-/// Wilson's interval of a share seen in `trials` trials, which need not be a whole number.
-fn score_interval(share: f64, trials: f64) -> Estimate {
+    let (share, trials) = (successes as f64 / trials as f64, trials as f64);
     let z2 = Z * Z / trials;
     let centre = (share + z2 / 2.0) / (1.0 + z2);
     let half = Z / (1.0 + z2) * (share * (1.0 - share) / trials + z2 / (4.0 * trials)).sqrt();
     // At 0 and 1 the near end is exactly the share, which rounding would miss.
     Estimate { value: share, low: (centre - half).clamp(0.0, share), high: (centre + half).clamp(share, 1.0) }
-}
-
-/// The chance that at least one of `k` samples is right, estimated without bias from `samples` samples of
-/// which `right` are (Chen et al. 2021, equation 1).
-///
-/// # Panics
-/// If `k` is 0 or above `samples`, or `right` is above `samples`.
-pub fn pass_at_k(samples: u64, right: u64, k: u64) -> f64 {
-    assert!(k >= 1 && k <= samples && right <= samples, "pass@{k} of {right} right among {samples} samples");
-    if samples - right < k {
-        return 1.0;
-    }
-    // 1 − C(n − c, k) / C(n, k), as a product that cannot overflow.
-    1.0 - (samples - right + 1..=samples).map(|n| 1.0 - k as f64 / n as f64).product::<f64>()
-}
-
-/// The mean over problems of values in [0, 1], such as each problem's pass@k, each from at most
-/// `samples_each` samples.
-///
-/// The interval is Wilson's with the effective number of trials `p(1 − p) / variance of the mean`: exact for
-/// zeros and ones, narrower where values lie between, and never empty, even if all problems agree.
-pub fn mean_of_shares(values: &[f64], samples_each: u64) -> Estimate {
-    let count = values.len() as f64;
-    if values.is_empty() {
-        return wilson(0, 0);
-    }
-    let mean = (values.iter().sum::<f64>() / count).clamp(0.0, 1.0);
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
-    let spread = mean * (1.0 - mean);
-    let most = count * samples_each.max(1) as f64;
-    let trials = if variance > 0.0 { (count * spread / variance).clamp(count, most) } else { count };
-    score_interval(mean, trials)
 }
 
 /// The answer that most samples gave, as the index of the first sample that gave it; of equally common ones,
@@ -101,19 +58,33 @@ pub fn majority<T: PartialEq>(answers: &[Option<T>]) -> Option<usize> {
 }
 
 /// The ratio of two means over the **same** problems, `numerator` over `baseline`, with a bootstrap interval
-/// over problems.
+/// over problems. A resample whose baseline is 0 counts it as half a success.
 ///
 /// # Panics
 /// If the two have different lengths.
 pub fn ratio_paired(numerator: &[f64], baseline: &[f64]) -> Estimate {
     assert_eq!(numerator.len(), baseline.len(), "a paired ratio needs the same problems on both sides");
-    let count = numerator.len();
-    ratio(numerator, baseline, |random, pick| {
-        for _ in 0..count {
-            let index = random.below(count);
-            pick(index, index);
-        }
-    })
+    if numerator.iter().chain(baseline).all(|v| *v == 0.0) {
+        // Nothing is known of the ratio.
+        return Estimate { value: 1.0, low: 0.0, high: f64::MAX };
+    }
+    let quotient = |picks: &[usize]| {
+        let sum = |values: &[f64]| picks.iter().map(|&i| values[i]).sum::<f64>();
+        let below = sum(baseline);
+        sum(numerator) / if below > 0.0 { below } else { 0.5 }
+    };
+    let (value, mut ratios) = bootstrap(numerator.len(), quotient);
+    ratios.sort_by(f64::total_cmp);
+    Estimate { value, low: quantile(&ratios, 0.025).min(value), high: quantile(&ratios, 0.975).max(value) }
+}
+
+/// A statistic of all of `count` problems, which it gets by their numbers, and of resamples of them.
+fn bootstrap<T>(count: usize, statistic: impl Fn(&[usize]) -> T) -> (T, Vec<T>) {
+    let all: Vec<usize> = (0..count).collect();
+    let mut random = Random(0x5eed);
+    let mut resample = || (0..count).map(|_| random.below(count)).collect::<Vec<_>>();
+    let resamples = (0..RESAMPLES).map(|_| statistic(&resample())).collect();
+    (statistic(&all), resamples)
 }
 
 /// How many times `flops` a rival needs for the mean of `own`, with a bootstrap interval over the problems, which are the
@@ -134,10 +105,7 @@ pub fn leverage(own: &[f64], flops: f64, rival: &[(Vec<f64>, f64)]) -> Estimate 
         let (needed, reached) = flops_to_reach(mean(own), &points);
         (needed / flops.max(1.0), reached)
     };
-    let (value, reached) = times(&(0..count).collect::<Vec<_>>());
-    let mut random = Random(0x5eed);
-    let mut drawn: Vec<(f64, bool)> =
-        (0..RESAMPLES).map(|_| times(&(0..count).map(|_| random.below(count)).collect::<Vec<_>>())).collect();
+    let ((value, reached), mut drawn) = bootstrap(count, times);
     // Lower bounds above the numbers: of those, nobody knows how large they are.
     drawn.sort_by(|a, b| (!a.1).cmp(&!b.1).then(a.0.total_cmp(&b.0)));
     let high = match drawn[(0.975 * (RESAMPLES - 1) as f64).ceil() as usize] {
@@ -164,51 +132,6 @@ fn flops_to_reach(goal: f64, points: &[(f64, f64)]) -> (f64, bool) {
         before = Some((height, flops));
     }
     (before.expect("a curve has points").1, false)
-}
-
-/// The ratio of two means over different problems, seeds or steps, with a bootstrap interval.
-pub fn ratio_independent(numerator: &[f64], baseline: &[f64]) -> Estimate {
-    let counts = (numerator.len(), baseline.len());
-    ratio(numerator, baseline, |random, pick| {
-        // The shorter side is drawn as often as it is long: the rest of its picks is left out.
-        for index in 0..counts.0.max(counts.1) {
-            let first = if index < counts.0 { random.below(counts.0) } else { usize::MAX };
-            let second = if index < counts.1 { random.below(counts.1) } else { usize::MAX };
-            pick(first, second);
-        }
-    })
-}
-
-/// Bootstraps mean(numerator) / mean(baseline). A resample whose baseline is 0 counts it as half a success.
-fn ratio(
-    numerator: &[f64],
-    baseline: &[f64],
-    resample: impl Fn(&mut Random, &mut dyn FnMut(usize, usize)),
-) -> Estimate {
-    let nothing = |values: &[f64]| values.iter().all(|v| *v == 0.0);
-    if numerator.is_empty() || baseline.is_empty() || nothing(numerator) && nothing(baseline) {
-        // Nothing is known of the ratio.
-        return Estimate { value: 1.0, low: 0.0, high: f64::MAX };
-    }
-    let counts = (numerator.len() as f64, baseline.len() as f64);
-    let quotient = |sums: (f64, f64)| {
-        let below = if sums.1 > 0.0 { sums.1 } else { 0.5 };
-        (sums.0 / counts.0) / (below / counts.1)
-    };
-    let mut random = Random(0x5eed);
-    let mut ratios: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            let mut sums = (0.0, 0.0);
-            resample(&mut random, &mut |first, second| {
-                sums.0 += numerator.get(first).unwrap_or(&0.0);
-                sums.1 += baseline.get(second).unwrap_or(&0.0);
-            });
-            quotient(sums)
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    let value = quotient((numerator.iter().sum(), baseline.iter().sum()));
-    Estimate { value, low: quantile(&ratios, 0.025).min(value), high: quantile(&ratios, 0.975).max(value) }
 }
 
 /// The quantile of sorted values, with straight lines between them.
@@ -257,38 +180,6 @@ mod tests {
         assert_eq!(wilson(0, 0), Estimate { value: 0.0, low: 0.0, high: 1.0 });
     }
 
-    /// Against every way to choose k of n, counted out.
-    #[test]
-    fn pass_at_k_counts_every_choice() {
-        assert_eq!(pass_at_k(8, 0, 8), 0.0);
-        assert_eq!(pass_at_k(8, 1, 8), 1.0);
-        near(pass_at_k(8, 2, 1), 0.25);
-        for samples in 1_u64..=7 {
-            for right in 0..=samples {
-                for k in 1..=samples {
-                    let choices: Vec<u32> =
-                        (0_u32..1 << samples).filter(|set| set.count_ones() == k as u32).collect();
-                    let hits = choices.iter().filter(|set| *set & ((1 << right) - 1) != 0).count();
-                    near(pass_at_k(samples, right, k), hits as f64 / choices.len() as f64);
-                }
-            }
-        }
-    }
-
-    /// For zeros and ones the mean's interval is Wilson's, and agreement of all problems leaves a doubt.
-    #[test]
-    fn mean_of_shares_is_wilson_for_whole_answers() {
-        let values = [1.0, 0.0, 1.0, 1.0];
-        let (found, expected) = (mean_of_shares(&values, 8), wilson(3, 4));
-        near(found.low, expected.low);
-        near(found.high, expected.high);
-        assert_eq!(mean_of_shares(&[1.0; 20], 8), wilson(20, 20));
-        let between = mean_of_shares(&[0.5, 0.6, 0.4, 0.5], 8);
-        assert!(between.high - between.low < wilson(2, 4).high - wilson(2, 4).low);
-        assert!(between.low < 0.5 && between.high > 0.5);
-        assert!(mean_of_shares(&[0.5; 4], 8).high > 0.6);
-    }
-
     #[test]
     fn the_majority_wins_and_silence_does_not_vote() {
         assert_eq!(majority(&[Some("3"), Some("4"), Some("4")]), Some(1));
@@ -298,35 +189,29 @@ mod tests {
         assert_eq!(majority::<&str>(&[]), None);
     }
 
-    /// Pairing takes the problems' difficulty out of the ratio, and nothing depends on the time of day.
+    /// Nothing depends on the time of day, and nothing divides by nothing.
     #[test]
-    fn ratios_are_steady_and_pairing_narrows() {
+    fn ratios_are_steady() {
         let baseline: Vec<f64> = (0..200).map(|index| f64::from(index % 3 == 0)).collect();
         let better: Vec<f64> = (0..200).map(|index| f64::from(index % 3 == 0 || index % 5 == 0)).collect();
         let paired = ratio_paired(&better, &baseline);
-        let apart = ratio_independent(&better, &baseline);
         near(paired.value, better.iter().sum::<f64>() / baseline.iter().sum::<f64>());
-        assert!(paired.low > 1.0 && paired.high - paired.low < apart.high - apart.low);
+        assert!(paired.low > 1.0);
         assert_eq!(paired, ratio_paired(&better, &baseline));
         assert!(ratio_paired(&baseline, &[0.0; 200]).value.is_finite());
-        assert_eq!(ratio_paired(&[1.0; 9], &[1.0; 9]), Estimate::exact(1.0));
+        assert_eq!(ratio_paired(&[1.0; 9], &[1.0; 9]), Estimate { value: 1.0, low: 1.0, high: 1.0 });
+        assert_eq!(ratio_paired(&[0.0; 9], &[0.0; 9]).high, f64::MAX);
     }
 
-    /// The interval of independent means holds the truth about as often as it says, for the delta method's
-    /// own example: two samples of known spread.
+    /// The interval of a ratio of means over the same problems is the delta method's, what they have in common included.
     #[test]
-    fn the_independent_ratio_agrees_with_the_delta_method() {
-        let first: Vec<f64> = (0..400).map(|index| 2.0 + f64::from(index % 7) / 7.0).collect();
-        let second: Vec<f64> = (0..300).map(|index| 1.0 + f64::from(index % 11) / 11.0).collect();
-        let found = ratio_independent(&first, &second);
-        let moments = |values: &[f64]| {
-            let mean = values.iter().sum::<f64>() / values.len() as f64;
-            let variance =
-                values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
-            (mean, variance / values.len() as f64)
-        };
-        let ((a, va), (b, vb)) = (moments(&first), moments(&second));
-        let half = Z * (a / b) * (va / (a * a) + vb / (b * b)).sqrt();
+    fn the_paired_ratio_agrees_with_the_delta_method() {
+        let second: Vec<f64> = (0..400).map(|index| 1.0 + f64::from(index % 11) / 11.0).collect();
+        let first: Vec<f64> = (0..400).map(|index| second[index] + (index % 7) as f64 / 7.0).collect();
+        let found = ratio_paired(&first, &second);
+        let mean = |of: &dyn Fn(usize) -> f64| (0..400).map(of).sum::<f64>() / 400.0;
+        let (a, b) = (mean(&|i| first[i]), mean(&|i| second[i]));
+        let half = Z * (mean(&|i| (first[i] - a / b * second[i]).powi(2)) / 400.0).sqrt() / b;
         assert!((found.low - (a / b - half)).abs() < 0.2 * half);
         assert!((found.high - (a / b + half)).abs() < 0.2 * half);
     }

@@ -44,8 +44,6 @@ pub mod keys {
     pub const TOKENS: &str = "tokens";
     /// Tokens a second.
     pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
-    /// Learning rate.
-    pub const LEARNING_RATE: &str = "learning_rate";
 }
 
 /// A line of `metrics.jsonl`.

@@ -131,11 +131,8 @@ macro_rules! stages {
             $($(#[$doc])* #[serde(rename = $kind)] $variant($settings),)+
         }
 
-        /// What each kind of stage is called in a recipe.
-        pub const KINDS: [&str; [$($kind),+].len()] = [$($kind),+];
-
         impl AnyStage {
-            /// What `kind` says, one of [`KINDS`].
+            /// What `kind` says in a recipe.
             pub fn kind(&self) -> &'static str {
                 match self {
                     $(AnyStage::$variant(_) => $kind,)+
