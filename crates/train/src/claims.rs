@@ -29,7 +29,7 @@ pub struct ClaimSettings {
     pub name: String,
     /// The stage that is claimed to be better.
     pub stage: String,
-    /// The stage that it is compared with; for `flops`, the stages of a rival at growing FLOPs.
+    /// The stage, or the folder of the model, that it is compared with; for `flops`, the stages of a rival at growing FLOPs.
     #[serde(deserialize_with = "one_or_many")]
     pub baseline: Vec<String>,
     /// What the baseline is, in words for the report; by default its name.

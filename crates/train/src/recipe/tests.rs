@@ -280,7 +280,10 @@ fn claims_compare_what_is_measured() {
     assert_eq!(recipe.claims[0].figure, Figure::MajAt(8));
     let built_on = ["distill", "grpo", "pretrain", "reject", "sft", "tokenizer"];
     assert_eq!(recipe.lineage("distill").into_iter().collect::<Vec<_>>(), built_on);
+    let folder = ["claim.1.baseline=./before", "stage.eval.of=['distill', './before']"];
+    assert_eq!(parse(LAUNCH, &folder).unwrap().claims[0].baseline, ["./before"]);
     for (set, part) in [
+        ("claim.1.baseline=./before", "no eval stage measures distill, ./before together"),
         ("claim.1.name=''", "say what is claimed"),
         ("claim.1.stage=distil", "no stage is called `distil`; did you mean `distill`?"),
         ("claim.1.baseline=[]", "expected one stage, found 0"),

@@ -5,7 +5,7 @@ use crate::claims::{ClaimSettings, Figure};
 use crate::settings::check::{At, Check, Checked};
 use crate::settings::node;
 use crate::source::{Problems, Verifier, check_mix};
-use crate::stages::{AnyStage, Earlier, NamedStage};
+use crate::stages::{AnyStage, Earlier, NamedStage, is_path};
 
 /// Names that a run folder uses itself.
 const RESERVED: [&str; 3] = ["tensorboard", "samples", "recipe"];
@@ -82,7 +82,7 @@ fn claim(number: usize, claim: &ClaimSettings, recipe: &Recipe, check: &Check<'_
         .map(|(name, key)| (key, name))
         .chain(claim.given.iter().map(|name| ("given", name.as_str())))
     {
-        if recipe.stage(name).is_none() {
+        if recipe.stage(name).is_none() && !is_path(name) {
             let hint = node::hint(name, recipe.stages.iter().map(NamedStage::name), "there are");
             return Err(error(key, format!("no stage is called `{name}`; {hint}")));
         }

@@ -23,6 +23,11 @@ impl Makes {
     }
 }
 
+/// Whether a reference is a path and not a name.
+pub fn is_path(reference: &str) -> bool {
+    reference.contains(['/', '\\'])
+}
+
 /// A stage as the others see it.
 #[derive(Debug, Clone)]
 pub struct Outline {
@@ -78,9 +83,9 @@ impl Earlier<'_> {
             return Err(at.error(key, message));
         }
         let earlier = &self.all[..self.before];
-        let is_path = name.contains(['/', '\\']);
         let also_there = also.iter().any(|other| other == name);
-        if is_path || also_there || earlier.iter().any(|stage| stage.name == name && suits(stage.makes)) {
+        if is_path(name) || also_there || earlier.iter().any(|stage| stage.name == name && suits(stage.makes))
+        {
             return Ok(());
         }
         let message = match self.all.iter().find(|stage| stage.name == name) {

@@ -19,7 +19,7 @@ use crate::settings::node::KIND;
 use crate::settings::one_table;
 use crate::training::{Packing, Training};
 
-pub use earlier::{Earlier, Makes, Outline};
+pub use earlier::{Earlier, Makes, Outline, is_path};
 
 /// What a finished stage leaves for the report, beside its folder.
 pub struct StageResult {
