@@ -38,6 +38,8 @@ enum Command {
     Run(commands::run::Run),
     /// Talk with a model.
     Chat(commands::chat::Chat),
+    /// Serve models over HTTP, with a page to chat on.
+    Serve(commands::serve::Serve),
     /// Continue prompts: text, token ids, log-probabilities.
     Generate(commands::generate::Generate),
     /// Log-probabilities of given tokens or text.
@@ -96,6 +98,7 @@ fn perform(cli: Cli) -> Result<()> {
         Command::Launch(a) => commands::run::launch(&a),
         Command::Run(a) => commands::run::run(&a),
         Command::Chat(a) => commands::chat::run(&a),
+        Command::Serve(a) => commands::serve::run(&a),
         Command::Generate(a) => commands::generate::run(&a),
         Command::Score(a) => commands::score::run(&a),
         Command::Eval(a) => commands::eval::run(&a),

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Every crate and those of ours that it may import. `serve` is yet to come.
+/// Every crate and those of ours that it may import.
 const MAY_IMPORT: [(&str, &[&str]); 9] = [
     ("shoestring-ground", &[]),
     ("shoestring-tensor", &["shoestring-ground"]),
@@ -27,7 +27,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
             "shoestring-engine",
         ],
     ),
-    ("shoestring-serve", &["shoestring-engine", "shoestring-model", "shoestring-data"]),
+    ("shoestring-serve", &["shoestring-engine", "shoestring-model", "shoestring-data", "shoestring-tasks"]),
     (
         "shoestring",
         &[

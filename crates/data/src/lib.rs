@@ -12,6 +12,7 @@
 //! it gives an error here, where a memory map would end the process with a bus error.
 #![forbid(unsafe_code)]
 
+pub mod answer;
 mod atomic;
 pub mod chat;
 pub mod corpus;
@@ -26,7 +27,7 @@ pub mod tokenizer;
 
 pub use chat::{
     Conversation, DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Given, Message, Sample, chat_len, encode_chat,
-    encode_prompt, fields_left_out, render_chat,
+    encode_conversation, encode_prompt, fields_left_out, render_chat,
 };
 pub use corpus::{Corpus, TextDocument, read_texts, read_texts_with};
 pub use error::DataError;

@@ -45,6 +45,8 @@ pub struct Ticket(u64);
 
 /// Whoever listens to a lane.
 pub trait Sink {
+    /// A request has left the queue, and so many tokens of its prompt were found in the cache.
+    fn begun(&mut self, _ticket: Ticket, _cached: usize) {}
     /// A token of a sample, with the `top_logprobs` that were asked for; false ends the continuation.
     fn token(&mut self, ticket: Ticket, sample: usize, drawn: Drawn, top: &[(u32, f32)]) -> bool;
     /// The end of a sample.
@@ -72,8 +74,7 @@ struct Job {
     extras: Extras,
     /// Samples that have not ended.
     open: usize,
-    /// Tokens of the prompt that were found in the cache.
-    cached: usize,
+    begun: bool,
 }
 
 /// One sequence: a continuation, or a prompt whose samples have not all begun.
@@ -115,15 +116,18 @@ struct Part {
     wanted: Option<usize>,
 }
 
-/// How long steps take, and how many prompt tokens one may take along so that nobody waits too long.
+/// How long steps take, for how many prompt tokens one may take along so that nobody waits too long.
+#[derive(Default)]
 struct Pace {
     /// Seconds of a step of decoding alone, lately.
     usual: Option<f64>,
-    rows: usize,
+    /// Seconds that a prompt token adds to a step, lately.
+    row: Option<f64>,
 }
 
-/// The least prompt tokens that are taken along.
-const FEWEST_ROWS: usize = 16;
+/// The least prompt tokens that are taken along, and how many are before anything was measured.
+const FEWEST_ROWS: usize = 8;
+const FIRST_ROWS: usize = 32;
 
 /// A queue of requests and their way through one model.
 pub struct Lane<'m> {
@@ -156,13 +160,12 @@ impl<'m> Lane<'m> {
             active: Vec::new(),
             next_ticket: 0,
             counts: Counts::default(),
-            pace: Pace { usual: None, rows: limits.rows },
+            pace: Pace::default(),
         }
     }
 
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
-        self.pace = Pace { usual: None, rows: limits.rows };
     }
 
     /// Queues a request. Its first token comes out of a later [`Lane::step`].
@@ -183,7 +186,7 @@ impl<'m> Lane<'m> {
             let trunk = request.samples > 1;
             let guide = extras.guide.as_ref().filter(|_| !trunk).map(|make| make());
             self.waiting.push_back(Seq::new(ticket, 0, trunk, request.prompt.clone(), guide));
-            self.jobs.insert(ticket, Job { open: request.samples, request, extras, cached: 0 });
+            self.jobs.insert(ticket, Job { open: request.samples, request, extras, begun: false });
         }
         Ok(ticket)
     }
@@ -218,11 +221,6 @@ impl<'m> Lane<'m> {
     /// Continuations that wait for room.
     pub fn waiting(&self) -> usize {
         self.waiting.iter().map(|s| self.samples_of(s)).sum()
-    }
-
-    /// Tokens of a request's prompt that were found in the cache, once it has begun and until it ends.
-    pub fn cached_tokens(&self, ticket: Ticket) -> usize {
-        self.jobs.get(&ticket).map_or(0, |j| j.cached)
     }
 
     /// What it has done so far.
@@ -288,6 +286,10 @@ impl<'m> Lane<'m> {
             free = free.saturating_sub(wanted);
             ahead += self.samples_of(&seq);
             self.find_prefix(&mut seq);
+            let job = self.jobs.get_mut(&seq.ticket).expect("a sequence has a job");
+            if !std::mem::replace(&mut job.begun, true) {
+                sink.begun(seq.ticket, seq.done);
+            }
             let at = self.active.partition_point(|s| s.age() < seq.age());
             self.active.insert(at, seq);
         }
@@ -298,13 +300,12 @@ impl<'m> Lane<'m> {
         if !self.limits.keep {
             return;
         }
-        let job = self.jobs.get_mut(&seq.ticket).expect("a sequence has a job");
-        let (pages, link) = self.prefix.find(job.extras.salt, &seq.tokens, &mut self.pages);
+        let salt = self.jobs[&seq.ticket].extras.salt;
+        let (pages, link) = self.prefix.find(salt, &seq.tokens, &mut self.pages);
         seq.done = pages.len() * KvCache::PAGE;
         seq.kept = (pages.len(), link);
         seq.pages = pages;
         self.counts.cached += seq.done;
-        job.cached = job.cached.max(seq.done.min(job.request.prompt.len()));
     }
 
     /// Keeps the pages that have become whole.
@@ -428,10 +429,11 @@ impl<'m> Lane<'m> {
     /// Which rows the next step has: one of every sequence in decoding, and as many prompt tokens as there is room for.
     fn divide(&mut self) -> Vec<Part> {
         let decoding = self.active.iter().filter(|s| s.logits.is_none() && s.left() == 1).count();
-        let beside =
-            if decoding == 0 || self.limits.patience == 0.0 { self.limits.rows } else { self.pace.rows };
-        let mut room =
-            beside.saturating_sub(decoding).max(if self.limits.patience == 0.0 { 64 } else { FEWEST_ROWS });
+        let mut room = if decoding > 0 && self.limits.patience > 0.0 {
+            self.pace.rows(&self.limits)
+        } else {
+            self.limits.rows.saturating_sub(decoding).max(64)
+        };
         let mut parts = Vec::with_capacity(self.active.len());
         let mut i = 0;
         while i < self.active.len() {
@@ -509,7 +511,7 @@ impl<'m> Lane<'m> {
         self.counts.computed += tokens.len();
         let logits = self.predict(&tokens, &segments, &wanted);
         self.take_predictions(parts, &logits, wanted.len(), sink);
-        self.pace.note(begun.elapsed().as_secs_f64(), decoding, prompts, &self.limits);
+        self.pace.note(begun.elapsed().as_secs_f64(), decoding, prompts);
     }
 
     /// Logits of the wanted rows, `[wanted, vocab]`.
@@ -639,22 +641,26 @@ impl Seq {
 }
 
 impl Pace {
-    /// Takes note of a step, and of how many prompt tokens the next one may take along.
-    fn note(&mut self, seconds: f64, decoding: usize, prompts: usize, limits: &Limits) {
-        if decoding == 0 {
-            return;
+    /// How many prompt tokens a step may take along beside decoding.
+    fn rows(&self, limits: &Limits) -> usize {
+        match (self.usual, self.row) {
+            (Some(usual), Some(row)) => {
+                let more = (f64::from(limits.patience) - 1.0).max(0.0) * usual;
+                ((more / row.max(1e-9)) as usize).clamp(FEWEST_ROWS, limits.rows.max(FEWEST_ROWS))
+            }
+            _ => FIRST_ROWS,
         }
+    }
+
+    /// Takes note of a step of so many sequences in decoding and so many prompt tokens.
+    fn note(&mut self, seconds: f64, decoding: usize, prompts: usize) {
+        let lately = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| 0.7 * old + 0.3 * new));
         if prompts == 0 {
-            self.usual = Some(self.usual.map_or(seconds, |usual| 0.8 * usual + 0.2 * seconds));
+            self.usual = lately(self.usual, seconds);
             return;
         }
-        let Some(usual) = self.usual else { return };
-        let patience = f64::from(limits.patience);
-        if seconds > patience * usual {
-            self.rows = (self.rows / 2).max(FEWEST_ROWS);
-        } else if seconds < 0.7 * patience * usual {
-            self.rows = (self.rows + 16).min(limits.rows);
-        }
+        let own = if decoding == 0 { 0.0 } else { self.usual.unwrap_or(0.0) };
+        self.row = lately(self.row, (seconds - own).max(0.0) / prompts as f64);
     }
 }
 

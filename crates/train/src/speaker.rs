@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use data::answer::{completion_text, opening};
 use data::{Document, Tokenizer};
 use model::files::FileError;
 use model::{Model, ModelConfig};
@@ -41,34 +42,6 @@ pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
     ids.sort_unstable();
     ids.dedup();
     ids
-}
-
-/// What a completion says: control tokens are left out, `<think>` and `<answer>` tags stay, whatever kind of token the
-/// tokenizer makes of them.
-///
-/// # Errors
-/// As [`Tokenizer::decode`].
-pub fn completion_text(tokenizer: &Tokenizer, ids: &[u32]) -> data::Result<String> {
-    let kept: Vec<u32> =
-        ids.iter().copied().filter(|&id| !tokenizer.is_special(id) || is_tag(tokenizer, id)).collect();
-    tokenizer.decode(&kept, false)
-}
-
-/// Whether a control token is one of the tags of a completion.
-pub fn is_tag(tokenizer: &Tokenizer, id: u32) -> bool {
-    let text = tokenizer.token_text(id);
-    text.is_some_and(|t| ["<think>", "</think>", "<answer>", "</answer>"].contains(&t.as_str()))
-}
-
-/// What a prompt has begun of the answer already: some chat templates open the thought themselves, with `<think>` and
-/// perhaps a line end.
-///
-/// # Errors
-/// As [`Tokenizer::decode`].
-pub fn opening(tokenizer: &Tokenizer, prompt: &[u32]) -> data::Result<String> {
-    let end = completion_text(tokenizer, &prompt[prompt.len().saturating_sub(8)..])?;
-    let opened = end.rfind("<think>").filter(|at| end[*at..].trim_end() == "<think>");
-    Ok(opened.map_or_else(String::new, |at| end[at..].to_owned()))
 }
 
 /// An answer in full: what the prompt has begun of it and what the model wrote.

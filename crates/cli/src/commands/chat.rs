@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use data::answer::{LiveText, completion_text};
 use data::{Message, encode_prompt};
 use engine::{Engine, FinishReason, Request, Sampling};
 use tensor::Rng;
-use train::speaker::completion_text;
 
 use super::generate::{SamplingArgs, begins_in_thought};
 use super::ranges;
-use crate::live::{LiveText, Painter, put};
+use crate::live::{Painter, put};
 use crate::model_files::{Loaded, reserve};
 use crate::output::tell;
 
@@ -214,7 +214,7 @@ impl<'a> Conversation<'a> {
         self.signals.stop.store(false, SeqCst);
         self.signals.answering.store(true, SeqCst);
         let drawn = self.engine.run(std::slice::from_ref(&request), |token| {
-            let shown = live.push(token.id).and_then(|_| painter.write(live.take_new()));
+            let shown = live.push(token.id).map_err(Into::into).and_then(|_| painter.write(live.take_new()));
             if let Err(error) = shown {
                 failure = Some(error);
             }

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{ArgGroup, Args};
+use data::answer::{LiveText, completion_text, opening};
 use data::{Message, Tokenizer, encode_prompt};
 use engine::{Completion, Engine, FinishReason, Request, Sampling};
 use serde::Serialize;
-use train::speaker::completion_text;
 
 use super::ranges;
-use crate::live::{LiveText, Painter};
+use crate::live::Painter;
 use crate::model_files::{Loaded, reserve};
 use crate::output::{json_line, line, tell};
 
@@ -214,7 +214,7 @@ fn draw(
             return true;
         }
         let text = &mut live[token.request][token.sample];
-        let going = text.push(token.id).and_then(|going| {
+        let going = text.push(token.id).map_err(Into::into).and_then(|going| {
             if stream {
                 painter.write(text.take_new())?;
             }
@@ -258,7 +258,7 @@ fn reason(reason: FinishReason) -> &'static str {
 
 /// Whether a prompt ends with an opened thought: some chat templates write `<think>` themselves.
 pub fn begins_in_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<bool> {
-    Ok(!train::speaker::opening(tokenizer, prompt)?.is_empty())
+    Ok(!opening(tokenizer, prompt)?.is_empty())
 }
 
 fn encode(tokenizer: &Tokenizer, prompt: &Prompt, raw: bool) -> Result<Vec<u32>> {

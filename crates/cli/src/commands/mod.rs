@@ -9,4 +9,5 @@ pub mod inspect;
 mod ranges;
 pub mod run;
 pub mod score;
+pub mod serve;
 mod words;

@@ -41,6 +41,11 @@ pub fn seconds(text: &str) -> Result<f32, String> {
     within(text, 0.001, 86_400.0)
 }
 
+/// A size of memory in GiB.
+pub fn gib(text: &str) -> Result<f32, String> {
+    within(text, 0.001, 4096.0)
+}
+
 fn within(text: &str, low: f32, high: f32) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if (low..=high).contains(&x) => Ok(x),

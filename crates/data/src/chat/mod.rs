@@ -210,9 +210,22 @@ pub fn render_chat(tok: &Tokenizer, messages: &[Message], add_generation_prompt:
 /// # Errors
 /// As [`render_chat`]; text of a control token under a template that rewrites contents beyond recognition.
 pub fn encode_prompt(tok: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
+    encode_conversation(tok, messages, &Given::default())
+}
+
+/// [`encode_prompt`] with what else the template is given, which is as untrusted as what users say.
+///
+/// # Errors
+/// As [`encode_prompt`]; text of a control token in what is given.
+pub fn encode_conversation(tok: &Tokenizer, messages: &[Message], given: &Given) -> Result<Vec<u32>> {
     check_roles(messages)?;
+    let Given { tools, chat_template_kwargs } = given;
+    if tools.iter().chain(chat_template_kwargs.values()).any(|value| trace::spells_token(tok, value)) {
+        let problem = "the tools or the template's variables spell a control token".to_owned();
+        return Err(DataError::Template { problem });
+    }
     let trust = |m: &Message| if m.is_assistant() { Trust::Assistant } else { Trust::None };
-    trace::render_marked(tok, messages, &Given::default(), true, &trust)?.encode(tok)
+    trace::render_marked(tok, messages, given, true, &trust)?.encode(tok)
 }
 
 /// A conversation as a training example with the loss on assistant turns only.

@@ -134,7 +134,7 @@ impl Marks {
 }
 
 /// Whether some text in a field may spell a control token.
-fn spells_token(tok: &Tokenizer, value: &Value) -> bool {
+pub(super) fn spells_token(tok: &Tokenizer, value: &Value) -> bool {
     match value {
         Value::String(text) => tok.may_spell_token(text),
         Value::Array(items) => items.iter().any(|item| spells_token(tok, item)),

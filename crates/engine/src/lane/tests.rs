@@ -9,9 +9,13 @@ use crate::tests::tiny;
 struct Heard {
     tokens: HashMap<(Ticket, usize), Vec<(u32, u32)>>,
     ends: HashMap<(Ticket, usize), FinishReason>,
+    cached: HashMap<Ticket, usize>,
 }
 
 impl Sink for Heard {
+    fn begun(&mut self, ticket: Ticket, cached: usize) {
+        assert_eq!(self.cached.insert(ticket, cached), None, "begun twice");
+    }
     fn token(&mut self, ticket: Ticket, sample: usize, drawn: Drawn, top: &[(u32, f32)]) -> bool {
         assert!(top.is_empty() || top[0].1 >= drawn.logprob);
         assert!(!self.ends.contains_key(&(ticket, sample)), "a token after the end");
@@ -155,7 +159,7 @@ fn what_a_prompt_shares_with_an_earlier_one_is_not_computed_again() {
     assert_eq!(before.cached, 0);
     let next = lane.submit(request(prompt), Extras::default()).expect("it fits");
     lane.step(&mut heard);
-    assert_eq!(lane.cached_tokens(next), 192);
+    assert_eq!(heard.cached[&next], 192);
     while lane.step(&mut heard) {}
     let after = lane.counts();
     assert_eq!((after.cached, after.computed - before.computed), (192, 300 - 192 + 7));

@@ -1,0 +1,179 @@
+//! The server's state, and which address is answered by what.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, Request, StatusCode, header};
+use axum::response::Response;
+use axum::routing::{MethodRouter, get, post};
+use serde_json::{Value, json};
+
+use crate::error::{Answer, ApiError, json_response};
+use crate::fields::Fields;
+use crate::lanes::Front;
+use crate::metrics::Metrics;
+use crate::options::{Options, Served};
+use crate::{anthropic, guard, metrics, openai, pages};
+
+/// A model and where its requests go.
+pub(crate) struct Entry {
+    pub(crate) served: Arc<Served>,
+    pub(crate) front: Front,
+}
+
+/// What all requests share.
+pub(crate) struct App {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) options: Options,
+    pub(crate) metrics: Metrics,
+    /// Seconds since 1970 at which the server started.
+    pub(crate) started: u64,
+    pub(crate) since: Instant,
+    /// Names of fields that were ignored, each told once.
+    ignored: Mutex<HashSet<String>>,
+}
+
+/// Names of ignored fields that are remembered.
+const MOST_IGNORED: usize = 200;
+
+/// The time, in seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl App {
+    pub(crate) fn new(models: Vec<Served>, options: Options) -> std::io::Result<App> {
+        let start = |served: Served| {
+            let served = Arc::new(served);
+            Ok(Entry { front: Front::start(served.clone(), &options)?, served })
+        };
+        let entries = models.into_iter().map(start).collect::<std::io::Result<_>>()?;
+        let (started, since) = (now(), Instant::now());
+        let ignored = Mutex::default();
+        Ok(App { entries, options, metrics: Metrics::default(), started, since, ignored })
+    }
+
+    /// Tells which fields of a request nobody asked for, once for each.
+    pub(crate) fn note_ignored(&self, fields: &Fields) {
+        let mut known = self.ignored.lock().expect("nothing panics under this lock");
+        for name in fields.unknown() {
+            if known.len() < MOST_IGNORED && known.insert(name.clone()) {
+                (self.options.log)(&format!(
+                    "note: the field {name:?} of a request means nothing here and is ignored"
+                ));
+            }
+        }
+    }
+
+    /// The model of a name; the only one where none is given.
+    pub(crate) fn entry(&self, name: Option<&str>) -> Answer<&Entry> {
+        let names = || self.entries.iter().map(|e| e.served.name.as_str()).collect::<Vec<_>>();
+        match name {
+            None if self.entries.len() == 1 => Ok(&self.entries[0]),
+            None => Err(ApiError::field(
+                "model",
+                format!("model is missing: {} can be asked", names().join(", ")),
+            )),
+            Some(name) => self
+                .entries
+                .iter()
+                .find(|e| e.served.name == name)
+                .ok_or_else(|| ApiError::no_model(&name.chars().take(80).collect::<String>(), &names())),
+        }
+    }
+}
+
+/// A request that was let in: its fields, and what stands for who sent it.
+pub(crate) struct Call {
+    pub(crate) app: Arc<App>,
+    pub(crate) fields: Fields,
+    /// Of the key; answers to one key share no cache with those to another.
+    pub(crate) salt: u64,
+}
+
+/// Reads the body of a request, within what it may have of size and time.
+pub(crate) async fn read(app: Arc<App>, request: Request<Body>) -> Answer<Call> {
+    let salt = guard::salt(&app, request.headers());
+    let limit = app.options.body_bytes;
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    if length.and_then(|v| v.to_str().ok()?.parse::<u64>().ok()).is_some_and(|n| n > limit as u64) {
+        return Err(ApiError::too_large(limit));
+    }
+    let body = tokio::time::timeout(app.options.patience, to_bytes(request.into_body(), limit)).await;
+    let body = body.map_err(|_| ApiError::too_slow())?.map_err(|_| ApiError::too_large(limit))?;
+    Ok(Call { fields: Fields::parse(&body)?, app, salt })
+}
+
+/// The server's addresses.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/health", reads(get(health)))
+        .route("/metrics", reads(get(metrics::show)))
+        .route("/v1/models", reads(get(models)))
+        .route("/v1/models/{*name}", reads(get(model)))
+        .route("/v1/chat/completions", writes(post(openai::chat::answer)))
+        .route("/v1/completions", writes(post(openai::completions::answer)))
+        .route("/v1/responses", writes(post(openai::responses::answer)))
+        .route("/v1/messages", writes(post(anthropic::answer)))
+        .route("/v1/messages/count_tokens", writes(post(anthropic::count)))
+        .route("/tokenize", writes(post(openai::tokens::tokenize)))
+        .route("/detokenize", writes(post(openai::tokens::detokenize)))
+        .merge(pages::routes())
+        .fallback(nothing)
+        .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+fn reads(routes: MethodRouter<Arc<App>>) -> MethodRouter<Arc<App>> {
+    routes.fallback(|| async { ApiError::method("GET") })
+}
+
+fn writes(routes: MethodRouter<Arc<App>>) -> MethodRouter<Arc<App>> {
+    routes.fallback(|| async { ApiError::method("POST with a JSON object") })
+}
+
+async fn nothing(request: Request<Body>) -> ApiError {
+    let path: String = request.uri().path().chars().take(80).collect();
+    ApiError::not_found(format!("there is nothing at {path}"))
+}
+
+async fn health(State(app): State<Arc<App>>) -> Response {
+    let alive = app.entries.iter().all(|e| e.front.is_alive());
+    let status = if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json_response(status, &json!({"status": if alive { "ok" } else { "a model's thread has ended" }}))
+}
+
+fn describe(app: &App, entry: &Entry) -> Value {
+    let served = &entry.served;
+    json!({
+        "id": served.name,
+        "object": "model",
+        "created": app.started,
+        "owned_by": "shoestring",
+        "max_model_len": served.context(),
+        "parameters": served.model.params().len(),
+        "chat": served.tokenizer.chat_template().is_some(),
+    })
+}
+
+async fn models(State(app): State<Arc<App>>) -> Response {
+    let list: Vec<Value> = app.entries.iter().map(|e| describe(&app, e)).collect();
+    json_response(StatusCode::OK, &json!({"object": "list", "data": list}))
+}
+
+async fn model(
+    State(app): State<Arc<App>>,
+    axum::extract::Path(name): axum::extract::Path<String>,
+) -> Answer<Response> {
+    let entry = app.entry(Some(&name))?;
+    Ok(json_response(StatusCode::OK, &describe(&app, entry)))
+}
+
+/// A header's text.
+pub(crate) fn header_text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).and_then(|v| v.to_str().ok())
+}

@@ -1,0 +1,137 @@
+//! Who is let in: from which page, under which name, with which key.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::app::{App, header_text};
+use crate::error::{Answer, ApiError};
+use crate::pages;
+
+/// Looks at every request before anything else does.
+pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request<Body>, next: Next) -> Response {
+    let begun = Instant::now();
+    let path: String = request.uri().path().chars().take(80).collect();
+    let what = format!("{} {}", request.method(), path.escape_debug());
+    let response = admit(&app, request, next).await;
+    let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
+    (app.options.log)(&format!("{what} {status} after {ms} ms"));
+    app.metrics.count(response)
+}
+
+async fn admit(app: &App, request: Request<Body>, next: Next) -> Response {
+    let headers = request.headers();
+    let allowed = match origin(app, headers) {
+        Ok(allowed) => allowed,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let preflight =
+        request.method() == Method::OPTIONS && headers.contains_key("access-control-request-method");
+    let mut response = if preflight && allowed.is_some() {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        match host(app, &request).and_then(|()| key(app, &request)) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        }
+    };
+    if let Some(origin) = allowed {
+        allow(response.headers_mut(), origin);
+    }
+    response
+}
+
+/// Pages of other origins may not use the server, unless they were named: gives the origin that was.
+fn origin(app: &App, headers: &HeaderMap) -> Answer<Option<HeaderValue>> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(None) };
+    let text = origin.to_str().unwrap_or_default();
+    if app.options.origins.iter().any(|o| o == text || o == "*") {
+        return Ok(Some(origin.clone()));
+    }
+    let own = header_text(headers, "host");
+    let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    if authority.is_some() && authority == own {
+        return Ok(None);
+    }
+    Err(ApiError::forbidden("pages of another origin may not use this server: see --allow-origin"))
+}
+
+fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    let names = "authorization, content-type, x-api-key, anthropic-version";
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(names));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
+}
+
+/// A server on the loopback is called by a name of the loopback: a page that has its own name point here is refused.
+fn host(app: &App, request: &Request<Body>) -> Answer<()> {
+    if !app.options.address.ip().is_loopback() && app.options.hosts.is_empty() {
+        return Ok(());
+    }
+    let host = header_text(request.headers(), "host").or_else(|| request.uri().host()).unwrap_or_default();
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let loopback = ["localhost", "127.0.0.1", "::1"].iter().any(|n| name.eq_ignore_ascii_case(n));
+    if loopback || app.options.hosts.iter().any(|h| h.eq_ignore_ascii_case(name)) {
+        return Ok(());
+    }
+    Err(ApiError::forbidden("the server is not known by that name: see --allow-host"))
+}
+
+/// The key that a request brings.
+fn brought(headers: &HeaderMap) -> Option<&str> {
+    let bearer = header_text(headers, "authorization").and_then(|v| {
+        let (scheme, key) = v.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+    });
+    bearer.or_else(|| header_text(headers, "x-api-key"))
+}
+
+fn key(app: &App, request: &Request<Body>) -> Answer<()> {
+    // The page itself holds nothing; it asks for the key.
+    let open = request.uri().path() == "/health" || pages::is_page(request.uri().path());
+    if app.options.keys.is_empty() || open {
+        return Ok(());
+    }
+    let key = brought(request.headers()).unwrap_or_default().as_bytes();
+    // Every key is looked at in full, so that the time tells nothing.
+    let found = app.options.keys.iter().fold(false, |found, k| found | same(k.as_bytes(), key));
+    if found { Ok(()) } else { Err(ApiError::unauthorized()) }
+}
+
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let differ = a.iter().enumerate().fold(0u8, |d, (i, x)| d | (x ^ b.get(i).copied().unwrap_or(0)));
+    differ == 0 && a.len() == b.len()
+}
+
+/// A number for the key of a request.
+pub(crate) fn salt(app: &App, headers: &HeaderMap) -> u64 {
+    if app.options.keys.is_empty() {
+        return 0;
+    }
+    let mut hasher = DefaultHasher::new();
+    brought(headers).hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_compared_in_full() {
+        assert!(same(b"abc", b"abc"));
+        for other in ["", "ab", "abd", "abcd", "abc\0"] {
+            assert!(!same(b"abc", other.as_bytes()), "{other:?}");
+        }
+    }
+}

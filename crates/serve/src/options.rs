@@ -1,0 +1,103 @@
+//! What is served, and how.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use data::Tokenizer;
+use model::Model;
+
+/// A model with its tokenizer, by a name.
+pub struct Served {
+    /// What requests call it.
+    pub name: String,
+    /// The model; its positions are reserved as far as conversations may go.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Tokens that end an answer.
+    pub stop_tokens: Vec<u32>,
+}
+
+impl Served {
+    /// Tokens of a prompt and its answer together, at most.
+    pub(crate) fn context(&self) -> usize {
+        self.model.config().max_position_embeddings().min(self.model.positions())
+    }
+}
+
+/// Where a message's thinking is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReasoningField {
+    /// In `reasoning_content` and in `reasoning`.
+    #[default]
+    Both,
+    /// As vLLM and OpenRouter do.
+    Reasoning,
+    /// As DeepSeek, llama.cpp and SGLang do.
+    ReasoningContent,
+    /// In the content, between the tags that the model wrote.
+    None,
+}
+
+impl ReasoningField {
+    /// The fields' names.
+    pub(crate) fn names(self) -> &'static [&'static str] {
+        match self {
+            ReasoningField::Both => &["reasoning_content", "reasoning"],
+            ReasoningField::Reasoning => &["reasoning"],
+            ReasoningField::ReasoningContent => &["reasoning_content"],
+            ReasoningField::None => &[],
+        }
+    }
+}
+
+/// How the server behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Keys of which a request must bring one; without any, none is asked for.
+    pub keys: Vec<String>,
+    /// Names beside those of the loopback by which the server may be called.
+    pub hosts: Vec<String>,
+    /// Origins of other pages that may use it.
+    pub origins: Vec<String>,
+    /// Where thinking is told.
+    pub reasoning: ReasoningField,
+    /// Bytes that the cache of each model may hold.
+    pub cache_bytes: usize,
+    /// Answers that are in work or wait at once; more are told to come back.
+    pub queue: usize,
+    /// Answers of one model in work at once.
+    pub sequences: usize,
+    /// Tokens that are guessed ahead from what a text already holds; 0 for none.
+    pub speculate: usize,
+    /// Bytes of a request at most.
+    pub body_bytes: usize,
+    /// How long a client may take to send a request, or to read what was sent to it.
+    pub patience: Duration,
+    /// How long answers in work may take to end when the server is told to.
+    pub grace: Duration,
+    /// Takes lines about what is going on: addresses, outcomes and times, never what was said.
+    pub log: fn(&str),
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            address: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            keys: Vec::new(),
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            reasoning: ReasoningField::Both,
+            cache_bytes: 1 << 30,
+            queue: 1024,
+            sequences: 256,
+            speculate: 0,
+            body_bytes: 4 << 20,
+            patience: Duration::from_secs(30),
+            grace: Duration::from_secs(30),
+            log: |_| {},
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! A conversation that is to go on: what the three interfaces for it share.
+
+use std::sync::Arc;
+
+use data::{Conversation, Given, Message, encode_conversation, fields_left_out};
+use engine::{Allowed, Guide, MakeGuide};
+use serde_json::{Map, Value, json};
+
+use crate::app::{App, Entry};
+use crate::error::{Answer, ApiError};
+use crate::fields::Fields;
+use crate::generation::Ask;
+use crate::openai::params::Wishes;
+use crate::options::{ReasoningField, Served};
+
+/// Tools that may be offered at most.
+const MOST_TOOLS: usize = 128;
+
+/// A conversation and what goes with it.
+#[derive(Default)]
+pub(crate) struct Talk {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) tools: Vec<Value>,
+    /// The first call alone counts.
+    pub(crate) one_call: bool,
+    pub(crate) variables: Map<String, Value>,
+    /// Tokens of thinking at most.
+    pub(crate) budget: Option<usize>,
+    /// Log-probabilities: how many beside each token.
+    pub(crate) top: Option<usize>,
+}
+
+impl Talk {
+    /// What the engine is asked for.
+    pub(crate) fn ask(self, app: &App, entry: &Entry, wishes: &Wishes, salt: u64) -> Answer<Ask> {
+        let names =
+            self.tools.iter().filter_map(|t| Some(t["function"]["name"].as_str()?.to_owned())).collect();
+        let given = Given { tools: self.tools, chat_template_kwargs: self.variables };
+        let offered = !given.tools.is_empty();
+        let (prompt, opened) = encode(&entry.served, &self.messages, &given)?;
+        let mut extras = wishes.extras(salt, self.top.unwrap_or(0), app.options.speculate);
+        extras.guide = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
+        let split = app.options.reasoning != ReasoningField::None;
+        Ok(Ask {
+            request: wishes.request(entry, prompt, "messages")?,
+            extras,
+            stops: wishes.stops.clone(),
+            thinking: split.then_some(opened),
+            tell_tokens: self.top.is_some(),
+            tools: offered.then_some((names, self.one_call)),
+        })
+    }
+
+    /// Takes `tools`, of which `flat` ones have their function's fields in themselves, and `tool_choice`.
+    pub(crate) fn take_tools(&mut self, f: &mut Fields, flat: bool) -> Answer<()> {
+        let list = f.list("tools")?.unwrap_or_default();
+        if list.len() > MOST_TOOLS {
+            let message = format!("tools has {} entries, expected at most {MOST_TOOLS}", list.len());
+            return Err(ApiError::field("tools", message));
+        }
+        for (i, value) in list.into_iter().enumerate() {
+            self.tools.push(tool(&format!("tools[{i}]"), value, flat)?);
+        }
+        match f.take("tool_choice") {
+            None => {}
+            Some(Value::String(choice)) if choice == "auto" => {}
+            Some(Value::String(choice)) if choice == "none" => self.tools.clear(),
+            Some(Value::Object(map)) if map.get("type").is_some_and(|t| t == "auto") => {}
+            Some(Value::Object(map)) if map.get("type").is_some_and(|t| t == "none") => self.tools.clear(),
+            Some(_) => {
+                let message = "tool_choice can be \"auto\" or \"none\" here: calls cannot be forced";
+                return Err(ApiError::field("tool_choice", message));
+            }
+        }
+        self.one_call = f.flag("parallel_tool_calls")? == Some(false);
+        Ok(())
+    }
+
+    /// Takes `reasoning_effort`, in the words of OpenAI.
+    pub(crate) fn take_effort(&mut self, field: &str, effort: Option<String>) -> Answer<()> {
+        self.budget = match effort.as_deref() {
+            None | Some("high" | "xhigh" | "max") => None,
+            Some("medium") => Some(2048),
+            Some("low") => Some(512),
+            Some("minimal") => Some(64),
+            Some("none") => Some(0),
+            Some(_) => {
+                let known = "none, minimal, low, medium, high or xhigh";
+                return Err(ApiError::field(field, format!("{field} is unknown, expected {known}")));
+            }
+        };
+        Ok(())
+    }
+}
+
+/// A tool as templates know it: `{"type": "function", "function": {"name", "description", "parameters"}}`.
+fn tool(place: &str, value: Value, flat: bool) -> Answer<Value> {
+    let mut f = Fields::of(place, value)?;
+    if let Some(kind) =
+        f.text("type")?.filter(|kind| kind != "function" && kind != "custom" || flat && kind == "custom")
+    {
+        let kind: String = kind.chars().take(40).collect();
+        return Err(ApiError::field(
+            f.name("type"),
+            format!("{place} is a {kind:?}: functions alone can be called here"),
+        ));
+    }
+    let mut inner = if flat { f } else { Fields::of(&format!("{place}.function"), f.need("function")?)? };
+    let name = inner.text("name")?.filter(|n| !n.is_empty() && n.len() <= 64);
+    let name = name.ok_or_else(|| {
+        ApiError::field(inner.name("name"), format!("{place} has no name of 1 to 64 bytes"))
+    })?;
+    let mut function = Map::new();
+    function.insert("name".into(), name.into());
+    if let Some(description) = inner.text("description")? {
+        function.insert("description".into(), description.into());
+    }
+    let parameters = match inner.object("parameters")? {
+        Some(parameters) => Some(parameters),
+        None => inner.object("input_schema")?,
+    };
+    let none =
+        || Map::from_iter([("type".to_owned(), "object".into()), ("properties".to_owned(), json!({}))]);
+    function.insert("parameters".into(), Value::Object(parameters.unwrap_or_else(none)));
+    Ok(json!({"type": "function", "function": function}))
+}
+
+/// The ids of a conversation, and whether its prompt opens a thought.
+pub(crate) fn encode(served: &Served, messages: &[Message], given: &Given) -> Answer<(Vec<u32>, bool)> {
+    if served.tokenizer.chat_template().is_none() {
+        let message =
+            format!("{} has no chat template: continue text by /v1/completions instead", served.name);
+        return Err(ApiError::field("model", message));
+    }
+    let wrong = |error: data::DataError| ApiError::field("messages", error.to_string());
+    if !given.tools.is_empty() {
+        let whole = Conversation { messages: messages.to_vec(), given: given.clone() };
+        if fields_left_out(&served.tokenizer, &whole).map_err(wrong)?.iter().any(|f| f == "tools") {
+            let message = format!("the chat template of {} has no place for tools", served.name);
+            return Err(ApiError::field("tools", message));
+        }
+    }
+    let ids = encode_conversation(&served.tokenizer, messages, given).map_err(wrong)?;
+    let opening = data::answer::opening(&served.tokenizer, &ids).map_err(wrong)?;
+    Ok((ids, !opening.is_empty()))
+}
+
+/// Ends thinking after so many tokens.
+fn budget(served: &Arc<Served>, tokens: usize, opened: bool) -> Answer<MakeGuide> {
+    let close = served.tokenizer.encode("</think>").map_err(|e| ApiError::internal(e.to_string()))?;
+    let served = served.clone();
+    Ok(Arc::new(move || {
+        Box::new(Budget {
+            served: served.clone(),
+            left: tokens,
+            thinking: opened,
+            close: close.clone(),
+            forced: 0,
+            tail: Vec::new(),
+        })
+    }))
+}
+
+/// Forces the closing tag once thoughts have had their tokens.
+struct Budget {
+    served: Arc<Served>,
+    left: usize,
+    thinking: bool,
+    close: Vec<u32>,
+    /// Tokens of the closing tag that were forced so far.
+    forced: usize,
+    /// The last tokens, in which tags are looked for.
+    tail: Vec<u32>,
+}
+
+/// Tokens that a tag may have.
+const TAG_TOKENS: usize = 12;
+
+impl Guide for Budget {
+    fn allowed(&mut self) -> Allowed {
+        if self.thinking && self.left == 0 { Allowed::Only(self.close[self.forced]) } else { Allowed::All }
+    }
+
+    fn accept(&mut self, token: u32) {
+        if self.thinking && self.left == 0 {
+            self.forced += 1;
+            if self.forced == self.close.len() {
+                (self.thinking, self.forced) = (false, 0);
+                self.tail.clear();
+            }
+            return;
+        }
+        if self.tail.len() == TAG_TOKENS {
+            self.tail.remove(0);
+        }
+        self.tail.push(token);
+        let text = data::answer::completion_text(&self.served.tokenizer, &self.tail).unwrap_or_default();
+        match (text.rfind("<think>"), text.rfind("</think>")) {
+            (None, None) => {}
+            (opened, closed) => self.thinking = opened > closed,
+        }
+        self.left -= usize::from(self.thinking && self.left > 0);
+    }
+}

@@ -1,0 +1,161 @@
+//! The other interfaces, and what goes beyond them, over plain HTTP.
+
+mod common;
+
+use common::{chat, post, start};
+use serde_json::{Value, json};
+use serve::Options;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// The named events of a stream.
+fn named(body: &str) -> Vec<(String, Value)> {
+    let events = body.split("\n\n").filter(|e| !e.is_empty() && !e.starts_with(':'));
+    events
+        .map(|e| {
+            let (name, data) = e.split_once('\n').expect("two lines");
+            let name = name.strip_prefix("event: ").expect("a name").to_owned();
+            let data: Value = serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("JSON");
+            assert_eq!(data["type"], name);
+            (name, data)
+        })
+        .collect()
+}
+
+/// Anthropic's stream adds up to the message that comes without one, and both are what OpenAI's interface gives.
+#[test]
+fn messages_are_the_same_answer() {
+    let address = start(Options::default());
+    let openai = post(address, CHAT, &chat(json!({"temperature": 0}))).json();
+    let body = json!({"model": "a", "max_tokens": 24, "temperature": 0, "thinking": {"type": "enabled", "budget_tokens": 1000},
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "What is 3 + 4?"}]}]});
+    let whole = post(address, "/v1/messages", &body).json();
+    let text: String =
+        whole["content"].as_array().expect("blocks").iter().filter_map(|b| b["text"].as_str()).collect();
+    assert_eq!(text, openai["choices"][0]["message"]["content"].as_str().expect("a text"));
+    assert_eq!(whole["usage"]["output_tokens"], openai["usage"]["completion_tokens"]);
+    assert_eq!(whole["stop_reason"], "max_tokens");
+
+    let mut streaming = body.clone();
+    streaming["stream"] = true.into();
+    let events = named(&post(address, "/v1/messages", &streaming).body);
+    assert_eq!(events[0].0, "message_start");
+    assert_eq!(events[events.len() - 1].0, "message_stop");
+    let deltas = events.iter().filter_map(|(_, e)| e["delta"]["text"].as_str()).collect::<String>();
+    assert_eq!(deltas, text);
+    let opened = events.iter().filter(|(n, _)| n == "content_block_start").map(|(_, e)| e["index"].clone());
+    let closed = events.iter().filter(|(n, _)| n == "content_block_stop").map(|(_, e)| e["index"].clone());
+    assert_eq!(opened.collect::<Vec<_>>(), closed.collect::<Vec<_>>(), "every block that opens is closed");
+    assert_eq!(events[events.len() - 2].1["delta"]["stop_reason"], "max_tokens");
+
+    let counted =
+        post(address, "/v1/messages/count_tokens", &json!({"model": "a", "messages": body["messages"]}))
+            .json();
+    assert_eq!(counted["input_tokens"], openai["usage"]["prompt_tokens"]);
+    let wrong = post(address, "/v1/messages", &json!({"model": "a", "messages": []}));
+    assert_eq!((wrong.status, &wrong.json()["type"]), (400, &json!("error")));
+}
+
+/// So does the stream of a response, whose events are numbered without a gap.
+#[test]
+fn responses_are_the_same_answer() {
+    let address = start(Options::default());
+    let openai = post(address, CHAT, &chat(json!({"temperature": 0}))).json();
+    let body = json!({"model": "a", "max_output_tokens": 24, "temperature": 0, "input": "What is 3 + 4?"});
+    let whole = post(address, "/v1/responses", &body).json();
+    let said = |output: &Value| -> String {
+        let items = output.as_array().expect("items").iter().filter(|i| i["type"] == "message");
+        items.filter_map(|i| i["content"][0]["text"].as_str()).collect()
+    };
+    assert_eq!(said(&whole["output"]), openai["choices"][0]["message"]["content"].as_str().expect("a text"));
+    assert_eq!(
+        (&whole["status"], &whole["incomplete_details"]["reason"]),
+        (&json!("incomplete"), &json!("max_output_tokens"))
+    );
+    let mut streaming = body.clone();
+    streaming["stream"] = true.into();
+    let events = named(&post(address, "/v1/responses", &streaming).body);
+    for (number, (_, event)) in events.iter().enumerate() {
+        assert_eq!(event["sequence_number"], number);
+    }
+    let (name, last) = events.last().expect("events");
+    assert_eq!(name, "response.incomplete");
+    assert_eq!(said(&last["response"]["output"]), said(&whole["output"]));
+    let deltas = events.iter().filter(|(n, _)| n == "response.output_text.delta");
+    assert_eq!(deltas.filter_map(|(_, e)| e["delta"].as_str()).collect::<String>(), said(&whole["output"]));
+    for (more, param) in
+        [(json!({"previous_response_id": "resp_1"}), "previous_response_id"), (json!({"input": 3}), "input")]
+    {
+        let mut wrong = body.clone();
+        more.as_object().expect("an object").iter().for_each(|(k, v)| wrong[k] = v.clone());
+        let refused = post(address, "/v1/responses", &wrong);
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+/// A vote answers once, says how far the samples agree, and abstains where that is too little.
+#[test]
+fn votes_say_how_far_they_agree() {
+    let address = start(Options::default());
+    // So sharp that all agree.
+    let body = chat(json!({"votes": 4, "seed": 1, "temperature": 0, "logit_bias": {"256": 0}}));
+    let value = post(address, CHAT, &body).json();
+    let one = post(address, CHAT, &chat(json!({"temperature": 0}))).json();
+    let votes = &value["choices"][0]["votes"];
+    assert_eq!(votes["samples"], 4);
+    // Cut off, as these are, they do not count; told to stop, they do.
+    assert_eq!((&votes["answered"], &votes["abstained"]), (&json!(0), &json!(true)));
+    assert!(value["choices"][0]["message"]["refusal"].is_string());
+    let text = one["choices"][0]["message"]["content"].as_str().expect("a text").to_owned();
+    let stop: String = text.chars().skip(3).take(2).collect();
+    let stopped =
+        post(address, CHAT, &chat(json!({"votes": 4, "temperature": 0, "stop": stop, "min_agreement": 0.9})));
+    let choice = stopped.json()["choices"][0].clone();
+    assert_eq!((&choice["votes"]["agreement"], &choice["votes"]["abstained"]), (&json!(1.0), &json!(false)));
+    assert!(text.starts_with(choice["message"]["content"].as_str().expect("a text")));
+    let mut streaming = chat(json!({"votes": 4, "temperature": 0, "stop": stop, "stream": true}));
+    streaming["stream_options"] = json!({"include_usage": true});
+    let events = post(address, CHAT, &streaming).events();
+    assert_eq!(events[0]["choices"][0]["delta"]["content"], choice["message"]["content"]);
+    assert_eq!(events[1]["choices"][0]["finish_reason"], "stop");
+}
+
+/// Thinking ends when its tokens are used up, and the answer begins.
+#[test]
+fn effort_bounds_thinking() {
+    let address = start(Options::default());
+    let close = post(address, "/tokenize", &json!({"model": "b", "prompt": "</think>"})).json()["tokens"][0]
+        .to_string();
+    // The template has opened the thought, which nothing but the bound ends: the model's own closing tag is forbidden.
+    let ask = |effort: &str| {
+        let more = json!({"model": "b", "max_completion_tokens": 200, "reasoning_effort": effort, "seed": 2, "ignore_eos": true,
+            "logit_bias": {&close: -100}});
+        post(address, CHAT, &chat(more)).json()
+    };
+    let thought = |value: &Value| {
+        value["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().expect("a count")
+    };
+    assert_eq!(thought(&ask("high")), 200);
+    for (effort, least) in [("none", 0), ("minimal", 64)] {
+        let value = ask(effort);
+        assert!(
+            (least..least + 10).contains(&thought(&value)),
+            "{effort}: {} tokens of thinking",
+            thought(&value)
+        );
+        assert!(value["choices"][0]["message"]["content"].as_str().is_some_and(|t| !t.is_empty()));
+    }
+    assert_eq!(ask("some")["error"]["param"], "reasoning_effort");
+}
+
+#[test]
+fn tools_need_a_template_that_knows_them() {
+    let address = start(Options::default());
+    let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]);
+    let refused = post(address, CHAT, &chat(json!({"tools": tools}))).json();
+    assert_eq!(refused["error"]["param"], "tools");
+    let none = post(address, CHAT, &chat(json!({"tools": tools, "tool_choice": "none"})));
+    assert_eq!(none.status, 200);
+    let forced = post(address, CHAT, &chat(json!({"tools": tools, "tool_choice": "required"}))).json();
+    assert_eq!(forced["error"]["param"], "tool_choice");
+}

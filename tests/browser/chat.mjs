@@ -1,0 +1,97 @@
+// The chat page in a real browser: `node tests/browser/chat.mjs URL FOLDER`, where FOLDER holds node_modules with
+// playwright-core. It asks, stops, edits, asks again, looks at both colour schemes and a phone's width, and fails at any
+// error in the console. Pictures go to $SCREENSHOTS, if that is set.
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+
+const [url, modules] = process.argv.slice(2);
+const { chromium } = createRequire(join(modules, "package.json"))("playwright-core");
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"],
+});
+const errors = [];
+
+async function open(options) {
+  const context = await browser.newContext(options);
+  const page = await context.newPage();
+  page.on("console", (m) => m.type() === "error" && errors.push(m.text()));
+  page.on("pageerror", (e) => errors.push(String(e)));
+  page.on("request", (r) => assert.ok(r.url().startsWith(url) || r.url().startsWith("data:"), `asks ${r.url()}`));
+  await page.goto(url);
+  await page.waitForFunction(() => document.querySelector("#model option"));
+  return page;
+}
+
+async function picture(page, name) {
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`) });
+}
+
+async function ask(page, text) {
+  await page.fill("#input", text);
+  await page.press("#input", "Enter");
+  await page.waitForSelector("#send:visible", { timeout: 60000 });
+}
+
+const answers = (page) => page.locator("article.assistant").count();
+
+// A conversation to the end, by keyboard alone.
+const page = await open({ viewport: { width: 1100, height: 800 } });
+await page.click("#settings-open");
+await page.fill("#temperature", "0");
+await page.check("#single");
+await page.keyboard.press("Escape");
+await ask(page, "Compute 3 + 4.");
+assert.equal(await answers(page), 1);
+const first = await page.locator("article.assistant > .text").innerText();
+assert.ok(first.length > 0, "an answer came");
+assert.ok(await page.locator("article.assistant details summary").count() === 1, "thinking is folded");
+assert.equal(await page.locator("article.assistant details").getAttribute("open"), null);
+await page.locator("article.assistant details summary").focus();
+await page.keyboard.press("Enter");
+assert.ok((await page.locator("article.assistant details .text").innerText()).length > 0);
+await picture(page, "chat-light");
+
+// The same again, greedily: the same answer.
+await page.getByRole("button", { name: "Regenerate" }).click();
+await page.waitForSelector("#send:visible", { timeout: 60000 });
+assert.equal(await page.locator("article.assistant > .text").innerText(), first);
+
+// Another question in place of the first.
+await page.getByRole("button", { name: "Edit" }).click();
+await page.locator("textarea.edit").fill("Compute 2 + 2.");
+await page.keyboard.press("Enter");
+await page.waitForSelector("#send:visible", { timeout: 60000 });
+assert.equal(await page.locator("article.user .text").innerText(), "Compute 2 + 2.");
+assert.equal(await answers(page), 1);
+
+// What was said is still there after a reload; HTML stays text.
+await ask(page, "<img src=x onerror=alert(1)> **x**");
+assert.equal(await page.locator("main img").count(), 0);
+await page.reload();
+await page.waitForFunction(() => document.querySelectorAll("article").length === 4);
+
+// Stopping: the answer is long, and ends at once.
+await page.getByRole("button", { name: "New chat" }).click();
+await page.route("**/v1/chat/completions", (route) => {
+  const body = { ...route.request().postDataJSON(), ignore_eos: true, max_completion_tokens: 400, temperature: 1 };
+  return route.continue({ postData: JSON.stringify(body) });
+});
+await page.fill("#input", "Compute 5 + 5.");
+await page.press("#input", "Enter");
+await page.waitForSelector("#stop:visible");
+await page.waitForFunction(() => document.querySelector("article.assistant .text")?.textContent.length > 0);
+await page.keyboard.press("Escape");
+await page.waitForSelector("#send:visible");
+await page.unroute("**/v1/chat/completions");
+
+// A phone in the dark: nothing is wider than the screen.
+const phone = await open({ viewport: { width: 360, height: 640 }, colorScheme: "dark", hasTouch: true });
+await ask(phone, "Compute 3 + 4.");
+assert.ok(await phone.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "it fits the width");
+await picture(phone, "chat-phone-dark");
+
+assert.deepEqual(errors, [], "no error in the console");
+await browser.close();
+console.log("the chat page: asked, regenerated, edited, reloaded, stopped, looked at on a phone in the dark");
