@@ -1,18 +1,18 @@
 //! Grouped-query attention of the Llama and Qwen families.
 
 use tensor::ops::{self, AttentionShape, KvLayer, RopeTable, Segments};
-use tensor::{Ints, Params, Tape, Tensor, Weight};
+use tensor::{Ints, Tape, Tensor, Weight};
 
 use crate::config::DenseConfig;
+use crate::linear::{Linear, Parts};
 
 /// One layer's attention. Letters: A heads, G key/value heads, D head width, H hidden.
 pub(crate) struct Gqa {
     /// q, k and v, one above the other: `[(A + 2G) D, H]`.
-    qkv: Weight,
-    bias: Option<Weight>,
+    qkv: Linear,
     /// RMSNorm over each head of q and k (Qwen3): `[D]` each.
     norms: Option<(Weight, Weight)>,
-    out: Weight,
+    out: Linear,
     heads: usize,
     kv_heads: usize,
     dim: usize,
@@ -20,16 +20,19 @@ pub(crate) struct Gqa {
 }
 
 impl Gqa {
-    pub(crate) fn new(params: &Params, c: &DenseConfig, prefix: &str) -> Gqa {
-        let w = |name: &str| params.weight(&format!("{prefix}self_attn.{name}"));
-        let qkv = w("q_proj.weight").stacked(w("k_proj.weight")).stacked(w("v_proj.weight"));
-        let bias = c.attention_bias().then(|| {
-            let (q, k, v) = (w("q_proj.bias"), w("k_proj.bias"), w("v_proj.bias"));
-            Weight { offset: q.offset, rows: 1, cols: q.cols + k.cols + v.cols }
-        });
-        let norms = c.qk_norm().then(|| (w("q_norm.weight"), w("k_norm.weight")));
-        let (heads, kv_heads, dim) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
-        Gqa { qkv, bias, norms, out: w("o_proj.weight"), heads, kv_heads, dim, eps: c.rms_norm_eps as f32 }
+    pub(crate) fn new(parts: Parts, c: &DenseConfig, prefix: &str) -> Gqa {
+        let name = |name: &str| format!("{prefix}self_attn.{name}");
+        let norm = |part: &str| parts.params.weight(&name(part));
+        let norms = c.qk_norm().then(|| (norm("q_norm.weight"), norm("k_norm.weight")));
+        Gqa {
+            qkv: Linear::of(parts, &["q_proj", "k_proj", "v_proj"].map(name)),
+            norms,
+            out: Linear::of(parts, &[name("o_proj")]),
+            heads: c.num_attention_heads,
+            kv_heads: c.num_key_value_heads,
+            dim: c.head_dim,
+            eps: c.rms_norm_eps as f32,
+        }
     }
 
     pub(crate) fn shape(c: &DenseConfig, scale: f32) -> AttentionShape {
@@ -48,7 +51,7 @@ impl Gqa {
         segments: &Segments,
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
-        let qkv = ops::linear(tape, x, self.qkv, self.bias);
+        let qkv = self.qkv.forward(tape, x);
         let (q, k, v) = match self.norms {
             None => ops::split_qkv(tape, &qkv, (self.heads, self.kv_heads, self.dim), positions, rope),
             Some((qn, kn)) => {
@@ -60,6 +63,6 @@ impl Gqa {
             }
         };
         let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
-        ops::linear(tape, &y, self.out, None)
+        self.out.forward(tape, &y)
     }
 }

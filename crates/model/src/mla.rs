@@ -2,9 +2,10 @@
 //! cache: keys and values per head, in the same order of arithmetic as in training.
 
 use tensor::ops::{self, AttentionShape, KvLayer, MlaDims, RopeTable, Segments};
-use tensor::{Ints, Params, Tape, Tensor, Weight};
+use tensor::{Ints, Tape, Tensor, Weight};
 
 use crate::config::DeepseekConfig;
+use crate::linear::{Linear, Parts};
 
 /// The epsilon of the norms inside MLA, fixed in the reference code whatever `rms_norm_eps` says.
 const LATENT_EPS: f32 = 1e-6;
@@ -13,34 +14,35 @@ const LATENT_EPS: f32 = 1e-6;
 pub(crate) struct Mla {
     q: Query,
     /// To the latent c: `[kv_lora_rank, H]`.
-    kv_down: Weight,
+    kv_down: Linear,
     /// To the rotary key that all heads share: `[qk_rope_head_dim, H]`.
-    k_rope: Weight,
+    k_rope: Linear,
     kv_norm: Weight,
     /// From the latent to all heads' keys and values: `[A (nope + v), kv_lora_rank]`.
-    kv_up: Weight,
-    out: Weight,
+    kv_up: Linear,
+    out: Linear,
     dims: MlaDims,
 }
 
 enum Query {
-    Direct(Weight),
-    LowRank { down: Weight, norm: Weight, up: Weight },
+    Direct(Linear),
+    LowRank { down: Linear, norm: Weight, up: Linear },
 }
 
 impl Mla {
-    pub(crate) fn new(params: &Params, c: &DeepseekConfig, prefix: &str) -> Mla {
-        let w = |name: &str| params.weight(&format!("{prefix}self_attn.{name}.weight"));
+    pub(crate) fn new(parts: Parts, c: &DeepseekConfig, prefix: &str) -> Mla {
+        let norm = |name: &str| parts.params.weight(&format!("{prefix}self_attn.{name}.weight"));
+        let w = |name: &str| Linear::of(parts, &[format!("{prefix}self_attn.{name}")]);
         let q = match c.q_lora_rank {
             None => Query::Direct(w("q_proj")),
-            Some(_) => Query::LowRank { down: w("q_a_proj"), norm: w("q_a_layernorm"), up: w("q_b_proj") },
+            Some(_) => Query::LowRank { down: w("q_a_proj"), norm: norm("q_a_layernorm"), up: w("q_b_proj") },
         };
         let kv_a = w("kv_a_proj_with_mqa");
         Mla {
             q,
-            kv_down: kv_a.row_range(0, c.kv_lora_rank),
-            k_rope: kv_a.row_range(c.kv_lora_rank, c.qk_rope_head_dim),
-            kv_norm: w("kv_a_layernorm"),
+            kv_down: kv_a.rows(0, c.kv_lora_rank),
+            k_rope: kv_a.rows(c.kv_lora_rank, c.qk_rope_head_dim),
+            kv_norm: norm("kv_a_layernorm"),
             kv_up: w("kv_b_proj"),
             out: w("o_proj"),
             dims: MlaDims {
@@ -68,18 +70,17 @@ impl Mla {
         segments: &Segments,
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
-        let q = match self.q {
-            Query::Direct(w) => ops::linear(tape, x, w, None),
+        let q = match &self.q {
+            Query::Direct(w) => w.forward(tape, x),
             Query::LowRank { down, norm, up } => {
-                let a = ops::linear(tape, x, down, None);
-                ops::linear(tape, &ops::rms_norm(tape, &a, norm, LATENT_EPS), up, None)
+                up.forward(tape, &ops::rms_norm(tape, &down.forward(tape, x), *norm, LATENT_EPS))
             }
         };
-        let c = ops::rms_norm(tape, &ops::linear(tape, x, self.kv_down, None), self.kv_norm, LATENT_EPS);
-        let k_rope = ops::linear(tape, x, self.k_rope, None);
-        let kv = ops::linear(tape, &c, self.kv_up, None);
+        let c = ops::rms_norm(tape, &self.kv_down.forward(tape, x), self.kv_norm, LATENT_EPS);
+        let k_rope = self.k_rope.forward(tape, x);
+        let kv = self.kv_up.forward(tape, &c);
         let (q, k, v) = ops::mla_heads(tape, (&q, &kv, &k_rope), self.dims, positions, rope);
         let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
-        ops::linear(tape, &y, self.out, None)
+        self.out.forward(tape, &y)
     }
 }

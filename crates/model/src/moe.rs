@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use tensor::ops::{self, Expert, RouterShape};
-use tensor::{Ints, Params, Tape, Tensor, Weight};
+use tensor::{Ints, Tape, Tensor, Weight};
 
 use crate::config::DeepseekConfig;
+use crate::linear::{Linear, Parts};
 
 /// What a pass leaves behind for the trainer, layer by layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,21 +18,20 @@ pub struct ExpertLoad {
 }
 
 /// `down(silu(gate x) * up x)`.
-#[derive(Clone, Copy)]
 pub(crate) struct SwiGlu {
-    gate_up: Weight,
-    down: Weight,
+    gate_up: Linear,
+    down: Linear,
 }
 
 impl SwiGlu {
-    pub(crate) fn new(params: &Params, prefix: &str) -> SwiGlu {
-        let w = |name: &str| params.weight(&format!("{prefix}{name}_proj.weight"));
-        SwiGlu { gate_up: w("gate").stacked(w("up")), down: w("down") }
+    pub(crate) fn new(parts: Parts, prefix: &str) -> SwiGlu {
+        let name = |name: &str| format!("{prefix}{name}_proj");
+        let gate_up = Linear::of(parts, &["gate", "up"].map(name));
+        SwiGlu { gate_up, down: Linear::of(parts, &[name("down")]) }
     }
 
     fn forward(&self, tape: &Tape, x: &Tensor) -> Tensor {
-        let h = ops::swiglu(tape, &ops::linear(tape, x, self.gate_up, None));
-        ops::linear(tape, &h, self.down, None)
+        self.down.forward(tape, &ops::swiglu(tape, &self.gate_up.forward(tape, x)))
     }
 }
 
@@ -42,18 +42,18 @@ pub(crate) enum FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn dense(params: &Params, layer: &str) -> FeedForward {
-        FeedForward::Dense(SwiGlu::new(params, &format!("{layer}mlp.")))
+    pub(crate) fn dense(parts: Parts, layer: &str) -> FeedForward {
+        FeedForward::Dense(SwiGlu::new(parts, &format!("{layer}mlp.")))
     }
 
-    pub(crate) fn moe(params: &Params, c: &DeepseekConfig, layer: &str) -> FeedForward {
-        let bank = (0..c.n_routed_experts).map(|e| SwiGlu::new(params, &format!("{layer}mlp.experts.{e}.")));
-        let bank = bank.map(|s| Expert { gate_up: s.gate_up, down: s.down }).collect();
+    pub(crate) fn moe(parts: Parts, c: &DeepseekConfig, layer: &str) -> FeedForward {
+        let bank = (0..c.n_routed_experts).map(|e| SwiGlu::new(parts, &format!("{layer}mlp.experts.{e}.")));
+        let bank = bank.map(|s| Expert { gate_up: s.gate_up.weight(), down: s.down.weight() }).collect();
         let shared =
-            (c.n_shared_experts > 0).then(|| SwiGlu::new(params, &format!("{layer}mlp.shared_experts.")));
+            (c.n_shared_experts > 0).then(|| SwiGlu::new(parts, &format!("{layer}mlp.shared_experts.")));
         FeedForward::Moe {
-            router: params.weight(&format!("{layer}mlp.gate.weight")),
-            bias: params.weight(&format!("{layer}mlp.gate.e_score_correction_bias")),
+            router: parts.params.weight(&format!("{layer}mlp.gate.weight")),
+            bias: parts.params.weight(&format!("{layer}mlp.gate.e_score_correction_bias")),
             shape: RouterShape {
                 experts: c.n_routed_experts,
                 top_k: c.num_experts_per_tok,

@@ -1,16 +1,19 @@
 //! The one forward pass: it trains with a recording tape and generates with a cache.
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment, Segments};
+use tensor::params::Param;
 use tensor::{Ints, Params, Rng, Tape, Tensor, Weight, threads};
 
-use crate::config::{ModelConfig, TensorKind, tensor_specs};
+use crate::adapter::{AdapterConfig, base_of};
+use crate::config::{ModelConfig, TensorKind, TensorSpec, tensor_specs};
 use crate::files::{self, FileError, GenerationConfig, WeightType};
 use crate::gqa::Gqa;
 use crate::kv_cache::KvCache;
+use crate::linear::Parts;
 use crate::mla::Mla;
 use crate::moe::{ExpertLoad, FeedForward};
 
@@ -20,6 +23,11 @@ const FIRST_POSITIONS: usize = 4096;
 /// A model: its configuration, its parameters, and where in the arena each layer finds its own.
 pub struct Model {
     config: ModelConfig,
+    /// What each parameter is, in their order.
+    specs: Vec<TensorSpec>,
+    adapter: Option<AdapterConfig>,
+    /// Where it was read from.
+    source: PathBuf,
     generation: GenerationConfig,
     notices: Vec<String>,
     params: Params,
@@ -110,6 +118,14 @@ impl Model {
         let specs = tensor_specs(&config);
         let params =
             Params::new(specs.into_iter().map(|s| (s.name, s.shape, s.kind != TensorKind::RouterBias)));
+        Model::of(config, params, None)
+    }
+
+    /// A model over parameters that are those of its configuration, and perhaps of an adapter.
+    pub(crate) fn of(config: ModelConfig, params: Params, adapter: Option<AdapterConfig>) -> Model {
+        let mut specs = tensor_specs(&config);
+        specs.extend(params.list()[specs.len()..].iter().map(adapter_spec));
+        let parts = Parts { params: &params, adapter: adapter.as_ref() };
         let spec = config.rope_tables_spec();
         let shape = match &config {
             ModelConfig::Dense(c) => Gqa::shape(c, spec.softmax_scale),
@@ -117,9 +133,9 @@ impl Model {
         };
         let embed = params.weight("model.embed_tokens.weight");
         let head = params.find("lm_head.weight").unwrap_or(embed);
-        let blocks = (0..config.num_hidden_layers()).map(|l| Block::new(&params, &config, l)).collect();
+        let blocks = (0..config.num_hidden_layers()).map(|l| Block::new(parts, &config, l)).collect();
         let mtp = match &config {
-            ModelConfig::Deepseek(c) if c.num_nextn_predict_layers > 0 => Some(Mtp::new(&params, &config)),
+            ModelConfig::Deepseek(c) if c.num_nextn_predict_layers > 0 => Some(Mtp::new(parts, &config)),
             _ => None,
         };
         let positions = config.max_position_embeddings().min(FIRST_POSITIONS);
@@ -129,6 +145,9 @@ impl Model {
             rope: rope_table(&config, positions),
             generation: GenerationConfig::of_model(&config),
             notices: Vec::new(),
+            source: PathBuf::new(),
+            specs,
+            adapter,
             config,
             params,
             embed,
@@ -139,33 +158,30 @@ impl Model {
         }
     }
 
-    /// Reads a Hugging Face model folder or a GGUF file.
-    pub fn load(dir: &Path) -> Result<Model, FileError> {
-        let folder = files::ModelFolder::open(dir)?;
-        let specs = tensor_specs(&folder.config);
-        let mut model = Model::zeros(folder.config);
-        model.generation = folder.generation;
-        model.notices = folder.notices;
-        let places: Vec<Weight> = model.params.list().iter().map(|p| p.weight).collect();
-        let data = model.params.data_mut();
-        for (spec, w) in specs.into_iter().zip(places) {
-            let to = &mut data[w.offset..w.offset + w.len()];
-            folder.weights.read_f32(&spec.name, &spec.shape, to)?;
-            if let Some(index) = to.iter().position(|x| !x.is_finite()) {
-                return Err(FileError::NotFinite { name: spec.name, index, value: to[index] });
-            }
-        }
-        model.place();
-        Ok(model)
-    }
-
-    /// Writes `config.json`, `generation_config.json` and the weights as float32 in shards of at most 4 GiB.
+    /// Writes `config.json`, `generation_config.json` and the weights as float32 in shards of at most 4 GiB; of a model with an
+    /// adapter, the adapter's folder.
     pub fn save(&self, dir: &Path) -> Result<(), FileError> {
         self.save_as(dir, WeightType::F32)
     }
 
-    /// The same with the weights in the given type.
+    /// Writes the adapter alone, as PEFT does, with the name of the model that it belongs to.
+    fn save_adapter(&self, dir: &Path, config: &AdapterConfig) -> Result<(), FileError> {
+        let own: Vec<&Param> = self.params.list().iter().filter(|p| base_of(&p.name).is_some()).collect();
+        let mut targets: Vec<String> = own.iter().filter_map(|p| module_name(&p.name)).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        let source = self.source.canonicalize().unwrap_or_else(|_| self.source.clone());
+        let tensors = own.iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
+        files::write_file(&files::peft::weights_path(dir), tensors)?;
+        files::write_generation_config(dir, &self.generation)?;
+        files::peft::write_config(dir, config, &targets, &source)
+    }
+
+    /// The same with the weights in the given type; of a model with an adapter the adapter.
     pub fn save_as(&self, dir: &Path, kind: WeightType) -> Result<(), FileError> {
+        if let Some(adapter) = &self.adapter {
+            return self.save_adapter(dir, adapter);
+        }
         files::write_config(dir, &self.config, kind)?;
         files::write_generation_config(dir, &self.generation)?;
         let tensors =
@@ -174,6 +190,40 @@ impl Model {
         Ok(())
     }
 
+    /// What is known of it beside its weights.
+    pub(crate) fn describe(&mut self, generation: GenerationConfig, notices: Vec<String>, source: PathBuf) {
+        (self.generation, self.notices, self.source) = (generation, notices, source);
+    }
+
+    /// Adds the adapters to the weights that they belong to, in f32, after which all weights are trained.
+    pub(crate) fn merge(&mut self) {
+        let Some(config) = self.adapter.take() else { return };
+        let mut merged = Model::zeros(self.config.clone());
+        for (spec, from) in self.specs.iter().zip(self.params.list()) {
+            if base_of(&spec.name).is_none() {
+                merged.params.set(merged.params.weight(&spec.name), &self.params.values(from.weight));
+            }
+        }
+        for a in self.specs.iter().filter(|spec| spec.name.ends_with(".lora_A.weight")) {
+            let base = base_of(&a.name).expect("the name of an adapter's matrix");
+            let b = self.params.weight(&a.name.replace(".lora_A.", ".lora_B."));
+            let (a, w) = (self.params.weight(&a.name), merged.params.weight(&base));
+            let delta = ops::outer(self.params.get(b), self.params.get(a), a.rows, config.scale());
+            merged.params.values_mut(w).iter_mut().zip(&*delta).for_each(|(w, d)| *w += d);
+        }
+        merged.describe(self.generation.clone(), self.notices.clone(), self.source.clone());
+        merged.place();
+        *self = merged;
+    }
+
+    /// The adapters that it has beside its weights, if any.
+    pub fn adapter(&self) -> Option<&AdapterConfig> {
+        self.adapter.as_ref()
+    }
+    /// What each of its parameters is, in their order: the configuration's tensors, then an adapter's.
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -199,7 +249,7 @@ impl Model {
         &mut self.params
     }
     /// Moves the model, and all work on it, to the device of this process.
-    fn place(&mut self) {
+    pub(crate) fn place(&mut self) {
         let gpu = tensor::device(self.params.len());
         self.params.move_to(gpu.as_ref());
     }
@@ -333,43 +383,55 @@ impl BatchInfo {
 }
 
 impl Block {
-    fn new(params: &Params, config: &ModelConfig, layer: usize) -> Block {
+    fn new(parts: Parts, config: &ModelConfig, layer: usize) -> Block {
         let prefix = format!("model.layers.{layer}.");
         let (attention, feed_forward) = match config {
             ModelConfig::Dense(c) => {
-                (Attention::Gqa(Gqa::new(params, c, &prefix)), FeedForward::dense(params, &prefix))
+                (Attention::Gqa(Gqa::new(parts, c, &prefix)), FeedForward::dense(parts, &prefix))
             }
             ModelConfig::Deepseek(c) => {
                 let moe = c.is_moe_layer(layer);
                 let ff = if moe {
-                    FeedForward::moe(params, c, &prefix)
+                    FeedForward::moe(parts, c, &prefix)
                 } else {
-                    FeedForward::dense(params, &prefix)
+                    FeedForward::dense(parts, &prefix)
                 };
-                (Attention::Mla(Mla::new(params, c, &prefix)), ff)
+                (Attention::Mla(Mla::new(parts, c, &prefix)), ff)
             }
         };
         Block {
-            input_norm: params.weight(&format!("{prefix}input_layernorm.weight")),
+            input_norm: parts.params.weight(&format!("{prefix}input_layernorm.weight")),
             attention,
-            post_norm: params.weight(&format!("{prefix}post_attention_layernorm.weight")),
+            post_norm: parts.params.weight(&format!("{prefix}post_attention_layernorm.weight")),
             feed_forward,
         }
     }
 }
 
 impl Mtp {
-    fn new(params: &Params, config: &ModelConfig) -> Mtp {
+    fn new(parts: Parts, config: &ModelConfig) -> Mtp {
         let layer = config.num_hidden_layers();
-        let w = |name: &str| params.weight(&format!("model.layers.{layer}.{name}.weight"));
+        let w = |name: &str| parts.params.weight(&format!("model.layers.{layer}.{name}.weight"));
         Mtp {
             enorm: w("enorm"),
             hnorm: w("hnorm"),
             eh_proj: w("eh_proj"),
-            block: Block::new(params, config, layer),
+            block: Block::new(parts, config, layer),
             norm: w("shared_head.norm"),
         }
     }
+}
+
+/// What a matrix of an adapter is.
+fn adapter_spec(p: &Param) -> TensorSpec {
+    let number = |name: &str| name.split("layers.").nth(1)?.split('.').next()?.parse().ok();
+    let (name, shape, layer) = (p.name.clone(), p.shape.clone(), number(&p.name));
+    TensorSpec { name, shape, kind: TensorKind::Matrix, layer }
+}
+
+/// The last part of the name of the projection that an adapter's matrix belongs to.
+fn module_name(name: &str) -> Option<String> {
+    Some(base_of(name)?.strip_suffix(".weight")?.rsplit('.').next()?.to_owned())
 }
 
 fn rope_table(config: &ModelConfig, positions: usize) -> RopeTable {

@@ -117,69 +117,99 @@ impl Format {
         n.is_multiple_of(self.values()).then(|| (n / self.values()).checked_mul(self.bytes()))?
     }
 
-    /// Unpacks blocks into their values. Panics if there are not as many bytes as `out` needs.
+    /// Values that share a scale, where values are codes times scales.
+    pub(crate) fn run(self) -> usize {
+        if self == Format::Q6_K { 16 } else { 32 }
+    }
+
+    /// What is subtracted from a code before it is multiplied; `None` where values are no codes.
+    pub(crate) fn zero(self) -> Option<f32> {
+        match self {
+            Format::F32 | Format::F16 | Format::Bf16 => None,
+            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => Some(0.0),
+            Format::Q4_0 => Some(8.0),
+            Format::Q5_0 => Some(16.0),
+            Format::Q6_K => Some(32.0),
+            Format::Q8_0 => Some(128.0),
+        }
+    }
+
+    /// Unpacks blocks into their values: `(code - zero) * scale + minimum`, of which the product is exact but for `Q6_K`, which has
+    /// no minimum. Panics if there are not as many bytes as `out` needs.
     pub fn unpack(self, blocks: &[u8], out: &mut [f32]) {
         assert_eq!(Some(blocks.len()), self.bytes_of(out.len()), "{} values of {}", out.len(), self.name());
         let pairs = blocks.chunks_exact(self.bytes()).zip(out.chunks_exact_mut(self.values()));
+        match (self, self.zero()) {
+            (_, Some(zero)) => {
+                let (mut codes, mut runs) = ([0; SUPER], [(0.0, 0.0); SUPER / 16]);
+                for (block, y) in pairs {
+                    self.split(block, &mut codes, &mut runs);
+                    let runs = codes.chunks_exact(self.run()).zip(y.chunks_exact_mut(self.run())).zip(&runs);
+                    for ((codes, y), (scale, min)) in runs {
+                        y.iter_mut().zip(codes).for_each(|(y, &q)| *y = (f32::from(q) - zero) * scale + min);
+                    }
+                }
+            }
+            (Format::F16, _) => pairs.for_each(|(b, y)| y[0] = half_at(b, 0)),
+            (Format::Bf16, _) => pairs.for_each(|(b, y)| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            _ => pairs.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        }
+    }
+
+    /// Takes a block apart: a code for each value, and for each run of values its scale and what is added. Nothing added is -0,
+    /// to which any number can be added without a change. Panics for formats without codes.
+    pub(crate) fn split(self, b: &[u8], codes: &mut [u8; SUPER], runs: &mut [(f32, f32); SUPER / 16]) {
+        let plain = |b: &[u8]| (half_at(b, 0), -0.0);
+        let with_min = |b: &[u8]| (half_at(b, 0), half_at(b, 2));
+        let word = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
         match self {
-            Format::F32 => pairs.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            Format::F16 => pairs.for_each(|(b, y)| y[0] = half_at(b, 0)),
-            Format::Bf16 => pairs.for_each(|(b, y)| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-            Format::Q4_0 => pairs.for_each(|(b, y)| {
-                let d = half_at(b, 0);
-                nibbles(&b[2..], |i, q| y[i] = (f32::from(q) - 8.0) * d);
-            }),
-            Format::Q4_1 => pairs.for_each(|(b, y)| {
-                let (d, m) = (half_at(b, 0), half_at(b, 2));
-                nibbles(&b[4..], |i, q| y[i] = f32::from(q) * d + m);
-            }),
-            Format::Q5_0 => pairs.for_each(|(b, y)| {
-                let (d, high) = (half_at(b, 0), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
-                nibbles(&b[6..], |i, q| y[i] = (f32::from(fifth(q, high, i)) - 16.0) * d);
-            }),
-            Format::Q5_1 => pairs.for_each(|(b, y)| {
-                let (d, m) = (half_at(b, 0), half_at(b, 2));
-                let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
-                nibbles(&b[8..], |i, q| y[i] = f32::from(fifth(q, high, i)) * d + m);
-            }),
-            Format::Q8_0 => pairs.for_each(|(b, y)| {
-                let d = half_at(b, 0);
-                y.iter_mut().zip(&b[2..]).for_each(|(y, &q)| *y = f32::from(q as i8) * d);
-            }),
-            Format::Q4_K => pairs.for_each(|(b, y)| {
-                let (scales, codes) = (&b[4..16], &b[16..]);
-                for (j, y) in y.chunks_exact_mut(32).enumerate() {
-                    let (d, m) = scale_and_min(b, scales, j);
-                    let shift = 4 * (j % 2);
-                    for (y, &q) in y.iter_mut().zip(&codes[j / 2 * 32..]) {
-                        *y = d * f32::from((q >> shift) & 15) - m;
+            Format::Q4_0 => {
+                runs[0] = plain(b);
+                nibbles(&b[2..], |i, q| codes[i] = q);
+            }
+            Format::Q4_1 => {
+                runs[0] = with_min(b);
+                nibbles(&b[4..], |i, q| codes[i] = q);
+            }
+            Format::Q5_0 => {
+                runs[0] = plain(b);
+                let high = word(2);
+                nibbles(&b[6..], |i, q| codes[i] = fifth(q, high, i));
+            }
+            Format::Q5_1 => {
+                runs[0] = with_min(b);
+                let high = word(4);
+                nibbles(&b[8..], |i, q| codes[i] = fifth(q, high, i));
+            }
+            Format::Q8_0 => {
+                runs[0] = plain(b);
+                codes.iter_mut().zip(&b[2..]).for_each(|(code, &q)| *code = q ^ 128);
+            }
+            Format::Q4_K | Format::Q5_K => {
+                let (high, low) = b[16..].split_at(if self == Format::Q5_K { 32 } else { 0 });
+                for (j, codes) in codes.chunks_exact_mut(32).enumerate() {
+                    let (scale, min) = scale_and_min(b, &b[4..16], j);
+                    runs[j] = (scale, -min);
+                    for (i, code) in codes.iter_mut().enumerate() {
+                        let fifth = high.get(i).map_or(0, |h| ((h >> j) & 1) << 4);
+                        *code = (low[j / 2 * 32 + i] >> (4 * (j % 2))) & 15 | fifth;
                     }
                 }
-            }),
-            Format::Q5_K => pairs.for_each(|(b, y)| {
-                let (scales, high, codes) = (&b[4..16], &b[16..48], &b[48..]);
-                for (j, y) in y.chunks_exact_mut(32).enumerate() {
-                    let (d, m) = scale_and_min(b, scales, j);
-                    let shift = 4 * (j % 2);
-                    for ((y, &q), &h) in y.iter_mut().zip(&codes[j / 2 * 32..]).zip(high) {
-                        *y = d * f32::from((q >> shift) & 15 | ((h >> j) & 1) << 4) - m;
-                    }
-                }
-            }),
-            Format::Q6_K => pairs.for_each(|(b, y)| {
+            }
+            Format::Q6_K => {
                 let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half_at(b, 208));
-                for (g, y) in y.chunks_exact_mut(16).enumerate() {
-                    let d = d * f32::from(scales[g] as i8);
+                for (g, codes) in codes.chunks_exact_mut(16).enumerate() {
+                    runs[g] = (d * f32::from(scales[g] as i8), -0.0);
                     // Halves of 128; in each, four runs of 32 share their bytes of high bits.
                     let (part, run, at) = (g / 8, g % 8 / 2, g % 2 * 16);
                     let low = &low[part * 64 + run % 2 * 32 + at..];
                     let high = &high[part * 32 + at..];
-                    for (i, y) in y.iter_mut().enumerate() {
-                        let q = (low[i] >> (4 * (run / 2))) & 15 | ((high[i] >> (2 * run)) & 3) << 4;
-                        *y = d * (f32::from(q) - 32.0);
+                    for (i, code) in codes.iter_mut().enumerate() {
+                        *code = (low[i] >> (4 * (run / 2))) & 15 | ((high[i] >> (2 * run)) & 3) << 4;
                     }
                 }
-            }),
+            }
+            Format::F32 | Format::F16 | Format::Bf16 => panic!("{} has no codes", self.name()),
         }
     }
 
@@ -208,7 +238,7 @@ impl Format {
 mod round;
 
 /// Values of one block of the K formats.
-const SUPER: usize = 256;
+pub(crate) const SUPER: usize = 256;
 
 fn half_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()

@@ -21,6 +21,6 @@ pub mod threads;
 pub use buffer::Buf;
 pub use cuda::{Gpu, GpuError, Math, device, set_device};
 pub use memory::{Data, Ints};
-pub use params::{Params, Weight};
+pub use params::{Hold, Params, Weight};
 pub use rng::Rng;
 pub use tape::{Tape, Tensor};

@@ -1,18 +1,26 @@
-//! Weights and their gradients in flat arenas, with packed panels kept until the weights change.
+//! Weights and their gradients, with packed panels kept until the weights change.
+//!
+//! A model's values have addresses, one after the other in three regions. First what is trained: one flat arena, with one of
+//! gradients and the optimizer's beside it. Then what is frozen: an arena of f32 that nothing changes. Last matrices as a file
+//! stores them, in blocks ([`crate::blocks`]), unpacked where a product or an embedding reads them. A model that trains in full has the
+//! first region alone.
 
+use crate::blocks::Format;
 use crate::buffer::Buf;
-use crate::cpu::gemm::{pack_transposed, packed_len};
+use crate::cpu::coded::{Coded, Row};
+use crate::cpu::gemm::{Right, pack_transposed, packed_len};
 use crate::cuda::{Gpu, Ptr};
 use crate::memory::Data;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
-/// A matrix `[rows, cols]` (row-major; a vector has one row) at a place in the arena. It may span several
-/// parameters that lie next to each other, such as a gate and an up projection read as one.
+/// A matrix `[rows, cols]` (row-major; a vector has one row) at an address. It may span several parameters that lie next to each
+/// other, such as a gate and an up projection read as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Weight {
-    /// Offset of the first value.
+    /// Address of the first value.
     pub offset: usize,
     /// Rows: the outputs of a projection.
     pub rows: usize,
@@ -44,6 +52,19 @@ impl Weight {
     }
 }
 
+/// How a parameter is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// In f32, with a gradient that moves it.
+    Trained,
+    /// In f32 among the trained ones, but moved by a rule of its own: a router's balance bias.
+    Steered,
+    /// In f32, and never moved.
+    Frozen,
+    /// In blocks, and never moved. Matrices only.
+    Stored(Format),
+}
+
 /// A named parameter.
 #[derive(Clone, Debug)]
 pub struct Param {
@@ -51,18 +72,50 @@ pub struct Param {
     pub name: String,
     /// Its shape on disk.
     pub shape: Vec<usize>,
-    /// Its place in the arena.
+    /// Its place.
     pub weight: Weight,
-    /// Whether gradients train it (a router's balance bias is moved by a rule of its own).
+    /// Whether gradients train it.
     pub trained: bool,
+    /// How it is held.
+    pub hold: Hold,
+}
+
+/// A matrix in blocks.
+struct Stored {
+    weight: Weight,
+    format: Format,
+    blocks: Vec<u8>,
+}
+
+/// A weight as the right factor of products.
+pub(crate) enum Panels {
+    /// Values.
+    Plain(Buf),
+    /// Codes.
+    Coded(Coded),
+}
+
+impl Panels {
+    /// The factor of a weight with `k` inputs.
+    pub(crate) fn right(&self, k: usize) -> Right<'_> {
+        match self {
+            Panels::Plain(values) => Right::packed(values, k),
+            Panels::Coded(codes) => Right::coded(codes),
+        }
+    }
 }
 
 /// All parameters of a model.
 pub struct Params {
     list: Vec<Param>,
+    /// The trained region, from address 0 on.
     data: Data,
     grads: Mutex<Data>,
-    packed: RwLock<HashMap<Weight, Arc<Buf>>>,
+    /// The frozen region behind it.
+    frozen: Data,
+    /// The stored region behind that, by address.
+    stored: Vec<Stored>,
+    packed: RwLock<HashMap<Weight, Arc<Panels>>>,
 }
 
 /// Why a lock on a model's memory is never poisoned.
@@ -87,42 +140,75 @@ impl DerefMut for Grads<'_> {
     }
 }
 
-/// Panics if a weight does not lie in an arena of `len` values.
-fn lies_in(w: Weight, len: usize) {
-    assert!(w.offset + w.len() <= len, "{w:?} in an arena of {len} values");
+/// A whole weight within a region of `len` values that begins at `start`, as an offset there. Panics if it is not within.
+fn within(w: Weight, start: usize, len: usize) -> usize {
+    let offset = w.offset.checked_sub(start).filter(|at| at + w.len() <= len);
+    offset.unwrap_or_else(|| panic!("{w:?} in a region of {len} values from address {start} on"))
 }
 
 impl Params {
-    /// Zeros for the given `(name, shape, trained)` in the given order, without gaps.
+    /// Zeros for the given `(name, shape, trained)` in the given order, without gaps; what is not trained is steered.
     pub fn new(specs: impl IntoIterator<Item = (String, Vec<usize>, bool)>) -> Params {
+        let hold = |trained| if trained { Hold::Trained } else { Hold::Steered };
+        Params::held(specs.into_iter().map(|(name, shape, trained)| (name, shape, hold(trained))))
+    }
+
+    /// Zeros for the given `(name, shape, hold)`. Within each region they lie in the given order, without gaps.
+    pub fn held(specs: impl IntoIterator<Item = (String, Vec<usize>, Hold)>) -> Params {
         let mut list = Vec::new();
-        let mut offset = 0;
-        for (name, shape, trained) in specs {
+        let mut lens = [0usize; 3];
+        for (name, shape, hold) in specs {
             let (rows, cols) = match shape[..] {
                 [cols] => (1, cols),
                 [rows, cols] => (rows, cols),
                 _ => panic!("parameter {name}: shape {shape:?} is neither a vector nor a matrix"),
             };
-            let weight = Weight { offset, rows, cols };
+            let region = &mut lens[region(hold)];
+            let weight = Weight { offset: *region, rows, cols };
             let len = rows.checked_mul(cols).expect("a parameter's size fits the address space");
-            offset = len.checked_add(offset).expect("the parameters fit the address space");
-            list.push(Param { name, shape, weight, trained });
+            *region = len.checked_add(*region).expect("the parameters fit the address space");
+            list.push(Param { name, shape, weight, trained: hold == Hold::Trained, hold });
         }
-        let (data, grads) = (Data::zeros(None, offset), Mutex::new(Data::zeros(None, 0)));
-        Params { list, data, grads, packed: RwLock::default() }
+        let [trained, frozen, _] = lens;
+        let mut stored = Vec::new();
+        for param in &mut list {
+            param.weight.offset += [0, trained, trained + frozen][region(param.hold)];
+            if let Hold::Stored(format) = param.hold {
+                let (name, w) = (&param.name, param.weight);
+                let bytes = format.bytes_of(w.cols).and_then(|row| row.checked_mul(w.rows));
+                let bytes =
+                    bytes.unwrap_or_else(|| panic!("parameter {name}: rows of {} in {format:?}", w.cols));
+                stored.push(Stored { weight: w, format, blocks: vec![0; bytes] });
+            }
+        }
+        let zeros = |len| Data::zeros(None, len);
+        let grads = Mutex::new(zeros(0));
+        Params { list, data: zeros(trained), grads, frozen: zeros(frozen), stored, packed: RwLock::default() }
     }
 
-    /// The parameters in arena order.
+    /// The parameters in their order.
     pub fn list(&self) -> &[Param] {
         &self.list
     }
-    /// The number of values.
+    /// The number of values in all.
     pub fn len(&self) -> usize {
-        self.data.len()
+        self.list.iter().map(|p| p.weight.len()).sum()
     }
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.list.is_empty()
+    }
+    /// The number of values in the trained region, with gradients.
+    pub fn trained_len(&self) -> usize {
+        self.data.len()
+    }
+    /// Bytes that hold the values, gradients and panels apart.
+    pub fn bytes(&self) -> usize {
+        4 * (self.data.len() + self.frozen.len()) + self.stored.iter().map(|s| s.blocks.len()).sum::<usize>()
+    }
+    /// Whether a weight has a gradient: it lies in the trained region.
+    pub fn trains(&self, w: Weight) -> bool {
+        w.offset < self.data.len()
     }
     /// The place of a parameter. Panics if there is none of that name.
     pub fn weight(&self, name: &str) -> Weight {
@@ -136,45 +222,128 @@ impl Params {
     pub fn gpu(&self) -> Option<&Gpu> {
         self.data.gpu()
     }
-    /// Moves the values to a GPU or back, and with them the work of all ops; gradients are forgotten.
+    /// Moves the values to a GPU or back, and with them the work of all ops; gradients are forgotten. Panics where there are
+    /// stored matrices, which products on a GPU do not unpack.
     pub fn move_to(&mut self, gpu: Option<&Gpu>) {
+        assert!(gpu.is_none() || self.stored.is_empty(), "stored matrices on a GPU");
         self.packed.get_mut().expect(UNPOISONED).clear();
         self.data.move_to(gpu);
+        self.frozen.move_to(gpu);
         *self.grads.get_mut().expect(UNPOISONED) = Data::zeros(None, 0);
     }
-    /// All values, in the host's memory.
+    /// The trained region's values, in the host's memory.
     pub fn data(&self) -> &[f32] {
         self.data.host()
     }
-    /// All values, to change them in the host's memory; drops the packed panels.
+    /// The same, to change them in the host's memory; drops the packed panels.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        self.packed.get_mut().expect(UNPOISONED).clear();
+        self.forget_trained();
         self.data.host_mut()
     }
-    /// Values (to change) and gradients together, for the optimizer; drops the packed panels.
+    /// Drops the panels of what may change. Those of weights that are frozen stay.
+    fn forget_trained(&mut self) {
+        let trained = self.data.len();
+        self.packed.get_mut().expect(UNPOISONED).retain(|w, _| w.offset >= trained);
+    }
+    /// The trained region's values (to change) and gradients together, for the optimizer; drops its packed panels.
     pub fn data_and_grads_mut(&mut self) -> (&mut Data, &mut Data) {
-        self.packed.get_mut().expect(UNPOISONED).clear();
+        self.forget_trained();
         (&mut self.data, self.grads.get_mut().expect(UNPOISONED))
     }
-    /// The values of one weight, in the host's memory.
+    /// The values of one weight, in the host's memory. Panics for one in blocks; see [`Params::values`].
     pub fn get(&self, w: Weight) -> &[f32] {
-        &self.data()[w.offset..w.offset + w.len()]
+        let (data, start) = self.region_of(w);
+        &data.host()[within(w, start, data.len())..][..w.len()]
+    }
+    /// The values of one weight, unpacked if need be.
+    pub fn values(&self, w: Weight) -> Cow<'_, [f32]> {
+        if !self.is_stored(w) {
+            return Cow::Borrowed(self.get(w));
+        }
+        let mut values = vec![0.0; w.len()];
+        crate::threads::parallel_chunks(
+            &mut values,
+            (1usize << 14).div_ceil(w.cols) * w.cols,
+            |at, values| {
+                for (i, to) in values.chunks_exact_mut(w.cols).enumerate() {
+                    self.read_row(w, at / w.cols + i, to);
+                }
+            },
+        );
+        Cow::Owned(values)
+    }
+    /// Row `i` of a weight into `to`.
+    pub fn read_row(&self, w: Weight, i: usize, to: &mut [f32]) {
+        if self.is_stored(w) {
+            let (format, blocks) = self.stored_row(w, i);
+            format.unpack(blocks, to);
+        } else {
+            to.copy_from_slice(&self.get(w)[i * w.cols..][..w.cols]);
+        }
+    }
+    /// Changes the values of a parameter, whatever it is held as: values are rounded into blocks where it is stored.
+    pub fn set(&mut self, w: Weight, values: &[f32]) {
+        assert_eq!(values.len(), w.len(), "values of {w:?}");
+        if self.is_stored(w) {
+            let format = self.stored[self.stored_at(w.offset)].format;
+            let blocks = format.pack(values).unwrap_or_else(|| panic!("{format:?} is not written"));
+            return self.set_blocks(w, blocks);
+        }
+        self.values_mut(w).copy_from_slice(values);
+    }
+    /// The values of one parameter in f32, to change them. Panics for one in blocks.
+    pub fn values_mut(&mut self, w: Weight) -> &mut [f32] {
+        self.packed.get_mut().expect(UNPOISONED).clear();
+        let trained = self.data.len();
+        let (data, start) =
+            if w.offset < trained { (&mut self.data, 0) } else { (&mut self.frozen, trained) };
+        let at = within(w, start, data.len());
+        &mut data.host_mut()[at..at + w.len()]
+    }
+    /// The blocks of one stored parameter. Panics if there are not as many bytes as it has.
+    pub fn set_blocks(&mut self, w: Weight, blocks: Vec<u8>) {
+        self.packed.get_mut().expect(UNPOISONED).clear();
+        let at = self.stored_at(w.offset);
+        let stored = &mut self.stored[at];
+        assert!(stored.weight == w && stored.blocks.len() == blocks.len(), "blocks of {w:?}");
+        stored.blocks = blocks;
+    }
+    /// Whether a weight is held in blocks.
+    fn is_stored(&self, w: Weight) -> bool {
+        w.offset >= self.data.len() + self.frozen.len() && !self.stored.is_empty()
+    }
+    /// The matrix in blocks that has an address.
+    fn stored_at(&self, address: usize) -> usize {
+        self.stored.partition_point(|s| s.weight.offset <= address) - 1
+    }
+    /// The format and blocks of row `i` of a weight in blocks.
+    fn stored_row(&self, w: Weight, i: usize) -> Row<'_> {
+        let address = w.offset + i * w.cols;
+        let stored = &self.stored[self.stored_at(address)];
+        let row = (address - stored.weight.offset) / w.cols;
+        assert!(stored.weight.cols == w.cols && row < stored.weight.rows, "row {i} of {w:?}");
+        let bytes = stored.format.bytes_of(w.cols).expect("checked when it was made");
+        (stored.format, &stored.blocks[row * bytes..][..bytes])
+    }
+    /// The region in f32 that a weight lies in, and its first address.
+    fn region_of(&self, w: Weight) -> (&Data, usize) {
+        if w.offset < self.data.len() { (&self.data, 0) } else { (&self.frozen, self.data.len()) }
     }
     /// Where a weight lies on the GPU.
     pub(crate) fn on(&self, gpu: &Gpu, w: Weight) -> Ptr {
-        lies_in(w, self.data.len());
-        self.data.on(gpu).at(w.offset)
+        let (data, start) = self.region_of(w);
+        data.on(gpu).at(within(w, start, data.len()))
     }
     /// Where a weight lies on the GPU as a factor of products.
     pub(crate) fn factor_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
-        lies_in(w, self.data.len());
-        self.data.operand(gpu).at(w.offset)
+        let (data, start) = self.region_of(w);
+        data.operand(gpu).at(within(w, start, data.len()))
     }
     /// Where a weight's gradient lies on the GPU, to be added to there.
     pub(crate) fn grad_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
         let mut grads = self.grads.lock().expect(UNPOISONED);
-        lies_in(w, grads.len());
-        grads.on_mut(gpu).at(w.offset)
+        let at = within(w, 0, grads.len());
+        grads.on_mut(gpu).at(at)
     }
     /// Gives the gradients memory (once) and sets them to zero.
     pub fn zero_grads(&mut self) {
@@ -185,25 +354,39 @@ impl Params {
         }
         grads.clear();
     }
-    /// All gradients; empty before the first [`Params::zero_grads`].
+    /// All gradients of the trained region; empty before the first [`Params::zero_grads`].
     pub fn grads(&self) -> Grads<'_> {
         let arena = self.grads.lock().expect(UNPOISONED);
         let part = 0..arena.len();
         Grads { arena, part }
     }
-    /// The gradient of one weight, to add to. Panics before the first [`Params::zero_grads`].
+    /// The gradient of one weight, to add to. Panics before the first [`Params::zero_grads`], and for what has none.
     pub fn grad_mut(&self, w: Weight) -> Grads<'_> {
         Grads { part: w.offset..w.offset + w.len(), ..self.grads() }
     }
     /// The panels of a projection's transpose, packed at first use after each change of the weights.
-    pub(crate) fn packed(&self, w: Weight) -> Arc<Buf> {
+    pub(crate) fn packed(&self, w: Weight) -> Arc<Panels> {
         if let Some(p) = self.packed.read().expect(UNPOISONED).get(&w) {
             return p.clone();
         }
-        let mut panels = Buf::new(packed_len(w.rows, w.cols));
-        pack_transposed(self.get(w), w.rows, w.cols, w.cols, &mut panels);
+        let panels = if self.is_stored(w) {
+            Panels::Coded(Coded::pack(w.rows, w.cols, |i| self.stored_row(w, i)))
+        } else {
+            let mut panels = Buf::new(packed_len(w.rows, w.cols));
+            pack_transposed(self.get(w), w.rows, w.cols, w.cols, &mut panels);
+            Panels::Plain(panels)
+        };
         let panels = Arc::new(panels);
         self.packed.write().expect(UNPOISONED).insert(w, panels.clone());
         panels
+    }
+}
+
+/// The number of a region.
+fn region(hold: Hold) -> usize {
+    match hold {
+        Hold::Trained | Hold::Steered => 0,
+        Hold::Frozen => 1,
+        Hold::Stored(_) => 2,
     }
 }

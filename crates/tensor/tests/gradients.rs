@@ -46,6 +46,53 @@ fn linear() {
     }
 }
 
+/// Adapters on two of three projections that are read as one.
+#[test]
+fn adapted_linear() {
+    for (seed, (k, rank, outputs)) in
+        [(5, 1, [3, 17, 2]), (33, 4, [16, 8, 8]), (97, 16, [40, 33, 1])].into_iter().enumerate()
+    {
+        let mut rng = Rng::new(seed as u64);
+        let m = outputs.iter().sum();
+        let last = m - outputs[2];
+        for n in ROWS {
+            let x = [Matrix::random(&mut rng, n, k, 1.0)];
+            let mut matrix = |rows, cols| Matrix::random(&mut rng, rows, cols, 0.3);
+            let w = [
+                matrix(m, k),
+                matrix(rank, k),
+                matrix(outputs[0], rank),
+                matrix(rank, k),
+                matrix(outputs[2], rank),
+            ];
+            check_op(
+                &format!("adapted_linear {n}x{k}x{m}, rank {rank}"),
+                &mut rng,
+                &x,
+                &w,
+                &[],
+                |tape, x, w| {
+                    let first = ops::Adapter { a: w[1], b: w[2], column: 0, scale: 0.5 };
+                    let second = ops::Adapter { a: w[3], b: w[4], column: last, scale: 2.0 };
+                    vec![ops::adapted_linear(tape, &x[0], w[0], None, &Arc::new(vec![first, second]))]
+                },
+                |at| {
+                    let mut y = math::linear(&at[0], &at[1], None, k);
+                    for (a, b, column, scale) in [(&at[2], &at[3], 0, 0.5), (&at[4], &at[5], last, 2.0)] {
+                        let low = math::linear(&at[0], a, None, k);
+                        let up = math::linear(&low, b, None, rank);
+                        let width = b.len() / rank;
+                        for (row, up) in y.chunks_exact_mut(m).zip(up.chunks_exact(width)) {
+                            row[column..].iter_mut().zip(up).for_each(|(y, u)| *y += scale * u);
+                        }
+                    }
+                    vec![y]
+                },
+            );
+        }
+    }
+}
+
 /// Gradients add up where a tensor or a weight is used twice, also where one buffer carries two gradients.
 #[test]
 fn a_tensor_used_twice_sums_its_gradients() {

@@ -39,7 +39,7 @@ fn products() {
     refused("a right factor that is too short", || {
         run(&[Product { b: Right::rows(&b[..63], 8), ..fits }], 8)
     });
-    let narrow = Right { data: &b[..PANEL], k_stride: 0, panel_stride: 1 };
+    let narrow = Right::strided(&b[..PANEL], 0, 1);
     run(&[Product { a: Left::rows(&a, 1), b: narrow, m: 1, k: 1, n: PANEL, c: 0 }], 64);
     refused("a whole panel behind the end", || {
         let short = Right { data: &b[..PANEL - 1], ..narrow };

@@ -124,6 +124,22 @@ pub enum FileError {
         /// NaN or an infinity.
         value: f32,
     },
+    /// An adapter cannot be used, or does not fit.
+    #[error("the adapter of {path} cannot be used: {reason}")]
+    Adapter {
+        /// The folder, or the model.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A folder that should hold an adapter does not.
+    #[error(
+        "{dir} holds no adapter: expected adapter_config.json and adapter_model.safetensors, as PEFT writes them"
+    )]
+    NoAdapter {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// A configuration in the folder was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),

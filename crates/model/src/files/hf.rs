@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tensor::blocks::Format;
 
 use super::gguf::{GgufWeights, is_gguf};
 use super::weights::compare;
@@ -34,6 +35,20 @@ impl Weights {
         match self {
             Weights::Safetensors(weights) => weights.shape(name),
             Weights::Gguf(weights) => weights.shape(name),
+        }
+    }
+    /// How a tensor is stored, if there is one of that name and its numbers can be held as they are.
+    pub fn format(&self, name: &str) -> Option<Format> {
+        match self {
+            Weights::Safetensors(weights) => weights.format(name),
+            Weights::Gguf(weights) => weights.format(name),
+        }
+    }
+    /// A tensor's bytes as they are stored, where [`Weights::format`] says how.
+    pub fn read_blocks(&self, name: &str) -> Result<Option<Vec<u8>>, FileError> {
+        match self {
+            Weights::Safetensors(weights) => Ok(weights.bytes(name).map(<[u8]>::to_vec)),
+            Weights::Gguf(weights) => weights.read_blocks(name).map(Some),
         }
     }
     /// Reads a tensor's values.

@@ -8,6 +8,7 @@ mod error;
 pub mod gguf;
 mod header;
 pub mod hf;
+pub mod peft;
 pub mod weights;
 mod write;
 
@@ -17,6 +18,7 @@ pub use hf::{
     GenerationConfig, ModelFolder, Weights, read_generation_config, write_config, write_generation_config,
 };
 pub use weights::{SafeFile, TensorReport, WeightsReader};
+pub(crate) use write::write_file;
 pub use write::{WeightType, WrittenWeights, write_weights};
 
 #[cfg(test)]

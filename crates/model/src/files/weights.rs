@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde::Deserialize;
+use tensor::blocks::Format;
 use tensor::mapped::{Mapped, map_file};
 
 use super::header::{self, Entry};
@@ -85,6 +86,21 @@ impl SafeFile {
             }
         }
         Ok(())
+    }
+
+    /// How a tensor is stored, if its numbers are of one of the formats that weights are held in.
+    pub fn format(&self, name: &str) -> Option<Format> {
+        match self.entries.get(name)?.dtype {
+            Dtype::F32 => Some(Format::F32),
+            Dtype::F16 => Some(Format::F16),
+            Dtype::BF16 => Some(Format::Bf16),
+            _ => None,
+        }
+    }
+
+    /// A tensor's bytes.
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.entries.get(name).map(|entry| &self.bytes[entry.begin..entry.end])
     }
 
     /// Reads a tensor of I64 or I32: token ids and positions of test fixtures.
@@ -191,6 +207,16 @@ impl WeightsReader {
     /// The shape of a tensor, if there is one of that name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.files[*self.located.get(name)?].shape(name)
+    }
+
+    /// How a tensor is stored, as [`SafeFile::format`] says.
+    pub fn format(&self, name: &str) -> Option<Format> {
+        self.files[*self.located.get(name)?].format(name)
+    }
+
+    /// A tensor's bytes, if there is one of that name.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.files[*self.located.get(name)?].bytes(name)
     }
 
     /// Reads a tensor as [`SafeFile::read_f32`] does.

@@ -125,6 +125,16 @@ pub fn write_weights<'a>(
     Ok(WrittenWeights { files, bytes })
 }
 
+/// Writes one safetensors file in f32, under a temporary name first.
+pub(crate) fn write_file<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a [usize], &'a [f32])>,
+) -> Result<(), FileError> {
+    let shards = plan(tensors, WeightType::F32, u64::MAX)?;
+    let fill = |file: &mut File| shards.iter().try_for_each(|shard| write_shard(file, shard));
+    atomic::replace_with(path, fill).map_err(FileError::io("write", path))
+}
+
 /// Divides tensors among files, in order, and refuses what must not be written.
 fn plan<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a [usize], &'a [f32])>,

@@ -5,6 +5,7 @@
 //!
 //! Letters: the product is `C[m, n] (+)= Σ_k A[m, k] · B[k, n]`. `B` is read in panels of [`PANEL`] columns.
 
+use super::coded::Coded;
 use super::simd::{LANES, Simd, kernel};
 use crate::buffer::Buf;
 use crate::threads::{SharedMut, parallel, threads};
@@ -21,6 +22,8 @@ const ROW: usize = KC + 16;
 const STRIP_STRIDE: usize = 640;
 /// Rows from which copying the right factor pays, where its steps of k lie apart.
 const COPY_ROWS: usize = 24;
+/// Panels that few rows go over at once.
+const WIDE: usize = 4;
 /// The most rows of one task.
 const MC: usize = 192;
 
@@ -63,11 +66,13 @@ impl<'a> Left<'a> {
     }
 }
 
-/// The right factor, element (k, n) at `(n / PANEL) * panel_stride + k * k_stride + n % PANEL`.
+/// The right factor, element (k, n) at `(n / PANEL) * panel_stride + k * k_stride + n % PANEL`, or panels of codes.
 #[derive(Clone, Copy)]
 pub struct Right<'a> {
-    /// The values.
+    /// The values; none where there are codes.
     pub data: &'a [f32],
+    /// Panels that are unpacked where they are read.
+    pub coded: Option<&'a Coded>,
     /// Distance between steps of k.
     pub k_stride: usize,
     /// Distance between panels.
@@ -75,13 +80,22 @@ pub struct Right<'a> {
 }
 
 impl<'a> Right<'a> {
+    /// Values at the given distances.
+    pub fn strided(data: &'a [f32], k_stride: usize, panel_stride: usize) -> Right<'a> {
+        Right { data, coded: None, k_stride, panel_stride }
+    }
     /// A row-major `[k, n]` matrix with `stride` values per row, read in place.
     pub fn rows(data: &'a [f32], stride: usize) -> Right<'a> {
-        Right { data, k_stride: stride, panel_stride: PANEL }
+        Right::strided(data, stride, PANEL)
     }
     /// Panels made by [`pack_transposed`] from an `[n, k]` matrix.
     pub fn packed(data: &'a [f32], k: usize) -> Right<'a> {
-        Right { data, k_stride: PANEL, panel_stride: k * PANEL }
+        Right::strided(data, PANEL, k * PANEL)
+    }
+    /// Panels of codes. A part of them is unpacked into a thread's own scratch, with the values that [`Right::packed`] would
+    /// find there, and so with its bits.
+    pub(crate) fn coded(panels: &'a Coded) -> Right<'a> {
+        Right { data: &[], coded: Some(panels), k_stride: PANEL, panel_stride: KC * PANEL }
     }
 }
 
@@ -157,7 +171,7 @@ fn shares(n: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { left: Buf::new(MC * ROW), right: Buf::new(KC * PANEL) });
+        RefCell::new(Scratch { left: Buf::new(MC * ROW), right: Buf::new(WIDE * KC * PANEL) });
 }
 
 fn check(p: &Product, out: usize, ldc: usize) {
@@ -173,6 +187,9 @@ fn check(p: &Product, out: usize, ldc: usize) {
     let row = p.a.rows.map_or(p.m - 1, |r| r[..p.m].iter().copied().max().unwrap_or(0) as usize);
     let end = extent(&[(row, p.a.row_stride), (p.k - 1, p.a.col_stride)]);
     assert!(end < p.a.data.len(), "gemm: left factor too short for {}x{}", p.m, p.k);
+    if let Some(coded) = p.b.coded {
+        return coded.check(p.k, p.n);
+    }
     // The last panel is read only as far as the product goes; the others are read whole.
     let last = (p.n - 1) / PANEL;
     let panel =
@@ -213,11 +230,16 @@ kernel! {
             }
             let mut n = n0;
             while n < n0 + width {
-                let wide = if rows <= 3 { 4 * PANEL } else { PANEL };
+                let wide = if rows <= 3 { WIDE * PANEL } else { PANEL };
                 let cols = wide.min(n0 + width - n);
                 let mut b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
                 let mut right = p.b;
-                if copies && cols == PANEL {
+                if let Some(coded) = right.coded {
+                    for (i, to) in scratch.right.chunks_exact_mut(KC * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
+                        coded.unpack::<S>(n / PANEL + i, k0, &mut to[..kc * PANEL]);
+                    }
+                    b = scratch.right.as_ptr();
+                } else if copies && cols == PANEL {
                     copy_right::<S>(b, right.k_stride, kc, &mut scratch.right);
                     (b, right.k_stride) = (scratch.right.as_ptr(), PANEL);
                 }

@@ -124,7 +124,8 @@ fn walk(
     check(x, head, targets);
     assert!(temperature > 0.0, "cross_entropy: a temperature of {temperature}");
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
-    add_product(Part::Head, if weights.is_some() { 3 * n } else { n }, h, vocab);
+    let passes = 1 + weights.map_or(0, |_| 1 + usize::from(params.trains(head)));
+    add_product(Part::Head, passes * n, h, vocab);
     let (stats, dx) = match params.gpu() {
         Some(gpu) => walk_cuda(gpu, params, x, head, targets, weights, 1.0 / temperature),
         None => walk_cpu(params, x, head, targets, weights, 1.0 / temperature),
@@ -222,7 +223,8 @@ fn walk_cuda(
 /// `dx = dlogits · head` (overwritten), `dhead += dlogitsᵀ · x`.
 fn head_backward(params: &Params, x: &[f32], dlogits: &[f32], rows: usize, head: Weight, dx: &mut [f32]) {
     let (h, vocab) = (head.cols, head.rows);
-    let b = Right::rows(params.get(head), h);
+    let values = params.values(head);
+    let b = Right::rows(&values, h);
     gemm(&[Product { a: Left::rows(dlogits, vocab), b, m: rows, k: vocab, n: h, c: 0 }], dx, h, false);
     weight_gradient(params, x, dlogits, rows, head);
 }
@@ -291,7 +293,8 @@ pub fn distill_kl(
     );
     assert_eq!(weights.len(), x.rows(), "distill_kl: weights and rows differ in number");
     let (n, h, vocab) = (x.rows(), head.cols, head.rows);
-    add_product(Part::Head, if tape.is_recording() { 3 * n } else { n }, h, vocab);
+    let back = if tape.is_recording() { 1 + usize::from(tape.params().trains(head)) } else { 0 };
+    add_product(Part::Head, (1 + back) * n, h, vocab);
     add_product(Part::Head, n, teacher_head.cols, vocab);
     let teacher = (teacher_params, teacher_x, teacher_head);
     let (kl, dx) = match tape.gpu() {

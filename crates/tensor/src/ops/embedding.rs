@@ -20,14 +20,13 @@ pub fn embedding(tape: &Tape, ids: &[u32], table: Weight) -> Tensor {
             gpu.launch("embedding_forward", row_grid(n, h), ROW_THREADS, args![rows, ids, y.on_mut(gpu), h]);
         }
         None => {
-            let rows = tape.params().get(table);
             for (out, &id) in y.host_mut().chunks_exact_mut(h).zip(ids.host()) {
-                out.copy_from_slice(&rows[id as usize * h..][..h]);
+                tape.params().read_row(table, id as usize, out);
             }
         }
     }
     let y = tape.output(y, n, h);
-    if let Some(dy) = y.grad.clone() {
+    if let Some(dy) = y.grad.clone().filter(|_| tape.params().trains(table)) {
         tape.record(move |params| {
             if let Some(dy) = dy.take() {
                 backward(params, &ids, &dy, table);

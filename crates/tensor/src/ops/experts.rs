@@ -15,9 +15,10 @@ use crate::memory::{Data, Ints};
 use crate::operations::{Part, add_product};
 use crate::ops::router::Routes;
 use crate::ops::swiglu;
-use crate::params::{Params, Weight};
+use crate::params::{Panels, Params, Weight};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -134,8 +135,9 @@ pub fn experts(
                 base.add(dy.clone());
             }
             let s = saved.weight.len();
-            // Gradients of the weights, of the hidden values, and of the input where it is wanted.
-            add_product(Part::Experts, s, h, 3 * inner + inner);
+            // Gradients of the hidden values, of the weights if they are trained, and of the input where it is wanted.
+            let trains = params.trains(saved.bank[0].down);
+            add_product(Part::Experts, s, h, if trains { 3 * inner + inner } else { inner });
             if x.grad.is_some() {
                 add_product(Part::Experts, s, h, 2 * inner);
             }
@@ -164,7 +166,7 @@ fn forward_cpu(
     let panels = panels(params, &bank, &slots, |x| x.gate_up);
     let products = slots.products(&bank, |e, range| {
         let a = Left { rows: Some(&token[range.clone()]), ..Left::rows(x.host(), h) };
-        let b = Right::packed(&panels[&e.gate_up.offset], h);
+        let b = panels[&e.gate_up.offset].right(h);
         Product { a, b, m: range.len(), k: h, n: 2 * inner, c: range.start * 2 * inner }
     });
     gemm(&products, &mut gate_up, 2 * inner, false);
@@ -182,7 +184,7 @@ fn forward_cpu(
     let panels = self::panels(params, &bank, &slots, |x| x.down);
     let products = slots.products(&bank, |e, range| {
         let a = Left::rows(&hidden[range.start * inner..], inner);
-        let b = Right::packed(&panels[&e.down.offset], inner);
+        let b = panels[&e.down.offset].right(inner);
         Product { a, b, m: range.len(), k: inner, n: h, c: range.start * h }
     });
     gemm(&products, &mut parts, h, false);
@@ -198,9 +200,20 @@ fn panels(
     bank: &[Expert],
     slots: &Slots,
     weight: impl Fn(&Expert) -> Weight,
-) -> HashMap<usize, Arc<Buf>> {
+) -> HashMap<usize, Arc<Panels>> {
     let used = bank.iter().enumerate().filter(|(e, _)| !slots.of(*e).is_empty());
     used.map(|(_, x)| (weight(x).offset, params.packed(weight(x)))).collect()
+}
+
+/// The values of the experts that have slots, by the address of the weight.
+fn values<'p>(
+    params: &'p Params,
+    bank: &[Expert],
+    slots: &Slots,
+    weight: impl Fn(&Expert) -> Weight,
+) -> HashMap<usize, Cow<'p, [f32]>> {
+    let used = bank.iter().enumerate().filter(|(e, _)| !slots.of(*e).is_empty());
+    used.map(|(_, x)| (weight(x).offset, params.values(weight(x)))).collect()
 }
 
 /// Rows and columns that a block of a kernel over rows works on.
@@ -323,8 +336,9 @@ fn backward_cpu(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: 
     // d(weight · hidden) [s, i] = dy[token] · down
     let mut d_hidden = Buf::new(s * inner);
     let dy = gather(dy, h, slots.token.host());
+    let values = self::values(params, &bank, &slots, |e| e.down);
     let products = slots.products(&bank, |e, range| {
-        let (a, b) = (Left::rows(&dy[range.start * h..], h), Right::rows(params.get(e.down), inner));
+        let (a, b) = (Left::rows(&dy[range.start * h..], h), Right::rows(&values[&e.down.offset], inner));
         Product { a, b, m: range.len(), k: h, n: inner, c: range.start * inner }
     });
     gemm(&products, &mut d_hidden, inner, false);
@@ -351,7 +365,7 @@ fn backward_cpu(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: 
         });
     }
     let (d_gate_up, hidden) = (gate_up.host(), d_hidden);
-    {
+    if params.trains(bank[0].down) {
         let mut grads = params.grads();
         let products = slots.products(&bank, |e, range| {
             let a = Left::transposed(&dy[range.start * h..], h);
@@ -376,9 +390,10 @@ fn backward_cpu(params: &Params, x: &Tensor, dy: &[f32], saved: Saved, weights: 
     }
     if let Some(g) = &x.grad {
         let mut dx = Buf::new(s * h);
+        let values = self::values(params, &bank, &slots, |e| e.gate_up);
         let products = slots.products(&bank, |e, range| {
             let a = Left::rows(&d_gate_up[range.start * 2 * inner..], 2 * inner);
-            let b = Right::rows(params.get(e.gate_up), h);
+            let b = Right::rows(&values[&e.gate_up.offset], h);
             Product { a, b, m: range.len(), k: 2 * inner, n: h, c: range.start * h }
         });
         gemm(&products, &mut dx, h, false);
@@ -403,13 +418,16 @@ fn backward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, dy: &Data, saved: Saved
     let d_gate_up = gate_up.on_mut(gpu);
     let args = args![d_gate_up, &hidden, &d_weight, weight.on(gpu), s, inner];
     gpu.launch("experts_through_swiglu", [s.div_ceil(16), 1, 1], 256, args);
-    let factor = hidden.operand(s * inner);
-    let places = Matrices { a: dy.at(0), b: factor.at(0), c: params.grad_on(gpu, first.down) };
-    grouped(gpu, Layout::Tn, places, [h, inner, s], [h, inner, inner], true, by_down);
-    let inputs = gather_cuda(gpu, x.data.on(gpu), &slots, h);
-    let (factor, d_gate_up) = (inputs.operand(s * h), d_gate_up.operand(s * 2 * inner));
-    let places = Matrices { a: d_gate_up.at(0), b: factor.at(0), c: params.grad_on(gpu, first.gate_up) };
-    grouped(gpu, Layout::Tn, places, [2 * inner, h, s], [2 * inner, h, h], true, by_gate_up);
+    let d_gate_up = d_gate_up.operand(s * 2 * inner);
+    if params.trains(first.down) {
+        let factor = hidden.operand(s * inner);
+        let places = Matrices { a: dy.at(0), b: factor.at(0), c: params.grad_on(gpu, first.down) };
+        grouped(gpu, Layout::Tn, places, [h, inner, s], [h, inner, inner], true, by_down);
+        let inputs = gather_cuda(gpu, x.data.on(gpu), &slots, h);
+        let factor = inputs.operand(s * h);
+        let places = Matrices { a: d_gate_up.at(0), b: factor.at(0), c: params.grad_on(gpu, first.gate_up) };
+        grouped(gpu, Layout::Tn, places, [2 * inner, h, s], [2 * inner, h, h], true, by_gate_up);
+    }
     let slot = slots.slot.on(gpu);
     if let Some(g) = weights {
         let mut d = Data::new(Some(gpu), s);

@@ -43,7 +43,7 @@ fn linear_in(gpu: Option<Gpu>, tape: &Tape, x: &Tensor, w: Weight, bias: Option<
     y
 }
 
-fn forward_cpu(params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: &mut [f32]) {
+pub(super) fn forward_cpu(params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: &mut [f32]) {
     product(params, x.host(), x.rows(), w, y);
     if let Some(b) = bias {
         let b = params.get(b);
@@ -65,14 +65,8 @@ fn forward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, w: Weight, bias: Option<
 /// `out [rows, w.rows] = x [rows, w.cols] · wᵀ`, without a tape.
 pub(crate) fn product(params: &Params, x: &[f32], rows: usize, w: Weight, out: &mut [f32]) {
     let panels = params.packed(w);
-    let p = Product {
-        a: Left::rows(x, w.cols),
-        b: Right::packed(&panels, w.cols),
-        m: rows,
-        k: w.cols,
-        n: w.rows,
-        c: 0,
-    };
+    let p =
+        Product { a: Left::rows(x, w.cols), b: panels.right(w.cols), m: rows, k: w.cols, n: w.rows, c: 0 };
     gemm(&[p], out, w.rows, false);
 }
 
@@ -82,14 +76,25 @@ pub(crate) fn product_cuda(gpu: &Gpu, params: &Params, x: Ptr, rows: usize, w: W
     cuda_product(gpu, Layout::Nt, places, [rows, w.rows, w.cols], [w.cols, w.cols, w.rows], false);
 }
 
-fn backward(gpu: Option<&Gpu>, params: &Params, x: &Tensor, dy: &Data, w: Weight, bias: Option<Weight>) {
+pub(super) fn backward(
+    gpu: Option<&Gpu>,
+    params: &Params,
+    x: &Tensor,
+    dy: &Data,
+    w: Weight,
+    bias: Option<Weight>,
+) {
     let (m, k, n) = (x.rows(), w.cols, w.rows);
-    add_product(Part::Linear, m, k, n);
+    if params.trains(w) {
+        add_product(Part::Linear, m, k, n);
+    }
     if let Some(g) = &x.grad {
         add_product(Part::Linear, m, k, n);
         g.write(params.gpu(), m * k, |dx, add| input_gradient(gpu, params, dy, m, w, dx, add));
     }
+    let bias = bias.filter(|&b| params.trains(b));
     match gpu {
+        _ if !params.trains(w) && bias.is_none() => {}
         Some(gpu) => {
             let (x, factor) = (x.data.operand(gpu), dy.operand(gpu));
             weight_gradient_cuda(gpu, params, x.at(0), factor.at(0), m, w);
@@ -131,23 +136,27 @@ fn input_gradient(
             cuda_product(gpu, Layout::Nn, places, [m, k, n], [n, k, k], add);
         }
         None => {
-            let (a, b) = (Left::rows(dy.host(), n), Right::rows(params.get(w), k));
+            let values = params.values(w);
+            let (a, b) = (Left::rows(dy.host(), n), Right::rows(&values, k));
             gemm(&[Product { a, b, m, k: n, n: k, c: 0 }], dx.host_mut(), k, add)
         }
     }
 }
 
-/// `dW [n, k] += dyᵀ [n, m] · x [m, k]`.
+/// `dW [n, k] += dyᵀ [n, m] · x [m, k]`, if the weight is trained.
 pub(crate) fn weight_gradient(params: &Params, x: &[f32], dy: &[f32], m: usize, w: Weight) {
     let (k, n) = (w.cols, w.rows);
     let p = Product { a: Left::transposed(dy, n), b: Right::rows(x, k), m: n, k: m, n: k, c: 0 };
-    if m > 0 {
+    if m > 0 && params.trains(w) {
         gemm(&[p], &mut params.grad_mut(w), k, true);
     }
 }
 
 /// [`weight_gradient`] on a GPU.
 pub(crate) fn weight_gradient_cuda(gpu: &Gpu, params: &Params, x: Ptr, dy: Ptr, m: usize, w: Weight) {
+    if !params.trains(w) {
+        return;
+    }
     let (k, n) = (w.cols, w.rows);
     let places = Matrices { a: dy, b: x, c: params.grad_on(gpu, w) };
     cuda_product(gpu, Layout::Tn, places, [n, k, m], [n, k, k], true);

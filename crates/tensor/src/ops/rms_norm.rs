@@ -169,6 +169,9 @@ fn backward(params: &Params, x: &Data, dy: &Data, rstd: &Data, w: Weight, extra:
             let args = args![x, dy, rstd, weight, extra, to, h];
             gpu.launch_shared("rms_norm_backward", [n, 1, 1], threads_of(h), 4 * h, args);
         }
+        if !params.trains(w) {
+            return dx;
+        }
         let args = args![x, dy, rstd, partial, n, h];
         gpu.launch("rms_norm_weight_partial", [(pieces * h).div_ceil(256), 1, 1], 256, args);
         let args = args![partial, params.grad_on(gpu, w), pieces, h];
@@ -188,6 +191,9 @@ fn backward(params: &Params, x: &Data, dy: &Data, rstd: &Data, w: Weight, extra:
             let extra = extra.map_or(none, |e| &e[at.clone()]);
             backward_rows(&x[at.clone()], &dy[at], &rstd[r0..r0 + rows], weight, extra, dx, part);
         });
+    }
+    if !params.trains(w) {
+        return dx;
     }
     let mut dw = params.grad_mut(w);
     for p in partial.host().chunks_exact(h) {

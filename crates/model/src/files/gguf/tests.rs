@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::files::GgufType;
-use crate::{Model, PassOptions, whole};
+use crate::{HeldAs, Model, PassOptions, Use, whole};
 use tensor::blocks::Format;
 use tensor::{Tape, ops};
 
@@ -57,7 +57,11 @@ fn a_quantised_file_equals_its_unpacked_folder() {
     let exact = logits(&model);
     for (name, kind) in GgufType::NAMES {
         written(&model, &path, kind);
+        let held = Model::open(&path, Use::Infer(HeldAs::Stored)).unwrap();
         let packed = Model::load(&path).unwrap();
+        assert_eq!(logits(&held), logits(&packed), "{name}: held as stored");
+        let less = held.params().bytes() * 3 < packed.params().bytes() * 2;
+        assert_eq!(less, name != "f32", "{name}: {} bytes", held.params().bytes());
         let folder = dir.path().join(name);
         std::fs::create_dir(&folder).unwrap();
         packed.save(&folder).unwrap();

@@ -183,7 +183,7 @@ kernel! {
                         a_rs: q_stride,
                         a_ks: 1,
                         b: kt.as_ptr(),
-                        right: Right { data: kt, k_stride: PAGE, panel_stride: PANEL },
+                        right: Right::strided(kt, PAGE, PANEL),
                         c: scores.as_mut_ptr(),
                         ldc: PAGE,
                         cols: width,
@@ -201,7 +201,7 @@ kernel! {
                         a_rs: PAGE,
                         a_ks: 1,
                         b: vs.as_ptr(),
-                        right: Right { data: vs, k_stride: dv, panel_stride: PANEL },
+                        right: Right::strided(vs, dv, PANEL),
                         c: acc.as_mut_ptr().add(h * rows * dv),
                         ldc: dv,
                         cols: dv,
@@ -332,7 +332,7 @@ kernel! {
                     let width = keys.next_multiple_of(LANES);
                     let (ktp, vtp) = (&kt[base * dk..][..PAGE * dk], &vt[base * dv..][..PAGE * dv]);
                     let (qp, dyp) = (q.as_ptr().add(q_at + r0 * q_stride), dy.as_ptr().add(y_at + r0 * y_stride));
-                    let by_key = |data| Right { data, k_stride: PAGE, panel_stride: PANEL };
+                    let by_key = |data| Right::strided(data, PAGE, PANEL);
                     strips::<S>(rows, Tile { kc: dk, a: qp, a_rs: q_stride, a_ks: 1, b: ktp.as_ptr(), right: by_key(ktp), c: p.as_mut_ptr(), ldc: PAGE, cols: width, load: false });
                     strips::<S>(rows, Tile { kc: dv, a: dyp, a_rs: y_stride, a_ks: 1, b: vtp.as_ptr(), right: by_key(vtp), c: ds.as_mut_ptr(), ldc: PAGE, cols: width, load: false });
                     for i in 0..rows {
@@ -348,7 +348,7 @@ kernel! {
                         p[count..].fill(0.0);
                         ds[count..].fill(0.0);
                     }
-                    let rows_of = |data: &'static [f32], stride| Right { data, k_stride: stride, panel_stride: PANEL };
+                    let rows_of = |data: &'static [f32], stride| Right::strided(data, stride, PANEL);
                     let dvp = dv_rows.as_mut_ptr().add(base * dv);
                     strips::<S>(keys, Tile { kc: rows, a: p.as_ptr(), a_rs: 1, a_ks: PAGE, b: dyp, right: rows_of(&[], y_stride), c: dvp, ldc: dv, cols: dv, load: true });
                     let dkp = dk_rows.as_mut_ptr().add(base * dk);

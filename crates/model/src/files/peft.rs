@@ -1,0 +1,185 @@
+//! Adapters on disk, as PEFT reads and writes them: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{FileError, SafeFile};
+use crate::adapter::{AdapterConfig, base_of, lora_a, lora_b};
+use crate::config::keys::Keys;
+use crate::config::{ConfigError, TensorKind, TensorSpec, read_json};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// An adapter's folder.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    /// Its settings; the targets are those that it has matrices for.
+    pub config: AdapterConfig,
+    /// The model that it was trained on, as the folder names it.
+    pub base: Option<String>,
+    path: PathBuf,
+    file: SafeFile,
+}
+
+/// Settings that would change the arithmetic, each with the values that mean "as usual".
+const UNSUPPORTED: [(&str, &str); 12] = [
+    ("use_dora", "[false]"),
+    ("use_qalora", "[false]"),
+    ("bias", r#"["none"]"#),
+    ("fan_in_fan_out", "[false]"),
+    ("modules_to_save", "[[]]"),
+    ("layers_to_transform", "[[]]"),
+    ("layers_pattern", "[[]]"),
+    ("rank_pattern", "[{}]"),
+    ("alpha_pattern", "[{}]"),
+    ("target_parameters", "[[]]"),
+    ("trainable_token_indices", "[[], {}]"),
+    ("lora_bias", "[false]"),
+];
+
+impl AdapterFolder {
+    /// Opens a folder, if it holds an adapter and no model beside it.
+    pub fn find(dir: &Path) -> Result<Option<AdapterFolder>, FileError> {
+        let path = dir.join(CONFIG);
+        if !path.is_file() || dir.join("config.json").exists() {
+            return Ok(None);
+        }
+        let value = read_json(&path)?;
+        let (mut config, base) = settings(&value)
+            .map_err(|source| ConfigError::InFile { path: path.clone(), source: Box::new(source) })?;
+        let file = SafeFile::open(dir.join(WEIGHTS))?;
+        let mut targets: Vec<String> = file
+            .names()
+            .filter_map(base_of)
+            .filter_map(|name| Some(name.strip_suffix(".weight")?.rsplit('.').next()?.to_owned()))
+            .collect();
+        targets.sort_unstable();
+        targets.dedup();
+        config.targets = targets;
+        Ok(Some(AdapterFolder { config, base, path: dir.to_path_buf(), file }))
+    }
+
+    fn refuse(&self, reason: String) -> FileError {
+        FileError::Adapter { path: self.path.clone(), reason }
+    }
+
+    /// Where the model lies that the adapter was trained on.
+    pub fn base(&self, dir: &Path) -> Result<PathBuf, FileError> {
+        let named = self.base.as_deref().unwrap_or_default();
+        // From the working directory, as PEFT means it, or beside the adapter.
+        let places = [PathBuf::from(named), dir.join(named)];
+        let found = places.into_iter().find(|path| !named.is_empty() && path.exists());
+        found.ok_or_else(|| {
+            self.refuse(format!("it was trained on {named:?}, which is not here: name the model, and this folder with --adapter"))
+        })
+    }
+
+    /// Refuses other settings than the folder's; no targets mean its own.
+    pub fn check_same(&self, wanted: &AdapterConfig) -> Result<(), FileError> {
+        let found = &self.config;
+        let mut targets = wanted.targets.clone();
+        targets.sort_unstable();
+        targets.dedup();
+        let same = wanted.rank == found.rank && wanted.scale() == found.scale();
+        if same && (targets.is_empty() || targets == found.targets) {
+            return Ok(());
+        }
+        let words = format!(
+            "it has rank {}, alpha {} and the targets {}: a stage goes on with these, or merges it first (convert)",
+            found.rank,
+            found.alpha,
+            found.targets.join(", ")
+        );
+        Err(self.refuse(words))
+    }
+
+    /// Its matrices as tensors beside a model's.
+    ///
+    /// # Errors
+    /// Matrices that do not fit the model, in words.
+    pub fn specs(&self, model: &[TensorSpec]) -> Result<Vec<TensorSpec>, String> {
+        let mut specs = Vec::new();
+        for spec in model.iter().filter(|spec| spec.kind == TensorKind::Matrix) {
+            let Some(module) = spec.name.strip_suffix(".weight") else { continue };
+            let [outputs, inputs] = spec.shape[..] else { continue };
+            let pair =
+                [(lora_a(module), [self.config.rank, inputs]), (lora_b(module), [outputs, self.config.rank])];
+            if pair.iter().all(|(name, _)| self.file.shape(name).is_none()) {
+                continue;
+            }
+            for (name, shape) in pair {
+                let found = self.file.shape(&name);
+                if found != Some(&shape[..]) {
+                    return Err(format!(
+                        "`{name}` has the shape {found:?}, but the model and the rank want {shape:?}"
+                    ));
+                }
+                let (kind, layer) = (TensorKind::Matrix, spec.layer);
+                specs.push(TensorSpec { name, shape: shape.to_vec(), kind, layer });
+            }
+        }
+        let mut names = self.file.names();
+        match names.find(|name| specs.iter().all(|spec| spec.name != *name)) {
+            Some(name) => Err(format!("its tensor `{name}` belongs to nothing in the model")),
+            None if specs.is_empty() => Err("it holds no matrices".to_owned()),
+            None => Ok(specs),
+        }
+    }
+
+    /// Reads one of the tensors of [`AdapterFolder::specs`].
+    pub fn read(&self, spec: &TensorSpec, to: &mut [f32]) -> Result<(), FileError> {
+        self.file.read_f32(&spec.name, &spec.shape, to)
+    }
+}
+
+fn settings(value: &Value) -> Result<(AdapterConfig, Option<String>), ConfigError> {
+    let keys = Keys::of(value)?;
+    keys.only("peft_type", &["LORA".into()], "only LORA is supported")?;
+    for (key, usual) in UNSUPPORTED {
+        let usual: Vec<Value> = serde_json::from_str(usual)?;
+        keys.only(key, &usual, "must not be set: it would change what the adapter computes")?;
+    }
+    let config = AdapterConfig {
+        rank: keys.size("r")?,
+        alpha: keys.number("lora_alpha")?,
+        targets: Vec::new(),
+        rslora: keys.flag_or("use_rslora", false)?,
+    };
+    if config.rank == 0 || config.rank > crate::adapter::MAX_RANK {
+        return Err(ConfigError::unsupported("r", config.rank, "must be between 1 and 4096"));
+    }
+    Ok((config, keys.text("base_model_name_or_path")?.map(str::to_owned)))
+}
+
+/// Writes `adapter_config.json`.
+pub(crate) fn write_config(
+    dir: &Path,
+    config: &AdapterConfig,
+    targets: &[String],
+    base: &Path,
+) -> Result<(), FileError> {
+    let value = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": if config.alpha.fract() == 0.0 { json!(config.alpha as u64) } else { json!(config.alpha) },
+        "use_rslora": config.rslora,
+        "target_modules": targets,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "modules_to_save": null,
+    });
+    let path = dir.join(CONFIG);
+    ground::atomic::replace(&path, format!("{value:#}\n").as_bytes()).map_err(FileError::io("write", &path))
+}
+
+/// The file that an adapter's matrices are written to.
+pub(crate) fn weights_path(dir: &Path) -> PathBuf {
+    dir.join(WEIGHTS)
+}

@@ -1,0 +1,232 @@
+//! Reading a model from disk, held as it is to be used: trained in full, frozen, or frozen with adapters that are trained.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tensor::blocks::Format;
+use tensor::{Hold, Params};
+
+use crate::adapter::{AdapterConfig, base_of};
+use crate::config::{ModelConfig, TensorKind, TensorSpec, tensor_specs};
+use crate::files::peft::AdapterFolder;
+use crate::files::{FileError, ModelFolder, Weights};
+use crate::transformer::Model;
+
+/// How weights that nothing trains are held in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeldAs {
+    /// As the file stores them, with the values that they have unpacked.
+    #[default]
+    Stored,
+    /// In f32: twice the memory of bf16, and the fastest where many rows are multiplied.
+    F32,
+    /// Rounded to bf16.
+    Bf16,
+    /// Rounded to blocks of 8 bits.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+/// What is to be done with a model that is read.
+#[derive(Debug, Clone, Default)]
+pub enum Use {
+    /// All weights are trained, in f32.
+    #[default]
+    Train,
+    /// Nothing is trained.
+    Infer(HeldAs),
+    /// Adapters are trained beside weights that are frozen.
+    Adapt(HeldAs, AdapterConfig),
+}
+
+impl Model {
+    /// Reads a Hugging Face model folder or a GGUF file, to train it in full.
+    ///
+    /// A folder that holds an adapter (`adapter_config.json`) and no model of its own is read with the model that it names, into
+    /// which the adapter is merged.
+    pub fn load(path: &Path) -> Result<Model, FileError> {
+        Model::open(path, Use::Train)
+    }
+
+    /// The same for a given use. Where `path` is an adapter's folder, [`Use::Adapt`] goes on with that adapter, whose settings must
+    /// be the given ones; [`Use::Infer`] applies it unmerged.
+    pub fn open(path: &Path, wanted: Use) -> Result<Model, FileError> {
+        match AdapterFolder::find(path)? {
+            Some(adapter) => Model::with_adapter(&adapter.base(path)?, &adapter, wanted),
+            None => Model::base(path, wanted, None),
+        }
+    }
+
+    /// Reads a model with an adapter from a folder of its own.
+    pub fn open_with(path: &Path, adapter: &Path, wanted: Use) -> Result<Model, FileError> {
+        let found = AdapterFolder::find(adapter)?;
+        let found = found.ok_or_else(|| FileError::NoAdapter { dir: adapter.to_path_buf() })?;
+        Model::with_adapter(path, &found, wanted)
+    }
+
+    fn with_adapter(base: &Path, adapter: &AdapterFolder, wanted: Use) -> Result<Model, FileError> {
+        let held = match wanted {
+            Use::Train => {
+                let mut model =
+                    Model::base(base, Use::Adapt(HeldAs::F32, adapter.config.clone()), Some(adapter))?;
+                model.merge();
+                return Ok(model);
+            }
+            Use::Infer(held) => held,
+            Use::Adapt(held, ref config) => {
+                adapter.check_same(config)?;
+                held
+            }
+        };
+        Model::base(base, Use::Adapt(held, adapter.config.clone()), Some(adapter))
+    }
+
+    fn base(path: &Path, wanted: Use, adapter: Option<&AdapterFolder>) -> Result<Model, FileError> {
+        let folder = ModelFolder::open(path)?;
+        let mut specs = tensor_specs(&folder.config);
+        let on_gpu = tensor::device(specs.iter().map(TensorSpec::elements).sum()).is_some();
+        let (held, adapter_config) = match &wanted {
+            Use::Train => (None, None),
+            Use::Infer(held) => (Some(*held), None),
+            Use::Adapt(held, config) => (Some(*held), Some(config.clone())),
+        };
+        if on_gpu && adapter_config.is_some() {
+            return Err(FileError::Adapter {
+                path: path.to_path_buf(),
+                reason: "adapters run on the processor alone so far: --device cpu".into(),
+            });
+        }
+        // Kernels on a GPU read f32.
+        let plain =
+            || specs.iter().all(|spec| folder.weights.format(&spec.name).is_none_or(|f| f == Format::F32));
+        let held = held.map(|held| match held {
+            _ if on_gpu => HeldAs::F32,
+            HeldAs::Stored if plain() => HeldAs::F32,
+            held => held,
+        });
+        let hold = |spec: &TensorSpec| match held {
+            None if spec.kind == TensorKind::RouterBias => Hold::Steered,
+            None => Hold::Trained,
+            Some(held) => frozen(spec, held, &folder.weights),
+        };
+        let mut list: Vec<(String, Vec<usize>, Hold)> =
+            specs.iter().map(|s| (s.name.clone(), s.shape.clone(), hold(s))).collect();
+        if let Some(config) = &adapter_config {
+            let refuse = |reason| FileError::Adapter { path: path.to_path_buf(), reason };
+            let more = match adapter {
+                Some(adapter) => adapter.specs(&specs).map_err(refuse)?,
+                None => config.specs(&specs).map_err(refuse)?,
+            };
+            list.extend(more.iter().map(|s| (s.name.clone(), s.shape.clone(), Hold::Trained)));
+            specs.extend(more);
+        }
+        let mut model = Model::of(folder.config, Params::held(list), adapter_config);
+        model.describe(folder.generation, folder.notices, path.to_path_buf());
+        fill(&mut model, &specs, &folder.weights, adapter)?;
+        model.place();
+        Ok(model)
+    }
+}
+
+/// How a weight that nothing trains is held.
+fn frozen(spec: &TensorSpec, held: HeldAs, weights: &Weights) -> Hold {
+    let cols = spec.shape[spec.shape.len() - 1];
+    let format = match held {
+        HeldAs::Stored => weights.format(&spec.name).unwrap_or(Format::F32),
+        HeldAs::F32 => Format::F32,
+        HeldAs::Bf16 => Format::Bf16,
+        HeldAs::Q8_0 => Format::Q8_0,
+    };
+    let blocks = format != Format::F32 && format.bytes_of(cols).is_some();
+    match spec.kind {
+        TensorKind::Norm | TensorKind::Bias | TensorKind::RouterBias => Hold::Frozen,
+        // What decides much and weighs little is not rounded.
+        TensorKind::Router if held != HeldAs::Stored => Hold::Frozen,
+        // Neighbours that are read as one must lie in one region, so that all matrices do.
+        _ if held == HeldAs::F32 => Hold::Frozen,
+        _ if blocks => Hold::Stored(format),
+        _ => Hold::Stored(Format::F32),
+    }
+}
+
+/// Reads every parameter's values, those of an adapter from its folder or as they begin.
+fn fill(
+    model: &mut Model,
+    specs: &[TensorSpec],
+    weights: &Weights,
+    adapter: Option<&AdapterFolder>,
+) -> Result<(), FileError> {
+    let params: Vec<_> = model.params().list().iter().map(|p| (p.weight, p.hold)).collect();
+    let mut values = Vec::new();
+    for (i, (spec, (w, hold))) in specs.iter().zip(params).enumerate() {
+        let params = model.params_mut();
+        if base_of(&spec.name).is_some() {
+            let to = params.values_mut(w);
+            match adapter {
+                Some(adapter) => adapter.read(spec, to)?,
+                None => begin(spec, i, to),
+            }
+            finite(&spec.name, to)?;
+            continue;
+        }
+        let as_it_is = match hold {
+            Hold::Stored(format) if weights.format(&spec.name) == Some(format) => {
+                weights.read_blocks(&spec.name)?
+            }
+            _ => None,
+        };
+        match (hold, as_it_is) {
+            (Hold::Stored(_), Some(blocks)) => {
+                params.set_blocks(w, blocks);
+                values.resize(w.cols, 0.0);
+                for row in 0..w.rows {
+                    params.read_row(w, row, &mut values);
+                    finite(&spec.name, &values)?;
+                }
+            }
+            (Hold::Stored(_), None) => {
+                values.resize(w.len(), 0.0);
+                weights.read_f32(&spec.name, &spec.shape, &mut values)?;
+                finite(&spec.name, &values)?;
+                params.set(w, &values);
+            }
+            _ => {
+                let to = params.values_mut(w);
+                weights.read_f32(&spec.name, &spec.shape, to)?;
+                finite(&spec.name, to)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An adapter's first values: A uniform within `1 / √inputs`, as PEFT draws it, B zero, so that the model begins as it is.
+fn begin(spec: &TensorSpec, number: usize, to: &mut [f32]) {
+    if spec.name.ends_with(".lora_B.weight") {
+        return;
+    }
+    let bound = 1.0 / (spec.shape[1] as f32).sqrt();
+    let mut rng = tensor::Rng::at(0x10a, &[number as u64]);
+    to.iter_mut().for_each(|x| *x = bound * (2.0 * rng.uniform() - 1.0));
+}
+
+fn finite(name: &str, values: &[f32]) -> Result<(), FileError> {
+    match values.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(FileError::NotFinite { name: name.to_owned(), index, value: values[index] }),
+    }
+}
+
+/// The configuration of a model on disk, an adapter's that of its base.
+pub fn config_of(path: &Path) -> Result<ModelConfig, FileError> {
+    Ok(ModelConfig::load(base_path(path)?)?)
+}
+
+/// Where a model itself lies: the base of an adapter's folder, else the path.
+pub fn base_path(path: &Path) -> Result<PathBuf, FileError> {
+    match AdapterFolder::find(path)? {
+        Some(adapter) => adapter.base(path),
+        None => Ok(path.to_path_buf()),
+    }
+}
