@@ -3,10 +3,63 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
 use data::Tokenizer;
-use model::Model;
+use model::{HeldAs, Model, Use};
 
 use crate::output::tell;
+
+/// Which model a command works with, and how its weights are held.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// The model: a folder (config.json, model.safetensors, tokenizer.json), a GGUF file, or the folder of an adapter.
+    pub model: PathBuf,
+    /// An adapter beside the model's weights: a folder as PEFT writes it (adapter_config.json, adapter_model.safetensors).
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// How weights are held in memory. As stored: the bits of f32 in the memory of the file, and faster where one sequence is
+    /// written; f32 is faster where long prompts are read. bf16 and q8_0 round.
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Weights::Stored)]
+    weights: Weights,
+}
+
+/// How weights are held.
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Weights {
+    Stored,
+    F32,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8,
+}
+
+impl ModelArgs {
+    fn wanted(&self) -> Use {
+        Use::Infer(match self.weights {
+            Weights::Stored => HeldAs::Stored,
+            Weights::F32 => HeldAs::F32,
+            Weights::Bf16 => HeldAs::Bf16,
+            Weights::Q8 => HeldAs::Q8_0,
+        })
+    }
+
+    /// Reads the weights alone.
+    pub fn open_model(&self) -> Result<Model> {
+        check_model(&self.model)?;
+        let model = match &self.adapter {
+            Some(adapter) => Model::open_with(&self.model, adapter, self.wanted())?,
+            None => Model::open(&self.model, self.wanted())?,
+        };
+        model.notices().iter().for_each(|text| tell(text));
+        Ok(model)
+    }
+
+    /// Reads the model and its tokenizer.
+    pub fn open(&self) -> Result<Loaded> {
+        Loaded::open(&self.model, self.adapter.as_deref(), self.wanted())
+    }
+}
 
 /// A model with what it takes to speak to it.
 pub struct Loaded {
@@ -17,16 +70,16 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Reads a folder with a model and its tokenizer.
-    pub fn open(dir: &Path) -> Result<Loaded> {
+    /// Reads a model and its tokenizer, from a folder or a GGUF file, perhaps with an adapter.
+    pub fn open(dir: &Path, adapter: Option<&Path>, wanted: Use) -> Result<Loaded> {
         check_model(dir)?;
-        if dir.is_dir() && !dir.join("tokenizer.json").exists() {
+        if !has_tokenizer(dir)? && !adapter.is_some_and(|dir| dir.join("tokenizer.json").exists()) {
             bail!(
                 "{} holds no tokenizer.json: put the model's tokenizer into the folder (`score --ids` works without one)",
                 dir.display()
             );
         }
-        let (model, tokenizer) = train::speaker::load(dir, tell)?;
+        let (model, tokenizer) = train::speaker::load(dir, adapter, wanted, tell)?;
         Ok(Loaded { model, tokenizer })
     }
 
@@ -36,12 +89,10 @@ impl Loaded {
     }
 }
 
-/// Reads the weights alone.
-pub fn open_model(dir: &Path) -> Result<Model> {
-    check_model(dir)?;
-    let model = Model::load(dir)?;
-    model.notices().iter().for_each(|text| tell(text));
-    Ok(model)
+/// Whether a model has a tokenizer: in its folder or file, or in those of the model that an adapter's folder names.
+pub fn has_tokenizer(path: &Path) -> Result<bool> {
+    let has = |path: &Path| path.is_file() || path.join("tokenizer.json").exists();
+    Ok(has(path) || has(&model::load::base_path(path)?))
 }
 
 /// Makes room for sequences of `wanted` tokens as far as the model's context goes; returns the context's length.
@@ -62,7 +113,7 @@ pub fn check_model(dir: &Path) -> Result<()> {
     if !found.is_dir() {
         bail!("{} is a file: {wanted}", dir.display());
     }
-    if dir.join("config.json").exists() {
+    if dir.join("config.json").exists() || dir.join("adapter_config.json").exists() {
         return Ok(());
     }
     let mut below = Vec::new();

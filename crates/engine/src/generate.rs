@@ -30,7 +30,7 @@ fn plan(model: &Model, requests: &[Request]) -> (usize, Limits) {
         return (1, Limits { sequences: 1024, rows: 8192, ..Limits::default() });
     }
     let everything = Limits::default();
-    let weights = 4 * model.params().len();
+    let weights = model.params().bytes();
     let sequences: usize = requests.iter().map(|r| r.samples).sum();
     let fits = 2 * weights <= CACHE_BYTES;
     let least = if fits { LANE_SEQUENCES.0 } else { LANE_SEQUENCES.1 };

@@ -37,7 +37,7 @@ impl Gqa {
 
     pub(crate) fn shape(c: &DenseConfig, scale: f32) -> AttentionShape {
         let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads);
-        AttentionShape { heads, kv_heads, qk_dim: c.head_dim, v_dim: c.head_dim, scale }
+        AttentionShape { heads, kv_heads, qk_dim: c.head_dim, v_dim: c.head_dim, scale, window: None }
     }
 
     /// `x [tokens, H]` (normalised) → `[tokens, H]`.

@@ -56,7 +56,14 @@ impl Mla {
 
     pub(crate) fn shape(c: &DeepseekConfig, scale: f32) -> AttentionShape {
         let heads = c.num_attention_heads;
-        AttentionShape { heads, kv_heads: heads, qk_dim: c.qk_head_dim(), v_dim: c.v_head_dim, scale }
+        AttentionShape {
+            heads,
+            kv_heads: heads,
+            qk_dim: c.qk_head_dim(),
+            v_dim: c.v_head_dim,
+            scale,
+            window: None,
+        }
     }
 
     /// `x [tokens, H]` (normalised) → `[tokens, H]`.

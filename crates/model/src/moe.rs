@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensor::ops::{self, Expert, RouterShape};
+use tensor::ops::{self, Expert, RouterShape, Scoring};
 use tensor::{Ints, Tape, Tensor, Weight};
 
 use crate::config::DeepseekConfig;
@@ -61,6 +61,7 @@ impl FeedForward {
                 top_groups: c.topk_group,
                 normalize: c.norm_topk_prob,
                 scaling: c.routed_scaling_factor as f32,
+                scoring: Scoring::Sigmoid,
             },
             bank: Arc::new(bank),
             shared,
@@ -79,7 +80,7 @@ impl FeedForward {
             FeedForward::Dense(mlp) => (mlp.forward(tape, x), None),
             FeedForward::Moe { router, bias, shape, bank, shared } => {
                 let logits = ops::exact_linear(tape, x, *router);
-                let routes = ops::route(tape, &logits, *bias, *shape, lens, alpha);
+                let routes = ops::route(tape, &logits, Some(*bias), *shape, lens, alpha);
                 let base = shared.as_ref().map(|s| s.forward(tape, x));
                 let y = ops::experts(tape, x, &routes, bank.clone(), base.as_ref());
                 (y, Some(ExpertLoad { bias: *bias, load: routes.load }))

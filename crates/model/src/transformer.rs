@@ -42,8 +42,8 @@ pub struct Model {
 }
 
 enum Attention {
-    Gqa(Gqa),
-    Mla(Mla),
+    Gqa(Box<Gqa>),
+    Mla(Box<Mla>),
 }
 
 struct Block {
@@ -387,7 +387,7 @@ impl Block {
         let prefix = format!("model.layers.{layer}.");
         let (attention, feed_forward) = match config {
             ModelConfig::Dense(c) => {
-                (Attention::Gqa(Gqa::new(parts, c, &prefix)), FeedForward::dense(parts, &prefix))
+                (Attention::Gqa(Box::new(Gqa::new(parts, c, &prefix))), FeedForward::dense(parts, &prefix))
             }
             ModelConfig::Deepseek(c) => {
                 let moe = c.is_moe_layer(layer);
@@ -396,7 +396,7 @@ impl Block {
                 } else {
                     FeedForward::dense(parts, &prefix)
                 };
-                (Attention::Mla(Mla::new(parts, c, &prefix)), ff)
+                (Attention::Mla(Box::new(Mla::new(parts, c, &prefix))), ff)
             }
         };
         Block {

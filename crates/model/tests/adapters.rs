@@ -113,7 +113,8 @@ fn adapters_that_do_not_fit_are_refused() {
         Ok(_) => panic!("an adapter that does not fit was taken"),
         Err(e) => e.to_string(),
     };
-    let config = |rank, target: &str| AdapterConfig { rank, targets: vec![target.into()], ..Default::default() };
+    let config =
+        |rank, target: &str| AdapterConfig { rank, targets: vec![target.into()], ..Default::default() };
     let error = refusal(Model::open(&base, Use::Adapt(HeldAs::Stored, config(0, "q_proj"))));
     assert!(error.contains("`rank` is 0"), "{error}");
     let error = refusal(Model::open(&base, Use::Adapt(HeldAs::Stored, config(2, "query"))));

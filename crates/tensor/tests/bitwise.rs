@@ -118,7 +118,7 @@ proptest! {
         let experts = per * groups;
         let top_groups = 1 + rng.below(groups);
         let top_k = 1 + rng.below((per * top_groups).min(4));
-        let shape = RouterShape { experts, top_k, groups, top_groups, normalize: seed.is_multiple_of(2), scaling: 2.5 };
+        let shape = RouterShape { experts, top_k, groups, top_groups, normalize: seed.is_multiple_of(2), scaling: 2.5, scoring: ops::Scoring::Sigmoid };
         let (x, base) = (Matrix::random(rng, n, h, 1.0), Matrix::random(rng, n, h, 1.0));
         let bias = Matrix::random(rng, 1, experts, 0.1);
         let mut list = vec![Matrix::random(rng, experts, h, 0.5), bias];
@@ -129,7 +129,7 @@ proptest! {
         let bank: Arc<Vec<Expert>> = Arc::new(w[2..].chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect());
         rows_are_independent("router and experts", rng, &params, n, &|tape, b| {
             let y = x.pick(b).constant();
-            let routes = ops::route(tape, &ops::linear(tape, &y, w[0], None), w[1], shape, &[b.len()], 0.1);
+            let routes = ops::route(tape, &ops::linear(tape, &y, w[0], None), Some(w[1]), shape, &[b.len()], 0.1);
             let out = ops::experts(tape, &y, &routes, bank.clone(), Some(&base.pick(b).constant()));
             let alone = ops::experts(tape, &y, &routes, bank.clone(), None);
             let chosen = Matrix { rows: b.len(), cols: top_k, data: routes.experts.host().iter().map(|&e| e as f32).collect() };
@@ -257,8 +257,9 @@ proptest! {
     fn attention(seed: u64, count in 1usize..6, kv_heads in 1usize..4, group in 1usize..15, qk_dim in 1usize..40, v_dim in 1usize..40) {
         let _turn = turn();
         let rng = &mut Rng::new(seed);
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, qk_dim, v_dim, scale: 1.0 / (qk_dim as f32).sqrt() };
         let longest = [5, PAGE + 3, 3 * PAGE][rng.below(3)];
+        let window = [None, Some(1 + rng.below(longest))][rng.below(2)];
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, qk_dim, v_dim, scale: 1.0 / (qk_dim as f32).sqrt(), window };
         let lens: Vec<usize> = (0..count).map(|_| 1 + rng.below(longest)).collect();
         let all = Sequences::random(rng, lens.clone(), shape);
         set_threads(1);
@@ -305,7 +306,7 @@ proptest! {
 fn a_shared_prefix_gives_the_bits_of_its_own() {
     let _turn = turn();
     let mut rng = Rng::new(1);
-    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: 12, v_dim: 9, scale: 0.3 };
+    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: 12, v_dim: 9, scale: 0.3, window: None };
     let (prefix, lens) = (2 * PAGE + 20, vec![2 * PAGE + 50, 3 * PAGE + 5]);
     let mut all = Sequences::random(&mut rng, lens.clone(), shape);
     for m in &mut all.qkv {
@@ -379,7 +380,7 @@ fn zeros_keep_their_sign_in_any_tile() {
     let _turn = turn();
     let one = |data: &[f32]| Matrix { rows: 3, cols: 1, data: data.to_vec() };
     let qkv = [one(&[1.0; 3]), one(&[-80.0, 0.0, 0.0]), one(&[-1e-20, -0.0, 5.0])];
-    let shape = AttentionShape { heads: 1, kv_heads: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, qk_dim: 1, v_dim: 1, scale: 1.0, window: None };
     let all = Sequences { lens: vec![3], qkv, shape };
     let want = all.packed(&[0]);
     let part =

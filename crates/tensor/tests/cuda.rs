@@ -106,7 +106,14 @@ fn attention_of_heads_of_all_kernels() {
         let n = parts.iter().map(|p| p.0).sum();
         let widths = [heads * qk_dim, kv_heads * qk_dim, kv_heads * v_dim];
         let x = widths.map(|w| Matrix::random(&mut rng, n, w, 1.0));
-        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 1.3 / (qk_dim as f32).sqrt() };
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            qk_dim,
+            v_dim,
+            scale: 1.3 / (qk_dim as f32).sqrt(),
+            window: None,
+        };
         let segments: Vec<Segment> =
             parts.iter().map(|&(rows, past)| Segment { rows, past, pages: Vec::new() }).collect();
         compare(&format!("attention {shape:?} {parts:?}"), &gpu, &x, &[], &|tape, x, _| {
@@ -120,7 +127,7 @@ fn attention_of_heads_of_all_kernels() {
 fn attention_with_a_cache() {
     let Some(gpu) = emulator::gpu() else { return };
     for (heads, kv_heads, qk_dim, v_dim) in [(4, 2, 12, 9), (9, 1, 64, 64), (2, 2, 128, 100)] {
-        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 0.3 };
+        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 0.3, window: None };
         let run = |gpu: Option<&Gpu>| -> Vec<f32> {
             let mut params = Params::new([]);
             params.move_to(gpu);
@@ -167,6 +174,7 @@ fn routers_and_experts() {
             top_groups: groups.min(2),
             normalize: n > 80,
             scaling: 2.5,
+            scoring: ops::Scoring::Sigmoid,
         };
         let x = [Matrix::random(&mut rng, n, h, 1.0), Matrix::random(&mut rng, n, h, 1.0)];
         let mut weights =
@@ -178,7 +186,7 @@ fn routers_and_experts() {
         compare(&format!("{shape:?}"), &gpu, &x, &weights, &|tape, x, w| {
             let bank: Vec<Expert> = w[2..].chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect();
             let logits = ops::linear(tape, &x[0], w[0], None);
-            let routes = ops::route(tape, &logits, w[1], shape, &[n / 3, n - n / 3], 0.2);
+            let routes = ops::route(tape, &logits, Some(w[1]), shape, &[n / 3, n - n / 3], 0.2);
             let load = routes.load.host().iter().map(|&l| l as f32).collect::<Vec<_>>();
             let y = ops::experts(tape, &x[0], &routes, Arc::new(bank), Some(&x[1]));
             vec![y, Tensor::constant(Buf::copy_of(&load), 1, experts)]
@@ -278,7 +286,7 @@ fn fast_math_is_near() {
     let (n, h, o) = (130, 72, 56);
     let x = [Matrix::random(&mut rng, n, h, 1.0)];
     let w = [Matrix::random(&mut rng, o, h, 0.3), Matrix::random(&mut rng, 1, o, 0.3)];
-    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: 24, v_dim: 16, scale: 0.2 };
+    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: 24, v_dim: 16, scale: 0.2, window: None };
     let qkv = [4 * 24, 2 * 24, 2 * 16].map(|w| Matrix::random(&mut rng, n, w, 1.0));
     let segments =
         [(70, 0), (20, 70), (40, 70)].map(|(rows, past)| Segment { rows, past, pages: Vec::new() });
@@ -320,7 +328,7 @@ fn fast_rows_are_independent() {
     }
 
     for (heads, kv_heads, qk_dim, v_dim) in [(4, 2, 24, 16), (2, 2, 128, 128), (3, 1, 80, 80)] {
-        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 0.2 };
+        let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 0.2, window: None };
         let qkv = [heads * qk_dim, kv_heads * qk_dim, kv_heads * v_dim]
             .map(|w| Matrix::random(&mut rng, n, w, 1.0));
         let attend = |rows: std::ops::Range<usize>, segment: Segment, cache: Option<&mut KvLayer>| {

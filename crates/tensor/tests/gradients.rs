@@ -204,6 +204,24 @@ fn swiglu_and_add() {
                 |tape, x, _| vec![ops::swiglu(tape, &x[0])],
                 |at| vec![math::swiglu(&at[0], inner)],
             );
+            check_op(
+                &format!("geglu {n}x{inner}"),
+                &mut rng,
+                &x,
+                &[],
+                &[],
+                |tape, x, _| vec![ops::geglu(tape, &ops::scaled(tape, &x[0], 1.5))],
+                |at| {
+                    let gelu = |g: f64| {
+                        0.5 * g * (1.0 + (0.797_884_560_802_865_4 * (g + 0.044715 * g.powi(3))).tanh())
+                    };
+                    let rows = at[0].chunks_exact(2 * inner);
+                    vec![
+                        rows.flat_map(|r| (0..inner).map(|i| gelu(1.5 * r[i]) * 1.5 * r[inner + i]))
+                            .collect(),
+                    ]
+                },
+            );
             let ab = [Matrix::random(&mut rng, n, inner, 1.0), Matrix::random(&mut rng, n, inner, 1.0)];
             check_op(
                 &format!("add {n}x{inner}"),
@@ -386,6 +404,8 @@ fn attention() {
         let mut rng = Rng::new(seed as u64);
         let n = parts.iter().map(|p| p.0).sum();
         let scale = 1.3 / (qk as f32).sqrt();
+        // Not 1, with which the gradient of queries is nothing but rounding.
+        let window = [None, Some(2), Some(5), Some(70)][seed % 4];
         let x = [heads * qk, kv_heads * qk, kv_heads * v].map(|cols| Matrix::random(&mut rng, n, cols, 1.0));
         let segments: Vec<Segment> =
             parts.iter().map(|&(rows, past)| Segment { rows, past, pages: Vec::new() }).collect();
@@ -408,12 +428,12 @@ fn attention() {
             &[],
             &[],
             |tape, x, _| {
-                let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale };
+                let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale, window };
                 vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments.clone().into(), None)]
             },
             |at| {
                 let whole: Vec<Vec<f64>> = at.iter().zip(&x).map(|(m, x)| pick(m, x.cols, &rows)).collect();
-                let heads_of = Heads { heads, kv_heads, qk, v, scale };
+                let heads_of = Heads { heads, kv_heads, qk, v, scale, window };
                 let all = math::attention(&whole[0], &whole[1], &whole[2], heads_of, &lens);
                 vec![pick(&all, heads * v, &own)]
             },
@@ -425,23 +445,63 @@ fn attention() {
 fn route() {
     let shapes = [
         (
-            RouterShape { experts: 1, top_k: 1, groups: 1, top_groups: 1, normalize: true, scaling: 1.0 },
+            RouterShape {
+                experts: 1,
+                top_k: 1,
+                groups: 1,
+                top_groups: 1,
+                normalize: true,
+                scaling: 1.0,
+                scoring: ops::Scoring::Sigmoid,
+            },
             vec![5],
         ),
         (
-            RouterShape { experts: 7, top_k: 3, groups: 1, top_groups: 1, normalize: true, scaling: 2.5 },
+            RouterShape {
+                experts: 7,
+                top_k: 3,
+                groups: 1,
+                top_groups: 1,
+                normalize: true,
+                scaling: 2.5,
+                scoring: ops::Scoring::Sigmoid,
+            },
             vec![1, 40, 2],
         ),
         (
-            RouterShape { experts: 16, top_k: 4, groups: 4, top_groups: 2, normalize: true, scaling: 1.0 },
+            RouterShape {
+                experts: 16,
+                top_k: 4,
+                groups: 4,
+                top_groups: 2,
+                normalize: true,
+                scaling: 1.0,
+                scoring: ops::Scoring::Sigmoid,
+            },
             vec![70, 9],
         ),
         (
-            RouterShape { experts: 33, top_k: 2, groups: 11, top_groups: 3, normalize: false, scaling: 0.5 },
+            RouterShape {
+                experts: 33,
+                top_k: 2,
+                groups: 11,
+                top_groups: 3,
+                normalize: false,
+                scaling: 0.5,
+                scoring: ops::Scoring::Sigmoid,
+            },
             vec![67],
         ),
         (
-            RouterShape { experts: 6, top_k: 2, groups: 6, top_groups: 4, normalize: true, scaling: 1.0 },
+            RouterShape {
+                experts: 6,
+                top_k: 2,
+                groups: 6,
+                top_groups: 4,
+                normalize: true,
+                scaling: 1.0,
+                scoring: ops::Scoring::Sigmoid,
+            },
             vec![3, 3],
         ),
     ];
@@ -477,7 +537,7 @@ fn route() {
                     &logits,
                     std::slice::from_ref(&bias),
                     |tape, x, w| {
-                        let routes = ops::route(tape, &x[0], w[0], shape, &lens, alpha);
+                        let routes = ops::route(tape, &x[0], Some(w[0]), shape, &lens, alpha);
                         assert_eq!(routes.experts.host(), chosen, "choice of {shape:?}");
                         let load: Vec<u32> = (0..e)
                             .map(|i| chosen.iter().filter(|&&c| c as usize == i).count() as u32)

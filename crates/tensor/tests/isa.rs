@@ -112,7 +112,8 @@ fn vanishing() -> Vec<f32> {
     let mut draw = |scale: f32| Matrix::random(&mut rng, n, heads * dim, scale).constant();
     let (q, k, v) = (draw(9.0), draw(9.0), draw(1e-38));
     let params = Params::new([]);
-    let shape = ops::AttentionShape { heads, kv_heads: heads, qk_dim: dim, v_dim: dim, scale: 0.5 };
+    let shape =
+        ops::AttentionShape { heads, kv_heads: heads, qk_dim: dim, v_dim: dim, scale: 0.5, window: None };
     let segment = ops::Segment { rows: n, past: 0, pages: Vec::new() };
     let tape = Tape::inference(&params);
     let y: Tensor = ops::attention(&tape, (&q, &k, &v), shape, &vec![segment].into(), None);

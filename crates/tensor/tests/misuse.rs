@@ -58,7 +58,7 @@ fn products() {
 
 #[test]
 fn attention() {
-    let shape = AttentionShape { heads: 2, kv_heads: 1, qk_dim: 4, v_dim: 3, scale: 0.5 };
+    let shape = AttentionShape { heads: 2, kv_heads: 1, qk_dim: 4, v_dim: 3, scale: 0.5, window: None };
     let params = Params::new([]);
     let run = |shape: AttentionShape, rows: usize, segments: &[Segment], cache: Option<&mut KvLayer>| {
         let t = |cols: usize| Tensor::constant(Buf::zeros(rows * cols), rows, cols);
@@ -150,9 +150,17 @@ fn rows_and_experts() {
         y.add_grad(Buf::zeros(18));
         tape.backward();
     });
-    let shape = RouterShape { experts: 6, top_k: 3, groups: 3, top_groups: 1, normalize: true, scaling: 1.0 };
+    let shape = RouterShape {
+        experts: 6,
+        top_k: 3,
+        groups: 3,
+        top_groups: 1,
+        normalize: true,
+        scaling: 1.0,
+        scoring: ops::Scoring::Sigmoid,
+    };
     refused("more choices than the groups hold", || {
-        ops::route(&tape, &x, w[2], shape, &[3], 0.0);
+        ops::route(&tape, &x, Some(w[2]), shape, &[3], 0.0);
     });
 }
 
@@ -166,7 +174,7 @@ fn not_a_number_is_not_hidden() {
     assert!(wide.iter().all(|v| v.is_nan()));
     let params = Params::new([]);
     let tape = Tape::inference(&params);
-    let shape = AttentionShape { heads: 1, kv_heads: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, qk_dim: 1, v_dim: 1, scale: 1.0, window: None };
     let column = |v: &[f32]| Tensor::constant(Buf::copy_of(v), v.len(), 1);
     let (q, k) = (column(&[1.0; 4]), column(&[1.0, f32::NAN, 1.0, 1.0]));
     let segment = Segment { rows: 4, past: 0, pages: Vec::new() };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use data::Tokenizer;
-use model::{Model, ModelConfig};
+use model::{HeldAs, Model, ModelConfig, Use};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -131,10 +131,16 @@ impl Context<'_> {
         Ok(PathBuf::from(reference))
     }
 
-    /// The model and tokenizer of an earlier stage or a Hugging Face folder.
-    pub fn model(&self, reference: &str) -> Result<(Model, Tokenizer), TrainError> {
+    /// The model and tokenizer of an earlier stage, a Hugging Face folder or a GGUF file, to read only.
+    pub fn reader(&self, reference: &str) -> Result<(Model, Tokenizer), TrainError> {
+        self.model(reference, Use::Infer(HeldAs::Stored))
+    }
+
+    /// The model and tokenizer of an earlier stage, a Hugging Face folder or a GGUF file, for a use.
+    pub fn model(&self, reference: &str, wanted: Use) -> Result<(Model, Tokenizer), TrainError> {
         let dir = self.dir(reference)?;
-        let (mut model, tokenizer) = speaker::load(&dir, |text| self.reporter.note(text))?;
+        let note = |text: &str| self.reporter.note(text);
+        let (mut model, tokenizer) = speaker::load(&dir, None, wanted, note)?;
         model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
         Ok((model, tokenizer))
     }

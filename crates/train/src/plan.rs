@@ -1,6 +1,7 @@
 //! What a recipe will take, before anything is done: parameters, operations, memory, time.
 
 use model::ModelConfig;
+use model::config::tensor_specs;
 use model::inspect::inspect;
 
 use crate::TrainError;
@@ -49,7 +50,7 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>, TrainError> {
 fn config_of(recipe: &Recipe, reference: &str) -> Result<Option<ModelConfig>, TrainError> {
     match recipe.reference(reference) {
         Reference::Model(_) => fresh_config(&recipe.models, reference, vocab(recipe), None, None).map(Some),
-        Reference::Path(path) => Ok(ModelConfig::load(path).ok()),
+        Reference::Path(path) => Ok(model::load::config_of(path).ok()),
         Reference::Stage(stage) => match stage.model() {
             Some(model) if stage.makes() == Makes::Model => config_of(recipe, model),
             _ => Ok(None),
@@ -82,13 +83,20 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage) -> Result<Option<StagePlan>, 
         parameters: i.parameters.total,
         active_parameters: i.parameters.active,
         operations: training * w.trained + i.forward.total() as f64 * w.generated + update * w.steps,
-        memory_bytes: training_bytes(&config, TRAINING_COPIES, w.held),
+        memory_bytes: training_bytes(
+            &config,
+            if w.adapter.is_some() { ADAPTING_COPIES } else { TRAINING_COPIES },
+            w.held,
+        ),
         remedy: w.remedy,
     }))
 }
 
 /// Weights, packed weights, gradients and two moments.
 pub const TRAINING_COPIES: usize = 5;
+
+/// Weights and packed weights; adapters weigh little.
+const ADAPTING_COPIES: usize = 2;
 
 /// Memory at the peak, about, in bytes: `copies` of the weights and the activations of `held` tokens, some 24 values for
 /// each layer and feature.
@@ -135,12 +143,18 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
         }
         let Some(reference) = stage.model() else { continue };
         if let Reference::Path(path) = recipe.reference(reference)
-            && !path.join("config.json").is_file()
+            && !["config.json", "adapter_config.json"].iter().any(|name| path.join(name).is_file())
             && !model::files::is_gguf(path)
         {
             let what =
                 format!("{} is neither a model folder with a config.json nor a GGUF file", path.display());
             return wrong("from", what);
+        }
+        let adapter = stage.work(&|_| 0.0).and_then(|work| work.adapter);
+        if let (Some(config), Some(adapter)) = (config_of(recipe, reference)?, adapter)
+            && let Err(problem) = adapter.specs(&tensor_specs(&config))
+        {
+            return wrong("adapter", problem);
         }
         // Of longer worked problems and traces, stages without such a length say so themselves.
         if let (Some(config), Some((key, length))) = (config_of(recipe, reference)?, stage.length())

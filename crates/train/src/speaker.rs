@@ -5,20 +5,27 @@ use std::path::Path;
 
 use data::answer::{completion_text, opening};
 use data::{Document, Tokenizer};
-use model::files::FileError;
-use model::{Model, ModelConfig};
+use model::load::{base_path, config_of};
+use model::{Model, Use};
 
 use crate::TrainError;
 
-/// Reads a folder with a model and its tokenizer; `notice` is told what whoever uses them should know.
+/// Reads a model and its tokenizer, from a folder or a GGUF file, with an adapter from a folder of its own if one is given;
+/// `notice` is told what whoever uses them should know.
 ///
 /// # Errors
 /// Files that are missing or broken, and a tokenizer that is not the model's.
-pub fn load(dir: &Path, notice: impl Fn(&str)) -> Result<(Model, Tokenizer), TrainError> {
-    // The tokenizer is small: what is wrong with it is said before the weights are read.
-    let tokenizer = Tokenizer::load(dir)?;
-    let (tokens, vocab) =
-        (tokenizer.vocab_size(), ModelConfig::load(dir).map_err(FileError::from)?.vocab_size());
+pub fn load(
+    dir: &Path,
+    adapter: Option<&Path>,
+    wanted: Use,
+    notice: impl Fn(&str),
+) -> Result<(Model, Tokenizer), TrainError> {
+    // The tokenizer is small: what is wrong with it is said before the weights are read. An adapter's folder may have one.
+    let places = [adapter, Some(dir)].into_iter().flatten();
+    let own = places.clone().find(|place| place.join("tokenizer.json").exists());
+    let tokenizer = Tokenizer::load(&own.map_or_else(|| base_path(dir), |own| Ok(own.to_path_buf()))?)?;
+    let (tokens, vocab) = (tokenizer.vocab_size(), config_of(dir)?.vocab_size());
     let mismatch = || TrainError::TokenizerMismatch { path: dir.to_path_buf(), tokens, vocab };
     let (tokenizer, beyond) = tokenizer.with_rows(vocab).ok_or_else(mismatch)?;
     if let Some(first) = beyond.first() {
@@ -28,7 +35,10 @@ pub fn load(dir: &Path, notice: impl Fn(&str)) -> Result<(Model, Tokenizer), Tra
             dir.display()
         ));
     }
-    let model = Model::load(dir)?;
+    let model = match adapter {
+        Some(adapter) => Model::open_with(dir, adapter, wanted)?,
+        None => Model::open(dir, wanted)?,
+    };
     model.notices().iter().for_each(|text| notice(text));
     Ok((model, tokenizer))
 }

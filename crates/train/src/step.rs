@@ -228,7 +228,10 @@ impl Balance {
             return;
         }
         for (bias, load) in &self.0 {
-            ops::balance_bias(model.params_mut(), *bias, load, rate);
+            // One that is frozen rests.
+            if model.params().trains(*bias) {
+                ops::balance_bias(model.params_mut(), *bias, load, rate);
+            }
         }
     }
 

@@ -1,10 +1,12 @@
 //! Settings that stages share. Each is a part of a stage's table in the recipe.
 
+use model::adapter::MAX_RANK;
+use model::{AdapterConfig, HeldAs, Use};
 use serde::{Deserialize, Serialize};
 
 use crate::optim::OptimizerSettings;
 use crate::optim::schedule::Schedule;
-use crate::settings::check::{At, Checked};
+use crate::settings::check::{At, Checked, POSITIVE};
 use crate::step::StepOptions;
 
 /// Tokens of one step.
@@ -63,6 +65,31 @@ impl Training {
     /// Whether something that happens every so many steps happens after this one.
     pub(crate) fn is_time(every: Option<u64>, step: u64) -> bool {
         every.is_some_and(|every| every > 0 && step.is_multiple_of(every))
+    }
+}
+
+/// What of the model is trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Adapting {
+    /// Low-rank adapters beside weights that stay as they are, and as they are stored; without it all weights are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterConfig>,
+}
+
+impl Adapting {
+    pub(crate) fn check(&self, at: &At) -> Checked {
+        let Some(adapter) = &self.adapter else { return Ok(()) };
+        at.number("adapter.rank", adapter.rank as f64, 1.0..=MAX_RANK as f64)?;
+        at.number("adapter.alpha", adapter.alpha, POSITIVE)
+    }
+
+    /// How the model is read.
+    pub(crate) fn wanted(&self) -> Use {
+        match &self.adapter {
+            Some(adapter) => Use::Adapt(HeldAs::Stored, adapter.clone()),
+            None => Use::Train,
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! `chat`: a conversation, answer by answer.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 
@@ -15,7 +14,7 @@ use tensor::Rng;
 use super::generate::{SamplingArgs, begins_in_thought};
 use super::ranges;
 use crate::live::{Painter, put};
-use crate::model_files::{Loaded, reserve};
+use crate::model_files::{Loaded, ModelArgs, reserve};
 use crate::output::tell;
 
 const HELP: &str = "\
@@ -36,8 +35,8 @@ left out, with a notice. A model that learnt from single questions answers best 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Chat {
-    /// The model: a folder (config.json, model.safetensors, tokenizer.json) or a GGUF file.
-    model: PathBuf,
+    #[command(flatten)]
+    from: ModelArgs,
     /// Instructions before the conversation, where the model's template has a place for them.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -64,12 +63,12 @@ struct Signals {
 
 /// Runs the command.
 pub fn run(a: &Chat) -> Result<()> {
-    let mut loaded = Loaded::open(&a.model)?;
+    let mut loaded = a.from.open()?;
     if loaded.tokenizer.chat_template().is_none() {
         bail!(
             "the tokenizer in {} has no chat template, so there is no way to talk to the model: \
              continue text with `shoestring generate --raw` instead",
-            a.model.display()
+            a.from.model.display()
         );
     }
     let context = reserve(&mut loaded.model, a.max_new.saturating_mul(8).max(4096));
@@ -77,7 +76,7 @@ pub fn run(a: &Chat) -> Result<()> {
     let signals = Arc::new(Signals::default());
     if terminal {
         handle_signals(&signals)?;
-        put(&format!("{} is loaded. {HELP}\n", a.model.display()))?;
+        put(&format!("{} is loaded. {HELP}\n", a.from.model.display()))?;
     }
     let mut chat = Conversation::new(a, &loaded, context, &signals);
     let mut input = std::io::stdin().lock();

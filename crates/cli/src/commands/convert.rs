@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use model::Model;
 use model::files::{GgufType, WeightType, write_gguf};
+use model::{Model, Use};
 use tensor::blocks::Format;
 
-use crate::model_files::{Loaded, check_model, open_model};
+use crate::model_files::{Loaded, check_model, has_tokenizer};
 use crate::output::{line, tell};
 
 const EXAMPLES: &str = "\
@@ -17,10 +17,11 @@ Examples:
   shoestring convert runs/launch/grpo --to my-model.gguf --type q8_0
   shoestring convert SmolLM2-135M-Instruct.Q4_1.gguf --to smollm2
   shoestring convert my-model --to my-model-bf16 --type bf16
+  shoestring convert SmolLM2-135M-Instruct.Q4_1.gguf --adapter my-adapter --to taught.gguf --type q8_0
 
 A GGUF file is what llama.cpp and the programs around it read: weights, tokenizer and chat template in one. A folder is
 what transformers reads: config.json, model.safetensors, tokenizer.json. Quantised types round the weights of
-projections and of the embedding; norms stay as they are.";
+projections and of the embedding; norms stay as they are. An adapter, named or of the model's own folder, is merged in f32.";
 
 /// What to write, and where.
 #[derive(Args)]
@@ -28,6 +29,9 @@ projections and of the embedding; norms stay as they are.";
 pub struct Convert {
     /// The model: a folder (config.json, model.safetensors, tokenizer.json) or a GGUF file.
     model: PathBuf,
+    /// An adapter to merge: a folder as PEFT writes it (adapter_config.json, adapter_model.safetensors).
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// A name that ends in .gguf, or a folder.
     #[arg(long, value_name = "FILE.gguf|FOLDER")]
     to: PathBuf,
@@ -57,13 +61,17 @@ pub fn run(a: &Convert) -> Result<()> {
         ),
     };
     check_model(&a.model)?;
+    let adapter = a.adapter.as_deref();
     let create = || std::fs::create_dir_all(&a.to).with_context(|| format!("cannot create {to}"));
-    if a.model.is_dir() && !a.model.join("tokenizer.json").exists() {
-        let model = open_model(&a.model)?;
+    if !has_tokenizer(&a.model)? {
+        let model = match adapter {
+            Some(adapter) => Model::open_with(&a.model, adapter, Use::Train)?,
+            None => Model::load(&a.model)?,
+        };
         create()?;
         model.save_as(&a.to, kind)?;
     } else {
-        let Loaded { model, tokenizer } = Loaded::open(&a.model)?;
+        let Loaded { model, tokenizer } = Loaded::open(&a.model, adapter, Use::Train)?;
         create()?;
         tokenizer.save(&a.to)?;
         model.save_as(&a.to, kind)?;
@@ -72,7 +80,7 @@ pub fn run(a: &Convert) -> Result<()> {
 }
 
 fn to_gguf(a: &Convert, kind: GgufType) -> Result<()> {
-    let Loaded { model, tokenizer } = Loaded::open(&a.model)?;
+    let Loaded { model, tokenizer } = Loaded::open(&a.model, a.adapter.as_deref(), Use::Train)?;
     let no_form = |problem| anyhow!("{}: {problem}", a.model.display());
     let (keys, notices) = tokenizer.gguf_keys(model.config().vocab_size()).map_err(no_form)?;
     notices.iter().for_each(|text| tell(text));

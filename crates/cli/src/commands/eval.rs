@@ -16,7 +16,7 @@ use train::evaluate::{EvalSettings, Evaluation, Scores, evaluate};
 use train::stats::Estimate;
 
 use super::{ranges, words};
-use crate::model_files::{Loaded, reserve};
+use crate::model_files::{ModelArgs, reserve};
 use crate::output::{json_line, line, tell, tell_part};
 
 /// Problems drawn for `--task` unless `--limit` says otherwise.
@@ -48,8 +48,8 @@ completion counts as wrong and the failure is counted under `verifier`.";
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Eval {
-    /// The model: a folder (config.json, model.safetensors, tokenizer.json) or a GGUF file.
-    model: PathBuf,
+    #[command(flatten)]
+    from: ModelArgs,
     /// Problems of your own, as JSON lines.
     #[arg(long, value_name = "FILE.jsonl", group = "what")]
     problems: Option<PathBuf>,
@@ -90,12 +90,12 @@ pub struct Eval {
 pub fn run(a: &Eval) -> Result<()> {
     let problems = problems(a)?;
     let scorer = Scorer::open(a)?;
-    let mut loaded = Loaded::open(&a.model)?;
+    let mut loaded = a.from.open()?;
     if loaded.tokenizer.chat_template().is_none() {
         bail!(
             "the tokenizer in {} has no chat template, so there is no way to ask the model anything: \
              add `chat_template` to its tokenizer_config.json",
-            a.model.display()
+            a.from.model.display()
         );
     }
     scorer.try_out(&problems[0])?;

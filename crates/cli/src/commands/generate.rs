@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::ranges;
 use crate::live::Painter;
-use crate::model_files::{Loaded, reserve};
+use crate::model_files::{Loaded, ModelArgs, reserve};
 use crate::output::{json_line, line, tell};
 
 const EXAMPLES: &str = "\
@@ -35,8 +35,8 @@ const MOST_WISHED: usize = 1 << 16;
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Generate {
-    /// The model: a folder (config.json, model.safetensors, tokenizer.json) or a GGUF file.
-    model: PathBuf,
+    #[command(flatten)]
+    from: ModelArgs,
     /// The prompt.
     #[arg(long, value_name = "TEXT", group = "what", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -126,7 +126,7 @@ struct Prompt {
 /// Runs the command.
 pub fn run(a: &Generate) -> Result<()> {
     let prompts = prompts(a)?;
-    let mut loaded = Loaded::open(&a.model)?;
+    let mut loaded = a.from.open()?;
     let ids = prompts.iter().map(|p| encode(&loaded.tokenizer, p, a.raw)).collect::<Result<Vec<_>>>()?;
     let max_new = a
         .max_new

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tensor::{Tape, ops};
 
 use super::ranges;
-use crate::model_files::{Loaded, open_model, reserve};
+use crate::model_files::{ModelArgs, reserve};
 use crate::output::{json_line, line};
 
 const EXAMPLES: &str = "\
@@ -27,8 +27,8 @@ text (a beginning-of-sequence token): to score a chat, give its --ids.";
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true))]
 pub struct Score {
-    /// The model: a folder or a GGUF file. With --ids it needs no tokenizer.
-    model: PathBuf,
+    #[command(flatten)]
+    from: ModelArgs,
     /// Token ids, separated by commas.
     #[arg(long, value_name = "1,2,3", value_delimiter = ',', value_parser = ranges::token_id, group = "what")]
     ids: Vec<u32>,
@@ -52,18 +52,18 @@ struct Scored<'a> {
 /// Runs the command.
 pub fn run(a: &Score) -> Result<()> {
     if let Some(path) = &a.logits_out {
-        check_place(path, &a.model)?;
+        check_place(path, &a.from.model)?;
     }
     let (mut model, tokenizer, ids) = match &a.text {
         Some(text) => {
-            let loaded = Loaded::open(&a.model)?;
+            let loaded = a.from.open()?;
             let ids = loaded.tokenizer.encode_whole(text)?;
             if ids.is_empty() {
                 bail!("--text is empty: there is nothing to score");
             }
             (loaded.model, Some(loaded.tokenizer), ids)
         }
-        None => (open_model(&a.model)?, None, a.ids.clone()),
+        None => (a.from.open_model()?, None, a.ids.clone()),
     };
     check(&mut model, &ids)?;
     let tape = Tape::inference(model.params());

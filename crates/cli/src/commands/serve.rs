@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use model::{HeldAs, Use};
 use serve::{Options, ReasoningField, Served, Server};
 
 use super::ranges;
@@ -142,7 +143,7 @@ pub fn run(a: &Serve) -> Result<()> {
 fn load(text: &str, context: Option<usize>) -> Result<Served> {
     let named = text.split_once('=').filter(|(name, _)| !name.contains('/') && !Path::new(text).exists());
     let folder = PathBuf::from(named.map_or(text, |(_, folder)| folder));
-    let mut loaded = Loaded::open(&folder)?;
+    let mut loaded = Loaded::open(&folder, None, Use::Infer(HeldAs::Stored))?;
     let name = match named {
         Some((name, _)) => name.to_owned(),
         None => own_name(&folder),

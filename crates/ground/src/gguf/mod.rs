@@ -8,6 +8,9 @@ mod read;
 mod write;
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 pub use read::read;
 pub use write::{Outline, write};
@@ -18,6 +21,19 @@ pub const MAGIC: &[u8; 4] = b"GGUF";
 pub const ALIGNMENT: u64 = 32;
 /// The key that says otherwise.
 const ALIGNMENT_KEY: &str = "general.alignment";
+
+/// Whether a path is such a file: by its ending or by its first bytes.
+pub fn is_gguf(path: &Path) -> bool {
+    if !path.is_file() {
+        return false;
+    }
+    let begins = || {
+        let mut magic = [0; 4];
+        File::open(path).ok()?.read_exact(&mut magic).ok()?;
+        Some(&magic == MAGIC)
+    };
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || begins().unwrap_or(false)
+}
 
 /// The value of a key. Widths of numbers are forgotten: whole numbers are written as `u32` (`i32` where negative) if they
 /// fit, others as `f32`.

@@ -13,6 +13,7 @@ mod muon;
 mod rms_norm;
 mod router;
 mod sampling;
+mod scaled;
 mod swiglu;
 
 pub use adamw::{AdamW, adamw, squared_norm};
@@ -28,6 +29,7 @@ pub use linear::{exact_linear, linear};
 pub use lora::{Adapter, adapted_linear, outer};
 pub use muon::{MUON_STEPS, Muon, muon};
 pub use rms_norm::{add_rms_norm, grouped_rms_norm, rms_norm};
-pub use router::{MAX_EXPERTS, RouterShape, Routes, balance_bias, route};
+pub use router::{MAX_EXPERTS, RouterShape, Routes, Scoring, balance_bias, route};
 pub use sampling::{Draw, Drawn, argmax, pick_rows, sample, walk};
-pub use swiglu::swiglu;
+pub use scaled::scaled;
+pub use swiglu::{geglu, swiglu};

@@ -1,4 +1,5 @@
-//! DeepSeek-V3's router: sigmoid affinities, selection with a balance bias, group limit, normalised weights.
+//! Routers: affinities by sigmoid (DeepSeek-V3) or softmax (DeepSeek-V2, Qwen3-MoE, OLMoE), selection with a balance bias, group
+//! limit, normalised weights.
 
 use crate::buffer::Buf;
 use crate::cuda::{Gpu, Ptr, Slab, args};
@@ -11,6 +12,16 @@ use crate::threads::{SharedMut, parallel};
 const ROWS: usize = 64;
 /// The most experts a router handles.
 pub const MAX_EXPERTS: usize = 512;
+
+/// How logits become affinities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scoring {
+    /// Each by itself; a group is as strong as its two best experts together.
+    #[default]
+    Sigmoid,
+    /// Over all experts; a group is as strong as its best expert.
+    Softmax,
+}
 
 /// How experts are chosen (DeepSeek-V3 report, equations 12 to 16).
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +38,8 @@ pub struct RouterShape {
     pub normalize: bool,
     /// Factor of the weights.
     pub scaling: f32,
+    /// How affinities are had. On a GPU by sigmoid alone.
+    pub scoring: Scoring,
 }
 
 /// The choice for a batch of tokens.
@@ -50,19 +63,19 @@ struct Chosen {
     balance: Option<Data>,
 }
 
-/// `logits [tokens, experts]`, `bias [experts]` (added for the selection only) → routes. `alpha` weighs the
+/// `logits [tokens, experts]`, `bias [experts]`, if any (added for the selection only) → routes. `alpha` weighs the
 /// balance loss over `lens`, the lengths of the batch's sequences.
 pub fn route(
     tape: &Tape,
     logits: &Tensor,
-    bias: Weight,
+    bias: Option<Weight>,
     shape: RouterShape,
     lens: &[usize],
     alpha: f32,
 ) -> Routes {
     let (n, e, k) = (logits.rows(), shape.experts, shape.top_k);
     assert!(
-        logits.cols() == e && bias.len() == e && e <= MAX_EXPERTS && k <= e,
+        logits.cols() == e && bias.is_none_or(|b| b.len() == e) && e <= MAX_EXPERTS && k <= e,
         "route: {} logits for {shape:?}",
         logits.cols()
     );
@@ -79,11 +92,14 @@ pub fn route(
     let (mut scores, mut weights) = (Data::new(gpu, n * e), Data::new(gpu, n * k));
     let (experts, load) = match gpu {
         Some(gpu) => {
+            let bias =
+                bias.filter(|_| shape.scoring == Scoring::Sigmoid).expect("a router with sigmoid and bias");
             let bias = tape.params().on(gpu, bias);
             choose_cuda(gpu, logits, bias, &shape, scores.on_mut(gpu), weights.on_mut(gpu))
         }
         None => {
-            let bias = tape.params().get(bias);
+            let none = vec![0.0; e];
+            let bias = bias.map_or(&none[..], |bias| tape.params().get(bias));
             choose_cpu(logits, bias, &shape, scores.host_mut(), weights.host_mut())
         }
     };
@@ -134,7 +150,10 @@ fn choose_cpu(
             for t in i * ROWS..n.min((i + 1) * ROWS) {
                 // SAFETY: each row is visited once.
                 let (s, w, x) = unsafe { (s.slice(t * e, e), w.slice(t * k, k), x.slice(t * k, k)) };
-                sigmoid_row(&logits[t * e..][..e], s);
+                match shape.scoring {
+                    Scoring::Sigmoid => sigmoid_row(&logits[t * e..][..e], s),
+                    Scoring::Softmax => softmax_row(&logits[t * e..][..e], s),
+                }
                 select(s, bias, shape, x);
                 for (w, &x) in w.iter_mut().zip(x.iter()) {
                     *w = s[x as usize];
@@ -158,7 +177,7 @@ fn choose_cuda(
     scores: &Slab,
     weights: &Slab,
 ) -> (Ints, Ints) {
-    let RouterShape { experts: e, top_k: k, groups, top_groups, normalize, scaling } = *shape;
+    let RouterShape { experts: e, top_k: k, groups, top_groups, normalize, scaling, .. } = *shape;
     let n = logits.rows();
     let (experts, load) = (gpu.alloc(n * k), gpu.alloc(e));
     let logits = logits.data.on(gpu);
@@ -227,7 +246,13 @@ fn backward(gpu: Option<&Gpu>, chosen: &Chosen, dw: Option<&Data>, shape: &Route
             if let Some(slopes) = balance {
                 d.iter_mut().zip(&slopes[t * e..]).for_each(|(d, b)| *d += b);
             }
-            d.iter_mut().zip(s).for_each(|(d, s)| *d *= s * (1.0 - s));
+            match shape.scoring {
+                Scoring::Sigmoid => d.iter_mut().zip(s).for_each(|(d, s)| *d *= s * (1.0 - s)),
+                Scoring::Softmax => {
+                    let mean: f32 = d.iter().zip(s).map(|(d, s)| d * s).sum();
+                    d.iter_mut().zip(s).for_each(|(d, s)| *d = s * (*d - mean));
+                }
+            }
         }
     });
     dlogits
@@ -268,6 +293,28 @@ crate::cpu::simd::kernel! {
     }
 }
 
+/// `exp(x - max) / Σ`, summed in order.
+fn softmax_row(x: &[f32], y: &mut [f32]) {
+    let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = x - top);
+    exp_row(y);
+    let sum: f32 = y.iter().sum();
+    y.iter_mut().for_each(|y| *y /= sum);
+}
+
+crate::cpu::simd::kernel! {
+    fn exp_row<S>(x: &mut [f32]) {
+        use crate::cpu::simd::LANES;
+        let mut i = 0;
+        while i < x.len() {
+            let n = LANES.min(x.len() - i);
+            let v = crate::cpu::math::exp::<S>(S::load_partial(x.as_ptr().add(i), n));
+            S::store_partial(x.as_mut_ptr().add(i), n, v);
+            i += LANES;
+        }
+    }
+}
+
 /// The chosen experts, ascending. Ties go to the lower index.
 fn select(scores: &[f32], bias: &[f32], shape: &RouterShape, chosen: &mut [u32]) {
     let mut biased = [f32::NEG_INFINITY; MAX_EXPERTS];
@@ -286,7 +333,8 @@ fn select(scores: &[f32], bias: &[f32], shape: &RouterShape, chosen: &mut [u32])
                     second = b;
                 }
             }
-            strength[g] = if per > 1 { first + second } else { first };
+            let alone = per == 1 || shape.scoring == Scoring::Softmax;
+            strength[g] = if alone { first } else { first + second };
         }
         let mut keep = [false; MAX_EXPERTS];
         for _ in 0..shape.top_groups {

@@ -12,8 +12,15 @@ const MLA: MlaDims = MlaDims { heads: 3, nope: 8, rope: 6, v: 9 };
 const KV_RANK: usize = 17;
 const INNER: usize = 50;
 const EXPERT_INNER: usize = 24;
-const ROUTER: RouterShape =
-    RouterShape { experts: 9, top_k: 2, groups: 3, top_groups: 2, normalize: true, scaling: 1.5 };
+const ROUTER: RouterShape = RouterShape {
+    experts: 9,
+    top_k: 2,
+    groups: 3,
+    top_groups: 2,
+    normalize: true,
+    scaling: 1.5,
+    scoring: ops::Scoring::Sigmoid,
+};
 /// Lengths of the packed sequences.
 const LENS: [usize; 5] = [70, 1, 130, 64, 9];
 const EPS: f32 = 1e-6;
@@ -83,7 +90,7 @@ fn dense_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTabl
     let qkv = ops::linear(tape, &y, matrix, Some(bias));
     let (q, k, v) = ops::split_qkv(tape, &qkv, HEADS, &positions(), rope);
     let q = ops::rope(tape, &ops::grouped_rms_norm(tape, &q, w.next(), EPS), &positions(), rope);
-    let shape = AttentionShape { heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 0.3 };
+    let shape = AttentionShape { heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 0.3, window: None };
     let y = ops::attention(tape, (&q, &k, &v), shape, &segments(), None);
     let (s, y) = ops::add_rms_norm(tape, x, &ops::linear(tape, &y, w.next(), None), w.next(), EPS);
     let y = ops::swiglu(tape, &ops::linear(tape, &y, w.next(), None));
@@ -105,11 +112,12 @@ fn expert_layer<'p>(tape: &Tape<'p>, x: &Tensor, w: &[Weight], rope: &'p RopeTab
         qk_dim: MLA.nope + MLA.rope,
         v_dim: MLA.v,
         scale: 0.27,
+        window: None,
     };
     let y = ops::concat_cols(tape, &ops::attention(tape, (&q, &k, &v), shape, &segments(), None), &y);
     let (s, y) = ops::add_rms_norm(tape, x, &ops::linear(tape, &y, w.next(), None), w.next(), EPS);
     let logits = ops::linear(tape, &y, w.next(), None);
-    let routes = ops::route(tape, &logits, w.next(), ROUTER, &LENS, 0.1);
+    let routes = ops::route(tape, &logits, Some(w.next()), ROUTER, &LENS, 0.1);
     let shared = ops::swiglu(tape, &ops::linear(tape, &y, w.next(), None));
     let shared = ops::linear(tape, &shared, w.next(), None);
     let bank = w.0.as_slice().chunks(2).map(|w| Expert { gate_up: w[0], down: w[1] }).collect();

@@ -59,6 +59,7 @@ pub struct Heads {
     pub qk: usize,
     pub v: usize,
     pub scale: f32,
+    pub window: Option<usize>,
 }
 
 /// Causal attention within each of the sequences of lengths `lens`, which follow one another.
@@ -67,17 +68,18 @@ pub fn attention(q: &[f64], k: &[f64], v: &[f64], s: Heads, lens: &[usize]) -> V
     let mut start = 0;
     for &len in lens {
         for t in start..start + len {
+            let first = s.window.map_or(start, |window| start.max((t + 1).saturating_sub(window)));
             for h in 0..s.heads {
                 let kv = h / (s.heads / s.kv_heads);
                 let q = &q[(t * s.heads + h) * s.qk..][..s.qk];
-                let scores: Vec<f64> = (start..=t)
+                let scores: Vec<f64> = (first..=t)
                     .map(|j| {
                         let k = &k[(j * s.kv_heads + kv) * s.qk..][..s.qk];
                         q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() * f64::from(s.scale)
                     })
                     .collect();
                 let p = softmax(&scores);
-                for (j, p) in (start..=t).zip(p) {
+                for (j, p) in (first..=t).zip(p) {
                     for d in 0..s.v {
                         y[(t * s.heads + h) * s.v + d] += p * v[(j * s.kv_heads + kv) * s.v + d];
                     }

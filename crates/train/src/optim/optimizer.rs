@@ -1,7 +1,6 @@
 //! AdamW and Muon over a model's flat arenas, with clipping folded into the same pass.
 
 use model::Model;
-use model::config::tensor_specs;
 use tensor::ops::{self, AdamW, Muon};
 use tensor::{Data, Params, Weight};
 
@@ -36,7 +35,7 @@ impl Optimizer {
     /// Fresh state for a model.
     pub fn new(model: &Model, config: OptimizerSettings) -> Optimizer {
         let mut runs: Vec<Run> = Vec::new();
-        for (spec, p) in tensor_specs(model.config()).iter().zip(model.params().list()) {
+        for (spec, p) in model.specs().iter().zip(model.params().list()) {
             if !p.trained {
                 continue;
             }
@@ -55,7 +54,7 @@ impl Optimizer {
                 _ => runs.push(Run { weight: p.weight, decay, muon }),
             }
         }
-        let moment = || Data::zeros(model.params().gpu(), model.params().len());
+        let moment = || Data::zeros(model.params().gpu(), model.params().trained_len());
         Optimizer { config, runs, first: moment(), second: moment(), steps: 0 }
     }
 

@@ -25,7 +25,7 @@ use crate::settings::one_table;
 use crate::source::{TaskMix, check_own_mix};
 use crate::speaker::{stop_tokens, teach_ends};
 use crate::step::{Descent, StepOptions, descend, score, split};
-use crate::training::{Packing, Training};
+use crate::training::{Adapting, Packing, Training};
 
 /// Training problems of this stage come after those of rejection sampling.
 const FIRST_PROBLEM: u64 = 1 << 35;
@@ -37,11 +37,13 @@ pub struct DistillStage {
     pub training: Training,
     /// How batches are filled.
     pub packing: Packing,
+    /// What of the student it trains.
+    pub adapting: Adapting,
     /// What is its own.
     pub own: Distill,
 }
 
-one_table!(DistillStage { training, packing, own });
+one_table!(DistillStage { training, packing, adapting, own });
 
 /// What `distill` alone has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -204,14 +206,14 @@ impl DistillStage {
         ctx: &Context,
         name: &str,
     ) -> Result<(Model, Model, Tokenizer), TrainError> {
-        let (teacher, its_tokenizer) = ctx.model(&self.own.teacher)?;
+        let (teacher, its_tokenizer) = ctx.reader(&self.own.teacher)?;
         let (model, tokenizer) = if ctx.is_fresh(&self.own.student) {
             let mut fresh = ctx.fresh_model(&self.own.student, &its_tokenizer)?;
             // A student with the teacher's tokens ends its answers where the teacher does.
             fresh.generation_mut().eos_token_id = stop_tokens(&teacher, &its_tokenizer);
             (fresh, its_tokenizer)
         } else {
-            ctx.model(&self.own.student)?
+            ctx.model(&self.own.student, self.adapting.wanted())?
         };
         let same = teacher.config().vocab_size() == model.config().vocab_size();
         if !same && self.own.method != DistillMethod::Traces {

@@ -77,7 +77,7 @@ impl Stage for EvalStage {
     let clock = std::time::Instant::now();
     let (mut measured, mut words) = (Vec::new(), Vec::new());
     for (i, model_name) in self.of.iter().enumerate() {
-        let (model, tokenizer) = ctx.model(model_name)?;
+        let (model, tokenizer) = ctx.reader(model_name)?;
         let settings = EvalSettings {
             samples: self.samples,
             temperature: self.temperature as f32,

@@ -4,7 +4,7 @@ use std::ops::Bound::{Excluded, Included};
 use std::path::PathBuf;
 
 use engine::Sampling;
-use model::Model;
+use model::{Model, Use};
 use serde::{Deserialize, Serialize};
 use tasks::{Mix, Reward, RewardConfig};
 
@@ -22,7 +22,7 @@ use crate::settings::check::{At, Checked, POSITIVE};
 use crate::settings::{UNSET, one_or_many, one_table, set};
 use crate::source::{TaskMix, check_own_mix};
 use crate::step::{StepOptions, score};
-use crate::training::Training;
+use crate::training::{Adapting, Training};
 
 /// Training problems of this stage come after those of fine-tuning.
 const FIRST_PROBLEM: u64 = 1 << 33;
@@ -36,11 +36,13 @@ const EVAL_PROBLEMS: usize = 60;
 pub struct GrpoStage {
     /// How it trains; a step is a rollout.
     pub training: Training,
+    /// What of the model it trains.
+    pub adapting: Adapting,
     /// What is its own.
     pub own: Grpo,
 }
 
-one_table!(GrpoStage { training, own });
+one_table!(GrpoStage { training, adapting, own });
 
 /// What `grpo` alone has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +139,7 @@ impl Stage for GrpoStage {
 
     fn check(&self, at: &At, earlier: &Earlier) -> Checked {
         self.training.check(at)?;
+        self.adapting.check(at)?;
         self.own.check(at, earlier)
     }
 
@@ -163,19 +166,22 @@ impl Stage for GrpoStage {
             held: 8192,
             remedy: "set `recompute = true`, take a smaller model, or raise `machine.memory_gib`",
             ..Work::default()
-        })
+        }
+        .adapting(&self.adapting))
     }
 
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
         let own = &self.own;
-        let (model, tokenizer) = ctx.model(&own.from)?;
+        let wanted = self.adapting.wanted();
+        let (model, tokenizer) = ctx.model(&own.from, wanted.clone())?;
         note_unfiltered(ctx, name, &model);
         let source = ctx.problems()?;
         let mix = source.training_mix(&own.mix)?;
         source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, own.max_new)?;
         let reference = if own.kl_coefficient > 0.0 {
             let dir = ctx.folder.stage_dir(name)?.join("reference");
-            Some(Reference { model: ctx.model(&own.from)?.0, of: 0, dir, every: own.reference_every })
+            let model = ctx.model(&own.from, wanted.clone())?.0;
+            Some(Reference { model, wanted, of: 0, dir, every: own.reference_every })
         } else {
             None
         };
@@ -253,6 +259,8 @@ pub(super) fn note_unfiltered(ctx: &Context, stage: &str, model: &Model) {
 /// The model that the divergence is measured from.
 struct Reference {
     model: Model,
+    /// How it is read: as the policy is.
+    wanted: Use,
     /// The step whose policy it is.
     of: u64,
     every: u64,
@@ -273,7 +281,7 @@ impl Reference {
             std::fs::create_dir_all(&folder).map_err(crate::run::RunError::io("create", &folder))?;
             self.model.save(&folder)?;
         } else {
-            self.model = Model::load(&folder)?;
+            self.model = Model::open(&folder, self.wanted.clone())?;
         }
         self.of = wanted;
         Ok(())

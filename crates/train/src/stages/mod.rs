@@ -7,6 +7,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
+use model::AdapterConfig;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::TrainError;
@@ -17,7 +18,7 @@ use crate::optim::OptimizerSettings;
 use crate::settings::check::{At, Checked};
 use crate::settings::node::KIND;
 use crate::settings::one_table;
-use crate::training::{Packing, Training};
+use crate::training::{Adapting, Packing, Training};
 
 pub use earlier::{Earlier, Makes, Outline, is_path};
 
@@ -97,6 +98,8 @@ pub struct Work<'a> {
     pub generated: f64,
     /// Tokens held at a time.
     pub held: usize,
+    /// The adapters that are trained in place of the weights, if any.
+    pub adapter: Option<&'a AdapterConfig>,
     /// What to do where memory is too small.
     pub remedy: &'static str,
 }
@@ -112,6 +115,13 @@ impl<'a> Work<'a> {
             remedy: "lower `batch_tokens`, raise `accumulate`, set `recompute = true`, or raise `machine.memory_gib`",
             ..Work::default()
         }
+    }
+}
+
+impl<'a> Work<'a> {
+    /// The same where perhaps adapters alone are trained.
+    fn adapting(self, adapting: &'a Adapting) -> Work<'a> {
+        Work { adapter: adapting.adapter.as_ref(), ..self }
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use data::{
     Document, ShardWriter, Shards, Tokenizer, chunk_document, is_held_out, pack, permutation, read_texts_with,
 };
-use model::Model;
 use model::inspect::inspect;
+use model::{Model, Use};
 use serde::{Deserialize, Serialize};
 use tasks::Mix;
 
@@ -206,7 +206,7 @@ impl PretrainStage {
     /// The model that the stage begins with, whose context has room for its sequences.
     fn start(&self, ctx: &Context, name: &str) -> Result<(Model, Tokenizer), TrainError> {
         let (model, tokenizer) = match (&self.own.from, &self.own.model) {
-            (Some(from), _) => ctx.model(from)?,
+            (Some(from), _) => ctx.model(from, Use::Train)?,
             (None, Some(model)) => {
                 let tokenizer = Tokenizer::load(&ctx.dir(&self.own.tokenizer)?)?;
                 (ctx.fresh_model(model, &tokenizer)?, tokenizer)

@@ -96,7 +96,7 @@ impl Stage for RejectStage {
     }
 
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
-    let (model, tokenizer) = ctx.model(&self.from)?;
+    let (model, tokenizer) = ctx.reader(&self.from)?;
     let source = ctx.problems()?;
     let mix = source.training_mix(&self.mix)?;
     source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, self.max_new)?;

@@ -18,7 +18,7 @@ use crate::settings::one_table;
 use crate::source::{Data, TaskMix, check_own_mix};
 use crate::speaker::teach_ends;
 use crate::step::StepOptions;
-use crate::training::{Packing, SideLosses, Training};
+use crate::training::{Adapting, Packing, SideLosses, Training};
 
 /// Training problems of this stage come after those of pretraining.
 const FIRST_PROBLEM: u64 = 1 << 32;
@@ -32,11 +32,13 @@ pub struct SftStage {
     pub packing: Packing,
     /// What is learnt on the side.
     pub side: SideLosses,
+    /// What of the model it trains.
+    pub adapting: Adapting,
     /// What is its own.
     pub own: Sft,
 }
 
-one_table!(SftStage { training, packing, side, own });
+one_table!(SftStage { training, packing, side, adapting, own });
 
 /// What `sft` alone has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +84,7 @@ impl Stage for SftStage {
         at.number("hurried_share", self.own.hurried_share, 0.0..=1.0)?;
         at.positive(&[("steps", self.own.steps)])?;
         self.packing.check(at)?;
+        self.adapting.check(at)?;
         self.side.check(at)
     }
 
@@ -102,11 +105,11 @@ impl Stage for SftStage {
 
     fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
         let tokens = self.own.steps as f64 * self.packing.batch_tokens as f64;
-        Some(Work::packed(&self.training, &self.packing, tokens))
+        Some(Work::packed(&self.training, &self.packing, tokens).adapting(&self.adapting))
     }
 
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
-        let (mut model, tokenizer) = ctx.model(&self.own.from)?;
+        let (mut model, tokenizer) = ctx.model(&self.own.from, self.adapting.wanted())?;
         let seq_len = self.packing.seq_len.min(model.config().max_position_embeddings());
         let material = Material {
             ctx,
@@ -137,7 +140,7 @@ impl Stage for SftStage {
             held_out,
             batch_tokens: self.packing.batch_tokens,
             limit: seq_len + 1,
-            options: self.side.options(&self.training, &self.packing),
+            options: self.options(),
         };
         let total = self.own.steps;
         let cost = learner.run(ctx, name, &self.training, (total, total), &mut steps)?;
@@ -146,6 +149,15 @@ impl Stage for SftStage {
             summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(&learner)),
             figures: Figures::of([("loss", learner.usual_loss)]),
         })
+    }
+}
+
+impl SftStage {
+    fn options(&self) -> StepOptions {
+        let options = self.side.options(&self.training, &self.packing);
+        // The layer of multi-token prediction has no adapters and stays what it is.
+        let mtp_weight = if self.adapting.adapter.is_some() { 0.0 } else { options.mtp_weight };
+        StepOptions { mtp_weight, ..options }
     }
 }
 

@@ -7,10 +7,7 @@ mod pre;
 mod read;
 mod write;
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
-
+pub(super) use ground::gguf::is_gguf;
 pub(super) use read::{Files, load};
 
 /// `tokenizer.ggml.token_type`.
@@ -25,16 +22,6 @@ mod kind {
 
 /// Our own key for an expression that llama.cpp has no name for.
 const OWN_PIECES: &str = "shoestring.tokenizer.pieces";
-
-/// Whether a path is a GGUF file.
-pub(super) fn is_gguf(path: &Path) -> bool {
-    let begins = || {
-        let mut magic = [0; 4];
-        File::open(path).ok()?.read_exact(&mut magic).ok()?;
-        Some(&magic == ground::gguf::MAGIC)
-    };
-    path.is_file() && begins().unwrap_or(false)
-}
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use crate::cpu::math::{exp, ln, scale as scale_by};
 use crate::cpu::simd::{LANES, Simd, kernel};
 use crate::threads::{SharedMut, parallel, threads};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Query rows of one tile of the backward pass.
 const BACK_ROWS: usize = 48;
@@ -170,7 +171,9 @@ kernel! {
             acc[..slots * dv].fill(0.0);
             let first_keys = task.keys + r0 * task.step;
             let all_keys = first_keys + (rows - 1) * task.step;
-            for base in (0..all_keys).step_by(PAGE) {
+            // Pages that a window hides from all rows are passed over; they begin at the same places for every row.
+            let seen = shape.window.map_or(0, |window| first_keys.saturating_sub(window) / PAGE * PAGE);
+            for base in (seen..all_keys).step_by(PAGE) {
                 let keys = PAGE.min(all_keys - base);
                 let page = pages[base / PAGE] as usize;
                 for h in 0..task.kv_heads {
@@ -191,9 +194,11 @@ kernel! {
                     }
                     .run::<S>(rows);
                     for i in 0..rows {
-                        let count = (first_keys + i * task.step).saturating_sub(base).min(PAGE);
+                        let keys = first_keys + i * task.step;
+                        let count = keys.saturating_sub(base).min(PAGE);
+                        let hidden = shape.window.map_or(0, |window| keys.saturating_sub(window).saturating_sub(base));
                         let (row, at) = (&mut scores[i * PAGE..][..width], h * rows + i);
-                        weigh::<S>(row, count, shape.scale, &mut m[at], &mut l[at], &mut acc[at * dv..][..dv]);
+                        weigh::<S>(row, hidden.min(PAGE)..count, shape.scale, &mut m[at], &mut l[at], &mut acc[at * dv..][..dv]);
                     }
                     Tile {
                         kc: keys,
@@ -226,21 +231,22 @@ kernel! {
     }
 }
 
-/// The running softmax: turns a page's products, of which `count` are of keys that the row sees, into weights relative
+/// The running softmax: turns a page's products, of which those in `seen` are of keys that the row sees, into weights relative
 /// to the greatest score so far, `m`, and brings the sum of weights `l` and of weighted values `acc` to it.
 #[inline(always)]
 unsafe fn weigh<S: Simd>(
     row: &mut [f32],
-    count: usize,
+    seen: Range<usize>,
     scale: f32,
     m: &mut f32,
     l: &mut f32,
     acc: &mut [f32],
 ) {
-    if count == 0 {
+    if seen.is_empty() {
         return row.fill(0.0);
     }
-    row[count..].fill(f32::NEG_INFINITY);
+    row[..seen.start].fill(f32::NEG_INFINITY);
+    row[seen.end..].fill(f32::NEG_INFINITY);
     // SAFETY: rows are whole vectors; the machine has `S` (caller).
     unsafe {
         let mut top = S::splat(f32::NEG_INFINITY);
@@ -295,7 +301,7 @@ kernel! {
                        shape: &AttentionShape, grads: (SharedMut<f32>, SharedMut<f32>, SharedMut<f32>), scratch: &mut Buf) {
         let (q, k, v) = qkv;
         let (gq, gk, gv) = grads;
-        let AttentionShape { heads, kv_heads, qk_dim: dk, v_dim: dv, scale } = *shape;
+        let AttentionShape { heads, kv_heads, qk_dim: dk, v_dim: dv, scale, window } = *shape;
         let (group, all) = (heads / kv_heads, at.past + at.rows);
         let padded = all.div_ceil(PAGE) * PAGE;
         let need = padded * (dk + dv) + all * (2 * dk + dv);
@@ -326,7 +332,8 @@ kernel! {
                     let o = y_at + (r0 + i) * y_stride;
                     delta[i] = dot_lanes::<S>(&y[o..o + dv], &dy[o..o + dv]);
                 }
-                let mut base = 0;
+                let seen = window.map_or(0, |window| (at.past + r0 + 1).saturating_sub(window) / PAGE * PAGE);
+                let mut base = seen;
                 while base < at.past + r0 + rows {
                     let keys = PAGE.min(at.past + r0 + rows - base);
                     let width = keys.next_multiple_of(LANES);
@@ -347,6 +354,9 @@ kernel! {
                         }
                         p[count..].fill(0.0);
                         ds[count..].fill(0.0);
+                        let hidden = window.map_or(0, |w| (at.past + r0 + i + 1).saturating_sub(w).saturating_sub(base));
+                        p[..hidden.min(width)].fill(0.0);
+                        ds[..hidden.min(width)].fill(0.0);
                     }
                     let rows_of = |data: &'static [f32], stride| Right::strided(data, stride, PANEL);
                     let dvp = dv_rows.as_mut_ptr().add(base * dv);
@@ -355,7 +365,7 @@ kernel! {
                     strips::<S>(keys, Tile { kc: rows, a: ds.as_ptr(), a_rs: 1, a_ks: PAGE, b: qp, right: rows_of(&[], q_stride), c: dkp, ldc: dk, cols: dk, load: true });
                     let dqp = gq.ptr().add(q_at + r0 * q_stride);
                     let kp = k_rows.as_ptr().add(base * dk);
-                    strips::<S>(rows, Tile { kc: keys, a: ds.as_ptr(), a_rs: PAGE, a_ks: 1, b: kp, right: rows_of(&[], dk), c: dqp, ldc: q_stride, cols: dk, load: base > 0 });
+                    strips::<S>(rows, Tile { kc: keys, a: ds.as_ptr(), a_rs: PAGE, a_ks: 1, b: kp, right: rows_of(&[], dk), c: dqp, ldc: q_stride, cols: dk, load: base > seen });
                     base += PAGE;
                 }
                 r0 += rows;

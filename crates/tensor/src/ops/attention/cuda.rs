@@ -159,7 +159,7 @@ pub(super) fn forward(
     lse: &Slab,
 ) {
     let t = segments.tables(cache.is_some());
-    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale } = *shape;
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, .. } = *shape;
     let kernels = kernels(gpu, shape);
     let (k, v) = match cache {
         Some(pages) => {
@@ -209,7 +209,7 @@ pub(super) fn backward(
     (dq, dk, dv): (&Slab, &Slab, &Slab),
 ) {
     let t: &Tables = segments.tables(false);
-    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale } = *shape;
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, .. } = *shape;
     let tokens = t.row_segment.len();
     let kernels = kernels(gpu, shape);
     let (pairs, table) = (tokens * heads, t.segments.on(gpu));

@@ -36,6 +36,8 @@ pub struct AttentionShape {
     pub v_dim: usize,
     /// Factor of the scores.
     pub scale: f32,
+    /// If given, a token sees so many keys at most: its own and those just before. On the processor alone.
+    pub window: Option<usize>,
 }
 
 /// One layer's keys and values in pages: in the host's memory keys `[kv_heads][qk_dim][PAGE]` and values
@@ -106,6 +108,8 @@ pub fn attention(
         k.cols(),
         v.cols()
     );
+    assert!(tape.gpu().is_none() || shape.window.is_none(), "attention: a window on a GPU");
+    assert!(shape.window != Some(0), "attention: a window of nothing");
     let recording = tape.is_recording();
     assert!(!(recording && cache.is_some()), "attention: a cache has no gradient");
     let pairs: usize = segments.iter().map(|s| s.rows * s.past + s.rows * (s.rows + 1) / 2).sum();
