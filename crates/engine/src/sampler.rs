@@ -72,22 +72,10 @@ impl Sampling {
         }
     }
 
-    /// Chooses from a row of logits, of which `wanted` are those after all penalties; `rng` is used for one number at most.
-    /// Ties go to the lower id.
-    ///
-    /// The log-probabilities are the model's own and the tempered model's, nothing filtered or penalised, bit for bit the
-    /// trainer's.
-    fn choose(&self, logits: &[f32], wanted: &[f32], rng: &mut Rng) -> Drawn {
-        let (lse, _) = normalizer(logits);
+    /// Chooses from a row of logits after all penalties; `rng` is used for one number at most. Ties go to the lower id.
+    fn choose(&self, wanted: &[f32], rng: &mut Rng) -> u32 {
         let token = if self.temperature <= 0.0 { argmax(wanted) } else { self.draw(wanted, rng) };
-        let logprob = logits[token] - lse;
-        let mut tempered = logprob;
-        if self.temperature > 0.0 && self.temperature != 1.0 {
-            let mut scaled = logits.to_vec();
-            math::scale(&mut scaled, 1.0 / self.temperature);
-            tempered = scaled[token] - normalizer(&scaled).0;
-        }
-        Drawn { token: token as u32, logprob, tempered }
+        token as u32
     }
 
     /// The logits after the penalties for tokens of the prompt and of the answer: that of repetition, which is paid once
@@ -195,15 +183,14 @@ impl Wish<'_> {
         self.bias.is_empty() && self.allowed == Allowed::All
     }
 
-    fn choose(&self, logits: &[f32]) -> Chosen {
+    /// Chooses where a plain draw is not enough.
+    fn choose(&self, logits: &[f32]) -> u32 {
         let mut rng = self.rng;
-        let drawn = if self.is_open() && !self.sampling.penalises() {
-            self.sampling.choose(logits, logits, &mut rng)
+        if self.is_open() && !self.sampling.penalises() {
+            self.sampling.choose(logits, &mut rng)
         } else {
-            self.sampling.choose(logits, &self.wanted(logits), &mut rng)
-        };
-        let top = if self.top == 0 { Vec::new() } else { most_likely(logits, self.top) };
-        Chosen { drawn, top }
+            self.sampling.choose(&self.wanted(logits), &mut rng)
+        }
     }
 
     /// The logits with bias and penalties, of what is allowed.
@@ -244,19 +231,31 @@ fn most_likely(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     order.into_iter().map(|i| (i, logits[i as usize] - lse)).collect()
 }
 
-/// Chooses for every row of `logits [rows, vocab]`, on the GPU if they lie there and nothing but plain draws is wished for.
+/// Chooses for every row of `logits [rows, vocab]`: in the host's memory where more than a plain draw is wished for, else
+/// on the GPU if they lie there.
+///
+/// The drawn token's log-probabilities are the model's own and the tempered model's, nothing filtered or penalised, bit for
+/// bit the trainer's.
 pub(crate) fn choose(params: &Params, logits: &Tensor, wishes: &[Wish]) -> Vec<Chosen> {
-    if !wishes.iter().any(Wish::is_special) {
-        let draw = |w: &Wish| Draw { temperature: w.sampling.temperature, uniform: { w.rng }.uniform() };
-        let drawn = ops::sample(params, logits, &wishes.iter().map(draw).collect::<Vec<_>>());
-        return drawn.into_iter().map(|drawn| Chosen { drawn, top: Vec::new() }).collect();
+    let mut special = vec![(None, Vec::new()); wishes.len()];
+    if wishes.iter().any(Wish::is_special) {
+        let (all, vocab) = (logits.host(), logits.cols());
+        threads::parallel_chunks(&mut special, 1, |at, out| {
+            let (wish, row) = (&wishes[at], &all[at * vocab..][..vocab]);
+            if wish.is_special() {
+                let top = if wish.top == 0 { Vec::new() } else { most_likely(row, wish.top) };
+                out[0] = (Some(wish.choose(row)), top);
+            }
+        });
     }
-    let mut chosen = vec![Chosen::default(); wishes.len()];
-    let (all, vocab) = (logits.host(), logits.cols());
-    threads::parallel_chunks(&mut chosen, 1, |at, out| {
-        out[0] = wishes[at].choose(&all[at * vocab..][..vocab]);
-    });
-    chosen
+    let draw = |(w, (given, _)): (&Wish, &(Option<u32>, Vec<(u32, f32)>))| Draw {
+        temperature: w.sampling.temperature,
+        uniform: { w.rng }.uniform(),
+        given: *given,
+    };
+    let draws: Vec<Draw> = wishes.iter().zip(&special).map(draw).collect();
+    let drawn = ops::sample(params, logits, &draws);
+    drawn.into_iter().zip(special).map(|(drawn, (_, top))| Chosen { drawn, top }).collect()
 }
 
 #[cfg(test)]
@@ -268,8 +267,7 @@ mod tests {
         let logits: Vec<f32> = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.ln()).collect();
         let count = |s: Sampling| {
             let mut seen = [0usize; 4];
-            (0..20_000)
-                .for_each(|i| seen[s.choose(&logits, &logits, &mut Rng::at(7, &[i])).token as usize] += 1);
+            (0..20_000).for_each(|i| seen[s.choose(&logits, &mut Rng::at(7, &[i])) as usize] += 1);
             seen.map(|n| n as f32 / 20_000.0)
         };
         let all = count(Sampling::default());
@@ -290,13 +288,13 @@ mod tests {
         let logits = [2.0f32, 1.5, -1.0, -1.2];
         let s = Sampling { repetition_penalty: 1.3, ..Sampling::greedy() };
         assert_eq!(wish(s, [&[0, 2, 0], &[2, 0]]).wanted(&logits), [2.0 / 1.3, 1.5, -1.3, -1.2]);
-        assert_eq!(wish(s, [&[0], &[]]).choose(&logits).drawn.token, 0);
+        assert_eq!(wish(s, [&[0], &[]]).choose(&logits), 0);
         let more = Sampling { repetition_penalty: 1.4, ..s };
-        assert_eq!(wish(more, [&[0], &[]]).choose(&logits).drawn.token, 1);
+        assert_eq!(wish(more, [&[0], &[]]).choose(&logits), 1);
         let most = Sampling { repetition_penalty: 2.0, ..s };
         let own = logits[1] - normalizer(&logits).0;
         let drawn = Drawn { token: 1, logprob: own, tempered: own };
-        assert_eq!(wish(most, [&[], &[0]]).choose(&logits).drawn, drawn);
+        assert_eq!(chosen(&logits, wish(most, [&[], &[0]])).drawn, drawn);
     }
 
     /// OpenAI's formula: the count in the answer times the one and, where there is any, the other; the prompt is free.
@@ -312,7 +310,7 @@ mod tests {
     fn bias_and_guide_decide_what_may_come() {
         let logits = [2.0f32, 1.5, -1.0, 0.0];
         let free = wish(Sampling::greedy(), [&[], &[]]);
-        let token = |w: Wish| w.choose(&logits).drawn.token;
+        let token = |w: Wish| w.choose(&logits);
         assert_eq!(token(Wish { bias: &[(3, 9.0), (0, -100.0)], ..free.clone() }), 3);
         assert_eq!(token(Wish { allowed: Allowed::Only(2), ..free.clone() }), 2);
         assert_eq!(token(Wish { allowed: Allowed::Set(vec![0b1100]), ..free.clone() }), 3);
@@ -322,10 +320,15 @@ mod tests {
             let allowed = Allowed::Set(vec![0b0110]);
             assert!([1, 2].contains(&token(Wish { allowed, rng, ..wish(hot, [&[], &[]]) })));
         }
-        let told = Wish { allowed: Allowed::Only(2), top: 2, ..free }.choose(&logits);
+        let told = chosen(&logits, Wish { allowed: Allowed::Only(2), top: 2, ..free });
         let lse = normalizer(&logits).0;
         assert_eq!(told.drawn.logprob, -1.0 - lse);
         assert_eq!(told.top, [(0, 2.0 - lse), (1, 1.5 - lse)]);
+    }
+
+    fn chosen(logits: &[f32], wish: Wish) -> Chosen {
+        let row = Tensor::constant(tensor::Buf::copy_of(logits), 1, logits.len());
+        choose(&Params::new([]), &row, &[wish]).remove(0)
     }
 
     fn wish(sampling: Sampling, seen: [&'static [u32]; 2]) -> Wish<'static> {

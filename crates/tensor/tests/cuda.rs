@@ -246,6 +246,12 @@ fn optimizers() {
     same_bits("three steps", &run(Some(&gpu)), &run(None));
 }
 
+/// Greedy, drawn, and drawn at a temperature; one in five tokens is given.
+fn draw(i: usize, uniform: f32, vocab: usize) -> Draw {
+    let given = (i % 5 == 4).then_some((i * 31 % vocab) as u32);
+    Draw { temperature: [0.0, 1.0, 0.7][i % 3], uniform, given }
+}
+
 #[test]
 fn drawn_tokens() {
     let Some(gpu) = emulator::gpu() else { return };
@@ -256,8 +262,7 @@ fn drawn_tokens() {
     }
     for (rows, vocab) in sizes {
         let logits = Matrix::random(&mut rng, rows, vocab, 3.0);
-        let draws: Vec<Draw> =
-            (0..rows).map(|i| Draw { temperature: [0.0, 1.0, 0.7][i % 3], uniform: rng.uniform() }).collect();
+        let draws: Vec<Draw> = (0..rows).map(|i| draw(i, rng.uniform(), vocab)).collect();
         let run = |gpu: Option<&Gpu>| {
             let mut params = Params::new([]);
             params.move_to(gpu);
@@ -306,6 +311,48 @@ fn fast_math_is_near() {
         let off = relative(got, &want);
         assert!(off < 5e-2, "{name} is off by {off}");
     }
+}
+
+/// In fast mode a token's log-probability is the same whether it is drawn, given or scored, in whatever batch; and draws
+/// follow the distribution.
+#[test]
+fn fast_log_probabilities_have_one_value() {
+    let Some(gpu) = emulator::gpu() else { return };
+    let fast = gpu.with_math(Math::Fast);
+    let mut rng = Rng::new(9);
+    for (rows, vocab) in [(7, 1), (6, 37), (9, 4099), (5, 20_000)] {
+        let hidden = Matrix::random(&mut rng, rows, 24, 1.0);
+        let (mut params, w) = params_of(&[Matrix::random(&mut rng, vocab, 24, 1.0)]);
+        params.move_to(Some(&fast));
+        let draws: Vec<Draw> = (0..rows).map(|i| draw(i, rng.uniform(), vocab)).collect();
+        let logits = ops::logits(&params, &hidden.constant(), w[0]);
+        let drawn = ops::sample(&params, &logits, &draws);
+        for (i, (d, asked)) in drawn.iter().zip(&draws).enumerate() {
+            assert!(asked.given.is_none_or(|given| given == d.token), "{i}: {asked:?} {d:?}");
+            let row = hidden.pick(&[i]).constant();
+            let temperature = if asked.temperature > 0.0 { asked.temperature } else { 1.0 };
+            for (logprob, temperature) in [(d.logprob, 1.0), (d.tempered, temperature)] {
+                let scored = ops::log_probs(&params, &row, w[0], &[d.token], temperature);
+                assert_eq!(
+                    scored.logprobs[0].to_bits(),
+                    logprob.to_bits(),
+                    "{i} of {vocab}: {asked:?} {d:?}"
+                );
+            }
+            let z = ops::normalizer(&logits.host()[i * vocab..][..vocab]);
+            let off = logits.host()[i * vocab + d.token as usize] - z.0 - d.logprob;
+            assert!(off.abs() < 1e-4, "{i} of {vocab} is off by {off}");
+            let entropy = ops::log_probs(&params, &row, w[0], &[d.token], 1.0).entropies[0];
+            assert!((entropy - z.1).abs() < 1e-4, "{i} of {vocab}: entropy {entropy} for {}", z.1);
+        }
+    }
+    let (mut params, n) = (Params::new([]), 400);
+    params.move_to(Some(&fast));
+    let logits = Matrix { rows: n, cols: 4, data: [0.5f32, 0.3, 0.15, 0.05].map(f32::ln).repeat(n) };
+    let at = |i| Draw { temperature: 1.0, uniform: (i as f32 + 0.5) / n as f32, given: None };
+    let drawn = ops::sample(&params, &logits.constant(), &(0..n).map(at).collect::<Vec<_>>());
+    let count = |token| drawn.iter().filter(|d| d.token == token).count();
+    assert_eq!([0, 1, 2, 3].map(count), [200, 120, 60, 20]);
 }
 
 /// In fast mode too a row's result does not depend on the rows around it, on caching, or on how its prompt was cut.

@@ -30,122 +30,9 @@
 // equals the larger. They are estimates: tensor cores at half of what wgmma would get from an H100, reads of shared
 // memory, 35 cycles for a link of a chain; small tiles wait for memory.
 
-#define FAST_GEMM_MEMBER __device__ __forceinline__
-
 namespace fast_gemm_kernels {
 
-// Two bf16 values side by side, the first one low.
-typedef unsigned Pair;
-
-// Shared memory is addressed in bytes from the beginning of all of it; addresses are multiples of 16.
-typedef unsigned Address;
-
-#ifndef EMULATOR
-DEVICE Address shared_memory() {
-    DYNAMIC_SHARED(unsigned char, shared);
-    return (Address)__cvta_generic_to_shared(shared);
-}
-
-// Copies that run on while the thread goes on: 16 bytes, or the first `bytes` of them and zeros behind.
-DEVICE void start_copy(Address to, const unsigned short* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
-}
-DEVICE void start_copy(Address to, const unsigned short* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-DEVICE void close_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-template <int N> DEVICE void wait_for_all_but() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory"); }
-
-DEVICE void store_shared(Address to, const Pair (&x)[4]) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
-                 : "memory");
-}
-
-// Four matrices of 8 x 8 values, whose rows are where lanes 0-7, 8-15, 16-23, 24-31 say. A lane gets from each, in row
-// lane / 4, columns lane % 4 * 2 and the next one; with TURN, of its transpose.
-template <bool TURN> DEVICE void load_matrices(Address row, Pair (&x)[4]) {
-    if constexpr (TURN)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(row)
-                     : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(row)
-                     : "memory");
-}
-
-// Sixteen steps of 16 x 8 sums. A lane has rows lane / 4 and 8 further, and of each two neighbouring columns from
-// lane % 4 * 2 on; of a, the matrices (rows 0-7, steps 0-7), (rows 8-15, steps 0-7), then both of steps 8-15; of b,
-// whose rows are the columns of the sums, steps 0-7 and 8-15.
-DEVICE void multiply_add(float (&sums)[4], const Pair (&a)[4], const Pair* b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// Rounds to nearest, ties to even; a NaN becomes 0x7fff.
-DEVICE Pair round_pair(float first, float second) {
-    Pair r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(r) : "f"(second), "f"(first));
-    return r;
-}
-#else
-// The same in plain C++; a card rounds sums within multiply_add otherwise, so tests against it need a tolerance.
-DEVICE Address shared_memory() { return 0; }
-DEVICE void start_copy(Address to, const unsigned short* from, int bytes = 16) {
-    memset(emulator::dynamic_shared + to, 0, 16);
-    if (bytes > 0) memcpy(emulator::dynamic_shared + to, from, bytes);
-}
-DEVICE void close_copies() {}
-template <int N> DEVICE void wait_for_all_but() {}
-DEVICE void store_shared(Address to, const Pair (&x)[4]) { memcpy(emulator::dynamic_shared + to, x, 16); }
-
-// What the lanes of every warp show each other.
-static Pair shown[emulator::MAX_THREADS][6];
-
-DEVICE unsigned short at_column(Address row, int column) {
-    unsigned short v;
-    memcpy(&v, emulator::dynamic_shared + row + 2 * column, 2);
-    return v;
-}
-template <bool TURN> DEVICE void load_matrices(Address row, Pair (&x)[4]) {
-    const unsigned me = emulator::now, warp = me / 32 * 32, i = me % 32 / 4, j = me % 4 * 2;
-    shown[me][0] = row;
-    emulator::yield();
-    for (unsigned m = 0; m < 4; ++m) {
-        const unsigned first = warp + m * 8;
-        x[m] = TURN ? at_column(shown[first + j][0], i) | (Pair)at_column(shown[first + j + 1][0], i) << 16
-                    : at_column(shown[first + i][0], j) | (Pair)at_column(shown[first + i][0], j + 1) << 16;
-    }
-    emulator::yield();
-}
-DEVICE double value(Pair x, int which) { return __int_as_float((int)(which ? x & 0xffff0000u : x << 16)); }
-DEVICE void multiply_add(float (&sums)[4], const Pair (&a)[4], const Pair* b) {
-    const unsigned me = emulator::now, warp = me / 32 * 32;
-    for (int i = 0; i < 4; ++i) shown[me][i] = a[i];
-    shown[me][4] = b[0];
-    shown[me][5] = b[1];
-    emulator::yield();
-    for (int i = 0; i < 4; ++i) {
-        const Pair(*of_row)[6] = shown + warp + me % 32 / 4 * 4;
-        const Pair(*of_column)[6] = shown + warp + (me % 4 * 2 + i % 2) * 4;
-        double sum = sums[i];
-        for (int k = 0; k < 16; ++k)
-            sum += value(of_row[k % 8 / 2][i / 2 + k / 8 * 2], k % 2) * value(of_column[k % 8 / 2][4 + k / 8], k % 2);
-        sums[i] = (float)sum;
-    }
-    emulator::yield();
-}
-DEVICE unsigned round_one(float x) {
-    const unsigned bits = __float_as_uint(x);
-    return x != x ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-}
-DEVICE Pair round_pair(float first, float second) { return round_one(first) | round_one(second) << 16; }
-#endif
+using namespace tensor_cores;
 
 enum Side { LEFT, RIGHT };
 
@@ -163,52 +50,52 @@ template <Side SIDE, int R, int BK, int THREADS, bool BY_STEPS> struct Operand {
 
     // What a chunk's number is XORed with. Where a line's number is a sum of parts that have no bit in common, this is
     // the XOR of what it is for the parts; so what is known to the compiler is split off below.
-    static constexpr FAST_GEMM_MEMBER int swizzle(int line) {
+    static constexpr DEVICE_MEMBER int swizzle(int line) {
         return CHUNKS >= 8 ? line % 8 : line / (8 / CHUNKS) % CHUNKS;
     }
-    static constexpr FAST_GEMM_MEMBER Address place(int line, int chunk) {
+    static constexpr DEVICE_MEMBER Address place(int line, int chunk) {
         return line * LINE + (chunk ^ swizzle(line)) * 16;
     }
 
     // Where the operand goes on, given that, from `row` and step 0 on.
-    static FAST_GEMM_MEMBER const unsigned short* origin(const unsigned short* p, int ld, int row) {
+    static DEVICE_MEMBER const Bf16* origin(const Bf16* p, int ld, int row) {
         return BY_STEPS ? p + row : p + (size_t)row * ld;
     }
 
-    const unsigned short* from; // what this thread copies first of the tile
+    const Bf16* from; // what this thread copies first of the tile
     Address to; // the tile in shared memory
     int ld, rows; // the rows that exist
     bool aligned, full;
 
-    FAST_GEMM_MEMBER Operand(const unsigned short* origin, int ld, int rows) : ld(ld), rows(rows) {
+    DEVICE_MEMBER Operand(const Bf16* origin, int ld, int rows) : ld(ld), rows(rows) {
         aligned = (((size_t)origin | (size_t)ld * 2) & 15) == 0;
         from = origin + (size_t)first_line() * ld + chunk() * 8;
     }
 
-    static FAST_GEMM_MEMBER int first_line() { return threadIdx.x / CHUNKS; }
-    static FAST_GEMM_MEMBER int chunk() { return threadIdx.x % CHUNKS; }
-    FAST_GEMM_MEMBER Address target(int i) {
+    static DEVICE_MEMBER int first_line() { return threadIdx.x / CHUNKS; }
+    static DEVICE_MEMBER int chunk() { return threadIdx.x % CHUNKS; }
+    DEVICE_MEMBER Address target(int i) {
         return to + (place(first_line(), chunk()) ^ swizzle(i * AT_ONCE) * 16) + i * AT_ONCE * LINE;
     }
-    FAST_GEMM_MEMBER const unsigned short* source(int i) { return from + (size_t)(i * AT_ONCE) * ld; }
+    DEVICE_MEMBER const Bf16* source(int i) { return from + (size_t)(i * AT_ONCE) * ld; }
 
     // Copies a tile of which `steps` exist, if any. A full one is copied by `parts` calls of copy, so that other work
     // may stand between them.
-    FAST_GEMM_MEMBER void begin_copy(Address tile, int steps) {
+    DEVICE_MEMBER void begin_copy(Address tile, int steps) {
         to = tile;
         full = aligned && steps >= BK && rows >= R;
         if (!full && steps > 0) copy_part(BY_STEPS ? steps : rows, BY_STEPS ? rows : steps);
     }
-    FAST_GEMM_MEMBER void copy(int part, int parts) {
+    DEVICE_MEMBER void copy(int part, int parts) {
         if (!full) return;
 #pragma unroll
         for (int i = 0; i < COPIES; ++i)
             if (i * parts / COPIES == part) start_copy(target(i), source(i));
     }
-    FAST_GEMM_MEMBER void end_copy() { from += BY_STEPS ? (size_t)BK * ld : BK; }
+    DEVICE_MEMBER void end_copy() { from += BY_STEPS ? (size_t)BK * ld : BK; }
 
     // As much as there is, and zeros.
-    FAST_GEMM_MEMBER void copy_part(int lines, int length) {
+    DEVICE_MEMBER void copy_part(int lines, int length) {
         const int count = max(0, min(8, length - chunk() * 8)); // of the chunk's values, where there is a line
         lines -= first_line();
         if (aligned) {
@@ -219,7 +106,7 @@ template <Side SIDE, int R, int BK, int THREADS, bool BY_STEPS> struct Operand {
             for (int i = 0; i < COPIES; ++i) copy_values(target(i), source(i), i * AT_ONCE < lines ? count : 0);
         }
     }
-    static FAST_GEMM_MEMBER void copy_values(Address to, const unsigned short* from, int count) {
+    static DEVICE_MEMBER void copy_values(Address to, const Bf16* from, int count) {
         Pair x[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -232,21 +119,21 @@ template <Side SIDE, int R, int BK, int THREADS, bool BY_STEPS> struct Operand {
     // Where a lane's reads begin, for a warp whose rows begin at `row`, a multiple of 16. The matrices of rows 0-7 and
     // 8-15 and of steps 0-7 and 8-15 come in the order in which multiply_add takes them: on the right, those of
     // the same eight columns are neighbours.
-    static FAST_GEMM_MEMBER Address reads(int row) {
+    static DEVICE_MEMBER Address reads(int row) {
         const int lane = threadIdx.x % 32, line = lane % 8, fast = lane / 8 % 2, slow = lane / 16;
         const int row_half = SIDE == LEFT ? fast : slow, step_half = SIDE == LEFT ? slow : fast;
         return BY_STEPS ? place(step_half * 8 + line, row / 8 + row_half)
                         : place(row + row_half * 8 + line, step_half);
     }
     // Reads rows 16 t .. 16 t + 15 behind there, 16 steps from 16 s on.
-    static FAST_GEMM_MEMBER void read(Address tile, Address reads, int t, int s, Pair (&x)[4]) {
+    static DEVICE_MEMBER void read(Address tile, Address reads, int t, int s, Pair (&x)[4]) {
         load_matrices<BY_STEPS>(tile + (reads ^ (BY_STEPS ? t : s) * 32) + (BY_STEPS ? s : t) * 16 * LINE, x);
     }
 };
 
 // Where a tile's factors begin and its outputs lie, and what of them exists.
 struct Place {
-    const unsigned short *a, *b;
+    const Bf16 *a, *b;
     float* c;
     int rows, columns, k;
 };
@@ -272,7 +159,7 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
     int row, column; // where the warp's outputs begin
     Address reads_a, reads_b;
 
-    FAST_GEMM_MEMBER Tile() {
+    DEVICE_MEMBER Tile() {
         const int warp = threadIdx.x / 32;
         row = warp / WARPS_ACROSS * WM;
         column = warp % WARPS_ACROSS * WN;
@@ -280,14 +167,14 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
         reads_b = B::reads(column);
     }
 
-    FAST_GEMM_MEMBER void read(Address stage, int slice, Factors& f) {
+    DEVICE_MEMBER void read(Address stage, int slice, Factors& f) {
 #pragma unroll
         for (int i = 0; i < TM; ++i) A::read(stage, reads_a, i, slice, f.a[i]);
 #pragma unroll
         for (int j = 0; j < TN; ++j) B::read(stage + A::BYTES, reads_b, j, slice, f.b[j]);
     }
 
-    FAST_GEMM_MEMBER void multiply(const Factors& f) {
+    DEVICE_MEMBER void multiply(const Factors& f) {
 #pragma unroll
         for (int i = 0; i < TM; ++i)
 #pragma unroll
@@ -298,7 +185,7 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
     }
 
     // The chains through all steps. Those behind K are zeros, which leave a sum as it is.
-    FAST_GEMM_MEMBER void run(const Place& p, int lda, int ldb) {
+    DEVICE_MEMBER void run(const Place& p, int lda, int ldb) {
 #pragma unroll
         for (int i = 0; i < TM; ++i)
 #pragma unroll
@@ -342,18 +229,18 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
         }
     }
 
-    FAST_GEMM_MEMBER void begin_copy(A& a, B& b, Address stage, int& left) {
+    DEVICE_MEMBER void begin_copy(A& a, B& b, Address stage, int& left) {
         a.begin_copy(stage, left);
         b.begin_copy(stage + A::BYTES, left);
         left -= BK;
     }
-    FAST_GEMM_MEMBER void end_copy(A& a, B& b) {
+    DEVICE_MEMBER void end_copy(A& a, B& b) {
         a.end_copy();
         b.end_copy();
         close_copies();
     }
 
-    FAST_GEMM_MEMBER void store(const Place& p, int ldc, bool accumulate) {
+    DEVICE_MEMBER void store(const Place& p, int ldc, bool accumulate) {
 #pragma unroll
         for (int i = 0; i < TM; ++i) {
             if (accumulate) {
@@ -369,7 +256,7 @@ template <int BM, int BN, int BK, int WM, int WN, int STAGES, bool A_BY_STEPS, b
     }
 
     // Writes the lane's values of the warp's rows 16 i .. 16 i + 15 to C, or reads what is there.
-    template <bool WRITE> FAST_GEMM_MEMBER void move(const Place& p, int ldc, int i, float (&values)[TN * 2][4]) {
+    template <bool WRITE> DEVICE_MEMBER void move(const Place& p, int ldc, int i, float (&values)[TN * 2][4]) {
         const bool pairs = (((size_t)p.c | (size_t)ldc * 4) & 7) == 0;
         const int lane = threadIdx.x % 32, first = column + lane % 4 * 2;
 #pragma unroll
@@ -413,7 +300,7 @@ DEVICE TileIndex tile_index() {
 
 // The part of a product from output (row, column) on.
 template <class T>
-DEVICE void multiply_tile(const unsigned short* a, const unsigned short* b, float* c, int m, int n, int k, int lda,
+DEVICE void multiply_tile(const Bf16* a, const Bf16* b, float* c, int m, int n, int k, int lda,
                           int ldb, int ldc, int accumulate, int row, int column) {
     const Place p = {T::A::origin(a, lda, row), T::B::origin(b, ldb, column), c + (size_t)row * ldc + column,
                      m - row, n - column, k};
@@ -423,7 +310,7 @@ DEVICE void multiply_tile(const unsigned short* a, const unsigned short* b, floa
 }
 
 template <class T>
-DEVICE void whole(const unsigned short* a, const unsigned short* b, float* c, int m, int n, int k, int lda, int ldb,
+DEVICE void whole(const Bf16* a, const Bf16* b, float* c, int m, int n, int k, int lda, int ldb,
                   int ldc, int accumulate) {
     const TileIndex at = tile_index();
     multiply_tile<T>(a, b, c, m, n, k, lda, ldb, ldc, accumulate, at.row * T::HEIGHT, at.column * T::WIDTH);
@@ -457,7 +344,7 @@ DEVICE GroupTile find_group(const int* starts, int groups, int height, int index
 }
 
 template <class T>
-DEVICE void group_of_rows(const unsigned short* a, const unsigned short* b, float* c, int n, int k, int lda, int ldb,
+DEVICE void group_of_rows(const Bf16* a, const Bf16* b, float* c, int n, int k, int lda, int ldb,
                           int ldc, int accumulate, const int* starts, int groups, long long stride) {
     const TileIndex at = tile_index();
     const GroupTile tile = find_group(starts, groups, T::HEIGHT, at.row);
@@ -467,7 +354,7 @@ DEVICE void group_of_rows(const unsigned short* a, const unsigned short* b, floa
 }
 
 template <class T>
-DEVICE void group_of_steps(const unsigned short* a, const unsigned short* b, float* c, int m, int n, int lda, int ldb,
+DEVICE void group_of_steps(const Bf16* a, const Bf16* b, float* c, int m, int n, int lda, int ldb,
                            int ldc, int accumulate, const int* starts, long long stride) {
     const int group = blockIdx.z, begin = starts[group], steps = starts[group + 1] - begin;
     if (steps == 0) return;
@@ -502,34 +389,20 @@ static_assert(takes<Nn64x32, 128, 49152> && takes<Nn16x64, 128, 40960> && takes<
 static_assert(takes<Tn128x256, 256, 98304> && takes<Tn128x128, 128, 65536> && takes<Tn64x64, 128, 49152>);
 static_assert(takes<Tn32x32, 128, 32768>);
 
-// Eight values of a row, of which `count` exist, rounded.
-DEVICE void round_eight(const float* x, unsigned short* y, int count, bool aligned) {
-    if (aligned && count >= 8) {
-        const Float4 low = ((const Float4*)x)[0], high = ((const Float4*)x)[1];
-        struct __attribute__((aligned(16))) Eight {
-            Pair p[4];
-        };
-        *(Eight*)y = {{round_pair(low.v[0], low.v[1]), round_pair(low.v[2], low.v[3]),
-                       round_pair(high.v[0], high.v[1]), round_pair(high.v[2], high.v[3])}};
-    } else {
-        for (int i = 0; i < count && i < 8; ++i) y[i] = (unsigned short)round_pair(x[i], 0.0f);
-    }
-}
 }  // namespace fast_gemm_kernels
 
 #define FAST_GEMM_FACTORS                                                                                              \
-    const unsigned short *a, const unsigned short *b, float *c, int m, int n, int k, int lda, int ldb, int ldc,        \
-        int accumulate
+    const Bf16 *a, const Bf16 *b, float *c, int m, int n, int k, int lda, int ldb, int ldc, int accumulate
 #define FAST_GEMM_GROUPS const int *starts, int groups, long long stride
 
 // Rounding to bf16, to nearest, ties to even.
 
 // y [n] = x [n]. Launch: any grid, best min(ceil(n / 2048), 16 * multiprocessors); 256 threads.
-KERNEL_BOUNDED(fast_gemm_round, 256, 4)(const float* x, unsigned short* y, long long n) {
+KERNEL_BOUNDED(fast_gemm_round, 256, 4)(const float* x, Bf16* y, long long n) {
     const bool both = aligned(x) && aligned(y);
     const long long stride = (long long)gridDim.x * blockDim.x * 8;
     for (long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < n; i += stride)
-        fast_gemm_kernels::round_eight(x + i, y + i, n - i < 8 ? (int)(n - i) : 8, both);
+        tensor_cores::round_eight(x + i, y + i, n - i < 8 ? (int)(n - i) : 8, both);
 }
 
 // Whole products.

@@ -300,7 +300,8 @@ impl Gpu {
 
     /// All kernels as one C++ file for [`Gpu::emulated`]; `emulator` is the text of `emulator.h`.
     pub fn emulator_source() -> String {
-        let mut text = format!("{}\n{}\n", include_str!("emulator.h"), sources::PRELUDE);
+        let before = [include_str!("emulator.h"), sources::PRELUDE, sources::TENSOR_CORES];
+        let mut text = before.join("\n");
         for (stem, file) in sources::FILES {
             text.push_str(&format!("#line 1 \"{stem}.cu\"\n{file}\n"));
         }

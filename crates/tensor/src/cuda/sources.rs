@@ -3,6 +3,9 @@
 /// What stands before every file.
 pub(super) const PRELUDE: &str = include_str!("prelude.cuh");
 
+/// What stands before the fast mode's files besides.
+pub(super) const TENSOR_CORES: &str = include_str!("tensor_cores.cuh");
+
 /// A stem and the file's text.
 pub(super) const FILES: &[(&str, &str)] = &[
     ("attention", include_str!("../ops/attention.cu")),
@@ -12,6 +15,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("experts", include_str!("../ops/experts.cu")),
     ("fast_attention", include_str!("../ops/fast_attention.cu")),
     ("fast_gemm", include_str!("fast_gemm.cu")),
+    ("fast_head", include_str!("../ops/fast_head.cu")),
     ("gemm", include_str!("gemm.cu")),
     ("heads", include_str!("../ops/heads.cu")),
     ("library", include_str!("library.cu")),
@@ -33,5 +37,7 @@ pub(super) fn file_of(kernel: &str) -> usize {
 
 /// A file's whole text, as it is compiled.
 pub(super) fn text(file: usize) -> String {
-    format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", FILES[file].0, FILES[file].1)
+    let (stem, text) = FILES[file];
+    let before = if stem.starts_with("fast_") { TENSOR_CORES } else { "" };
+    format!("{PRELUDE}\n{before}\n#line 1 \"{stem}.cu\"\n{text}")
 }

@@ -8,7 +8,7 @@ use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math::{self, exp, ln};
 use crate::cpu::simd::{LANES, kernel};
 use crate::cuda::gemm::{self as cuda_gemm, Layout, Matrices};
-use crate::cuda::{Gpu, Ptr, Slab, args};
+use crate::cuda::{Gpu, Math, Ptr, args};
 use crate::memory::Data;
 use crate::operations::{Part, add_product};
 use crate::ops::linear::{product, product_cuda, weight_gradient, weight_gradient_cuda};
@@ -203,15 +203,29 @@ fn walk_cuda(
     let x = x.data.operand(gpu);
     let (targets, w) = (gpu.upload_ints(targets), weights.map(|w| gpu.upload(w)));
     let (logits, stats) = (gpu.alloc(chunk.min(n) * vocab), gpu.alloc(2 * n));
+    // Where the gradients of logits are not to be f32, they do not take the logits' place.
+    let halves = (gpu.math() == Math::Fast).then(|| gpu.alloc((chunk.min(n) * vocab).div_ceil(2)));
     let mut dx = weights.map(|_| Data::new(Some(gpu), n * h));
     for r0 in (0..n).step_by(chunk) {
         let rows = chunk.min(n - r0);
         product_cuda(gpu, params, x.at(r0 * h), rows, head, logits.at(0));
         let w = w.as_ref().map_or(Ptr::NULL, |w| w.at(r0));
-        let args = args![&logits, targets.at(r0), w, stats.at(r0), stats.at(n + r0), vocab, scale];
-        gpu.launch("cross_entropy_rows", [rows, 1, 1], THREADS, args);
+        let (targets, lp, en) = (targets.at(r0), stats.at(r0), stats.at(n + r0));
+        let dlogits = match &halves {
+            Some(dlogits) => {
+                let args = args![&logits, targets, w, lp, en, dlogits, vocab, scale];
+                gpu.launch("fast_head_rows", [rows, 1, 1], THREADS, args);
+                dlogits
+            }
+            None => {
+                let args = args![&logits, targets, w, lp, en, vocab, scale];
+                gpu.launch("cross_entropy_rows", [rows, 1, 1], THREADS, args);
+                &logits
+            }
+        };
         if let Some(dx) = &mut dx {
-            head_backward_cuda(gpu, params, x.at(r0 * h), &logits, rows, head, dx.on_mut(gpu).at(r0 * h));
+            let (xs, dx) = (x.at(r0 * h), dx.on_mut(gpu).at(r0 * h));
+            head_backward_cuda(gpu, params, xs, dlogits.at(0), rows, head, dx);
         }
     }
     let mut both = vec![0.0; 2 * n];
@@ -229,21 +243,12 @@ fn head_backward(params: &Params, x: &[f32], dlogits: &[f32], rows: usize, head:
     weight_gradient(params, x, dlogits, rows, head);
 }
 
-/// [`head_backward`] on a GPU.
-fn head_backward_cuda(
-    gpu: &Gpu,
-    params: &Params,
-    x: Ptr,
-    dlogits: &Slab,
-    rows: usize,
-    head: Weight,
-    dx: Ptr,
-) {
+/// [`head_backward`] on a GPU; `dlogits` as its mode's products read them.
+fn head_backward_cuda(gpu: &Gpu, params: &Params, x: Ptr, dlogits: Ptr, rows: usize, head: Weight, dx: Ptr) {
     let (h, vocab) = (head.cols, head.rows);
-    let dlogits = dlogits.operand(rows * vocab);
-    let places = Matrices { a: dlogits.at(0), b: params.factor_on(gpu, head), c: dx };
+    let places = Matrices { a: dlogits, b: params.factor_on(gpu, head), c: dx };
     cuda_gemm::product(gpu, Layout::Nn, places, [rows, h, vocab], [vocab, h, h], false);
-    weight_gradient_cuda(gpu, params, x, dlogits.at(0), rows, head);
+    weight_gradient_cuda(gpu, params, x, dlogits, rows, head);
 }
 
 /// Negative log-likelihood `Σ weights[t] * -log p(targets[t])`; seeds its gradient at once (on a recording tape).
@@ -368,7 +373,8 @@ fn distill_cuda(
         gpu.launch("cross_entropy_distill", [rows, 1, 1], THREADS, args);
         if let Some(dx) = &mut dx {
             let (xs, dx) = (x.at(r0 * h), dx.on_mut(gpu).at(r0 * h));
-            head_backward_cuda(gpu, tape.params(), xs, &student, rows, head, dx);
+            let dlogits = student.operand(rows * vocab);
+            head_backward_cuda(gpu, tape.params(), xs, dlogits.at(0), rows, head, dx);
         }
     }
     let mut host = vec![0.0; n];

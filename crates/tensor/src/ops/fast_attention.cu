@@ -1,13 +1,16 @@
-// Causal attention on tensor cores, for the fast mode: tables, inputs and outputs are those of attention.cu, all of them
-// f32; what enters a product is rounded to bf16 on its way to shared memory, sums and the softmax are f32.
+// Causal attention on tensor cores, for the fast mode: tables and results are those of attention.cu; queries, keys, values
+// and the result's gradients come rounded to bf16, sums and the softmax are f32.
 //
 // A warp has 16 query rows (backward_keys: 16 keys) and walks the others in order; its threads are four to a row. A
 // query's result must not depend on the rows beside it, nor on the kernel: keys come in pages of 64 from the start of the
 // sequence, one step of the running softmax per page, every product a chain of the same mma's with zeros for what is
 // masked or padded. A row of an mma's result depends on the same row of its left side alone.
 //
-// A kernel's suffix is the greatest dk and dv it serves: _64, _128, _192 (dk to 192, dv to 128), _256.
+// A kernel's suffix is the greatest dk and dv it serves: _64, _128, _192 (dk to 192, dv to 128), _256. Rows that begin at
+// multiples of 16 bytes and dims that are multiples of 8 are copied eight values at a time; others are much slower.
 namespace fast_attention_kernels {
+
+using namespace tensor_cores;
 
 const int PAGE = 64;
 const int WARP = 32;
@@ -31,7 +34,7 @@ struct Shape {
 
 DEVICE Segment segment(const int* segments, int i) { return ((const Segment*)segments)[i]; }
 
-// Where the keys of one page lie: key i in row near + i for i < split, else in row far + i.
+// Where consecutive keys lie: key i in row near + i for i < split, else in row far + i.
 struct PageRows {
     int near, far, split;
 };
@@ -39,139 +42,88 @@ DEVICE PageRows page_rows(const Segment& s, const int* pages, int cached, int ba
     if (cached) return {pages[s.pages + base / PAGE] * PAGE + base % PAGE, 0, PAGE};
     return {s.trunk + base, s.start - s.past + base, s.past - base};
 }
-DEVICE size_t row_of(const PageRows& at, int i) { return (size_t)(i < at.split ? at.near + i : at.far + i); }
 
-typedef unsigned short Bf16;
-
-struct __attribute__((aligned(8))) FourBf16 {
-    unsigned low, high;
-};
-
-// The instructions, and what they do. Fragments of a warp's matrices: lane 4 g + c has, of a left side [16][16], the pairs
-// of columns from 2 c in rows g and g + 8, then those from 2 c + 8; of a right side [16][8], the pairs of rows from 2 c and
-// from 2 c + 8 in column g; of a result [16][8], the pairs of columns from 2 c in rows g and g + 8.
 #ifndef EMULATOR
-// Two values rounded to the nearest, ties to even.
-DEVICE unsigned pack(float low, float high) {
-    unsigned r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-    return r;
-}
 // 2^x, within 2 units in the last place; exact for 0 and -inf.
 DEVICE float exp2_of(float x) {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-// acc += a b.
-DEVICE void mma(float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-// Four matrices [8][8]: lane i has the address of row i % 8 of matrix i / 8, and gets of each the pair of columns from 2 c
-// in row g; transposed, the pair of rows from 2 c in column g.
-DEVICE void load_matrices(unsigned (&r)[4], const Bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(row)));
-}
-DEVICE void load_transposed(unsigned (&r)[4], const Bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(row)));
-}
 #else
-static unsigned rounded(float x) {
-    const unsigned bits = __float_as_uint(x);
-    if (x != x) return 0x7fff;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-static unsigned pack(float low, float high) { return rounded(low) | rounded(high) << 16; }
-static float exp2_of(float x) { return exp2f(x); }
-static float half_of(unsigned pair, int high) { return __int_as_float((int)(high ? pair & 0xffff0000u : pair << 16)); }
-
-static unsigned fragments[emulator::MAX_THREADS][6];
-static void mma(float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    const unsigned me = emulator::now, warp = me / WARP * WARP, g = me % WARP / 4, c = me % 4;
-    const unsigned mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    memcpy(fragments[me], mine, sizeof mine);
-    emulator::yield();
-    for (int i = 0; i < 4; ++i) {
-        const unsigned *left = fragments[warp + g * 4], *right = fragments[warp + (2 * c + i % 2) * 4];
-        for (int k = 0; k < 16; ++k) {
-            const float x = half_of(left[k % 8 / 2 * 6 + k / 8 * 2 + i / 2], k % 2);
-            acc[i] = fmaf(x, half_of(right[k % 8 / 2 * 6 + 4 + k / 8], k % 2), acc[i]);
-        }
-    }
-    emulator::yield();
-}
-static const Bf16* matrix_rows[emulator::MAX_THREADS];
-static void load_as(unsigned (&r)[4], const Bf16* row, bool transposed) {
-    const unsigned me = emulator::now, warp = me / WARP * WARP, g = me % WARP / 4, c = me % 4;
-    if ((size_t)row % 16 != 0) abort();
-    matrix_rows[me] = row;
-    emulator::yield();
-    for (int i = 0; i < 4; ++i) {
-        const Bf16** of = matrix_rows + warp + i * 8;
-        r[i] = transposed ? of[2 * c][g] | (unsigned)of[2 * c + 1][g] << 16 : of[g][2 * c] | (unsigned)of[g][2 * c + 1] << 16;
-    }
-    emulator::yield();
-}
-static void load_matrices(unsigned (&r)[4], const Bf16* row) { load_as(r, row, false); }
-static void load_transposed(unsigned (&r)[4], const Bf16* row) { load_as(r, row, true); }
+DEVICE float exp2_of(float x) { return exp2f(x); }
 #endif
 
-// Where a value of a matrix [..][WIDTH] lies in shared memory: eights of a row change places by the row, so that equal
-// columns of eight neighbouring rows are in different banks.
-template <int WIDTH> DEVICE int place(int row, int column) {
-    return row * WIDTH + ((column / 8 ^ row % 8) * 8 + column % 8);
-}
+DEVICE int lane() { return threadIdx.x % WARP; }
+DEVICE int warp() { return threadIdx.x / WARP; }
 
-// Whether rows can be moved four values at a time.
-DEVICE bool in_fours(const float* x, size_t stride, int dim) {
-    return ((size_t)x % 16 | stride % 4 | (size_t)dim % 4) == 0;
-}
-DEVICE int up_to_16(int n) { return (n + 15) / 16 * 16; }
+// A matrix [..][WIDTH] in shared memory. Eights of values change places within a row by the row's number, so that the
+// same ones of eight neighbouring rows lie in different banks.
+template <int WIDTH> struct Matrix {
+    static constexpr int LINE = WIDTH * 2, GROUPS = WIDTH / 64;
+    static_assert(WIDTH % 64 == 0, "eights of values change places within 64");
+    Address start;
 
-// Copies `rows` rows of `dim` values to shared memory, [COUNT][WIDTH], with zeros up to COUNT rows and a multiple of 16.
-template <bool IN_FOURS, int COUNT, int WIDTH, class RowOf>
-DEVICE void stage_as(Bf16* to, const float* x, size_t stride, int dim, int rows, RowOf row) {
-    // Loads before stores, so that several are under way.
-    const int FOURS = WIDTH / 4, TOTAL = COUNT * FOURS, MOST = TOTAL / THREADS;
-    const int EACH = !IN_FOURS ? 1 : MOST % 8 == 0 ? 8 : MOST % 6 == 0 ? 6 : MOST % 4 == 0 ? 4 : 1;
-    static_assert(TOTAL % (EACH * THREADS) == 0, "threads have equal parts");
-    const int end = up_to_16(dim);
-#pragma unroll 1
-    for (int first = threadIdx.x; first < TOTAL; first += EACH * THREADS) {
-        Float4 v[EACH];
+    DEVICE_MEMBER Address place(int row, int eight) const {
+        return start + row * LINE + eight / 8 * 128 + (eight % 8 ^ row % 8) * 16;
+    }
+
+    // Starts to copy COUNT rows of `dim` values, with zeros behind and for rows from `rows` on. Row r is x[row(r)].
+    template <int COUNT, class RowOf>
+    DEVICE_MEMBER void copy(const Bf16* x, size_t stride, int dim, int rows, RowOf row) const {
+        const int eight = threadIdx.x % 8, first = threadIdx.x / 8, AT_ONCE = THREADS / 8;
+        const Address to = place(first, eight);
+        if (((size_t)x % 16 | stride % 8 | (size_t)dim % 8) == 0) {
 #pragma unroll
-        for (int n = 0; n < EACH; ++n) {
-            const int i = first + n * THREADS, r = i / FOURS, c = i % FOURS * 4;
-            v[n] = Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
-            if (r >= rows || c >= dim) continue;
-            const float* at = x + row(r) * stride + c;
-            if (IN_FOURS) {
-                v[n] = *(const Float4*)at;
-            } else {
-                for (int e = 0; e < min(dim - c, 4); ++e) v[n].v[e] = at[e];
+            for (int i = 0; i < COUNT / AT_ONCE; ++i) {
+                const int r = first + i * AT_ONCE;
+                const Bf16* from = x + (r < rows ? (size_t)row(r) * stride : 0) + eight * 8;
+#pragma unroll
+                for (int g = 0; g < GROUPS; ++g) {
+                    const bool exists = r < rows && eight * 8 + g * 64 < dim;
+                    start_copy(to + i * AT_ONCE * LINE + g * 128, exists ? from + g * 64 : x, exists ? 16 : 0);
+                }
+            }
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < COUNT / AT_ONCE * GROUPS; ++i) {
+                const int r = first + i / GROUPS * AT_ONCE, column = eight * 8 + i % GROUPS * 64;
+                const Bf16* from = x + (r < rows ? (size_t)row(r) * stride : 0) + column;
+                copy_values(to + i / GROUPS * AT_ONCE * LINE + i % GROUPS * 128, from, r < rows ? dim - column : 0);
             }
         }
-#pragma unroll
-        for (int n = 0; n < EACH; ++n) {
-            const int i = first + n * THREADS, r = i / FOURS, c = i % FOURS * 4;
-            if (c < end)
-                *(FourBf16*)(to + place<WIDTH>(r, c)) = FourBf16{pack(v[n].v[0], v[n].v[1]), pack(v[n].v[2], v[n].v[3])};
-        }
     }
-}
-template <int COUNT, int WIDTH, class RowOf>
-DEVICE void stage(Bf16* to, const float* x, size_t stride, int dim, int rows, RowOf row) {
-    if (in_fours(x, stride, dim))
-        stage_as<true, COUNT, WIDTH>(to, x, stride, dim, rows, row);
-    else
-        stage_as<false, COUNT, WIDTH>(to, x, stride, dim, rows, row);
-}
+    DEVICE_MEMBER static void copy_values(Address to, const Bf16* from, int count) {
+        Pair x[4];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            const Pair value = j < count ? from[j] : 0;
+            x[j / 2] = j % 2 ? x[j / 2] | value << 16 : value;
+        }
+        store_shared(to, x);
+    }
+};
+
+// Where a lane's reads of 16 x 16 values begin whose first row is a multiple of 8; those `steps` sixteens of columns
+// further are at, a constant away from one of four addresses.
+template <int WIDTH> struct Reads {
+    Address row;
+    int turn;
+
+    // As a left side, or, turned, as a right side whose rows are steps: rows 0-7 and 8-15 of the first eight columns, then
+    // of the next.
+    DEVICE_MEMBER static Reads down(const Matrix<WIDTH>& m, int first) {
+        return {m.start + (first + lane() % 16) * Matrix<WIDTH>::LINE, (lane() / 16 ^ lane() % 8) * 16};
+    }
+    // As a right side whose rows are columns of the result: both eights of columns of rows 0-7, then of rows 8-15.
+    DEVICE_MEMBER static Reads across(const Matrix<WIDTH>& m, int first) {
+        return {m.start + (first + lane() / 16 * 8 + lane() % 8) * Matrix<WIDTH>::LINE,
+                (lane() / 8 % 2 ^ lane() % 8) * 16};
+    }
+    DEVICE_MEMBER Address at(int step, int rows) const {
+        return row + (turn ^ step % 4 * 32) + step / 4 * 128 + rows * Matrix<WIDTH>::LINE;
+    }
+};
 
 template <int N> DEVICE void clear(float (&x)[N][4]) {
 #pragma unroll
@@ -180,53 +132,48 @@ template <int N> DEVICE void clear(float (&x)[N][4]) {
         for (int j = 0; j < 4; ++j) x[i][j] = 0.0f;
 }
 
-// acc[h] [16][8 N] += 16 rows of a from row h * ROWS + a_row . rows of b from row b_row, over their first `depth`
-// components.
+// acc[h] [16][8 N] += the 16 rows of a, ROWS * h further . the rows of b.
 template <int WIDTH, int H, int N>
-DEVICE void multiply_rows(float (&acc)[H][N][4], const Bf16* a, int a_row, const Bf16* b, int b_row, int depth) {
-    const int lane = threadIdx.x % WARP;
+DEVICE void multiply_rows(float (&acc)[H][N][4], const Reads<WIDTH>& a, const Reads<WIDTH>& b) {
 #pragma unroll
-    for (int d = 0; d < WIDTH; d += 16) {
-        if (d >= depth) break;
-        unsigned x[H][4];
+    for (int d = 0; d < WIDTH / 16; ++d) {
+        Pair x[H][4];
 #pragma unroll
-        for (int h = 0; h < H; ++h) load_matrices(x[h], a + place<WIDTH>(h * ROWS + a_row + lane % 16, d + lane / 16 * 8));
+        for (int h = 0; h < H; ++h) load_matrices<false>(a.at(d, h * ROWS), x[h]);
 #pragma unroll
         for (int j = 0; j < N; j += 2) {
-            unsigned y[4];
-            load_matrices(y, b + place<WIDTH>(b_row + j * 8 + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * 8));
+            Pair y[4];
+            load_matrices<false>(b.at(d, j * 8), y);
 #pragma unroll
             for (int h = 0; h < H; ++h) {
-                mma(acc[h][j], x[h], y[0], y[1]);
-                mma(acc[h][j + 1], x[h], y[2], y[3]);
+                multiply_add(acc[h][j], x[h], y);
+                multiply_add(acc[h][j + 1], x[h], y + 2);
             }
         }
     }
 }
 
-// acc[h] [16][WIDTH] += a[h] [16][16] . the 16 rows of b from row b_row, their first `columns` columns.
+// acc[h] [16][WIDTH] += a[h] [16][16] . 16 rows of b.
 template <int WIDTH, int H>
-DEVICE void multiply(float (&acc)[H][WIDTH / 8][4], const unsigned (&a)[H][4], const Bf16* b, int b_row, int columns) {
-    const int lane = threadIdx.x % WARP;
+DEVICE void multiply(float (&acc)[H][WIDTH / 8][4], const Pair (&a)[H][4], const Reads<WIDTH>& b, int row) {
 #pragma unroll
-    for (int n = 0; n < WIDTH; n += 16) {
-        if (n >= columns) break;
-        unsigned y[4];
-        load_transposed(y, b + place<WIDTH>(b_row + lane % 16, n + lane / 16 * 8));
+    for (int n = 0; n < WIDTH / 16; ++n) {
+        Pair y[4];
+        load_matrices<true>(b.at(n, row), y);
 #pragma unroll
         for (int h = 0; h < H; ++h) {
-            mma(acc[h][n / 8], a[h], y[0], y[1]);
-            mma(acc[h][n / 8 + 1], a[h], y[2], y[3]);
+            multiply_add(acc[h][2 * n], a[h], y);
+            multiply_add(acc[h][2 * n + 1], a[h], y + 2);
         }
     }
 }
 
 // Two neighbouring results [16][8] as a left side.
-DEVICE void as_left(unsigned (&a)[4], const float (&x)[4], const float (&y)[4]) {
-    a[0] = pack(x[0], x[1]);
-    a[1] = pack(x[2], x[3]);
-    a[2] = pack(y[0], y[1]);
-    a[3] = pack(y[2], y[3]);
+DEVICE void as_left(Pair (&a)[4], const float (&x)[4], const float (&y)[4]) {
+    a[0] = round_pair(x[0], x[1]);
+    a[1] = round_pair(x[2], x[3]);
+    a[2] = round_pair(y[0], y[1]);
+    a[3] = round_pair(y[2], y[3]);
 }
 
 // Writes the thread's part of row `half` (0: g, 1: g + 8) of acc * factor + 0, the first `dim` columns.
@@ -234,7 +181,7 @@ template <int N> DEVICE void store_row(float* to, const float (&acc)[N][4], int 
     const bool in_pairs = ((size_t)to % 8 | (size_t)dim % 2) == 0;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-        const int d = n * 8 + threadIdx.x % 4 * 2;
+        const int d = n * 8 + lane() % 4 * 2;
         const float x = acc[n][half * 2] * factor + 0.0f, y = acc[n][half * 2 + 1] * factor + 0.0f;
         if (in_pairs) {
             if (d < dim) *(Float2*)(to + d) = Float2{x, y};
@@ -245,18 +192,16 @@ template <int N> DEVICE void store_row(float* to, const float (&acc)[N][4], int 
     }
 }
 
-// A page's scores of a warp's 16 rows; scaled for powers of 2 rather than e.
+// A page's scores of a warp's 16 rows.
 typedef float Scores[PAGE / 8][4];
 
 // -inf for keys that a row does not see: row g sees the first `first_count`, row g + 8 the first `second_count`.
-DEVICE void scale_scores(Scores& s, float scale, int first_count, int second_count) {
+DEVICE void hide(Scores& s, int first_count, int second_count) {
 #pragma unroll
     for (int j = 0; j < PAGE / 8; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            const int key = j * 8 + threadIdx.x % 4 * 2 + e % 2;
-            s[j][e] = key < (e < 2 ? first_count : second_count) ? s[j][e] * scale : -INFINITY_F;
-        }
+        for (int e = 0; e < 4; ++e)
+            if (j * 8 + lane() % 4 * 2 + e % 2 >= (e < 2 ? first_count : second_count)) s[j][e] = -INFINITY_F;
 }
 
 // The greatest score of a row; every thread of the four that share it gets it.
@@ -268,21 +213,21 @@ DEVICE float row_max(const Scores& s, int half) {
     return fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
 }
 
-// Turns a row's scores into weights relative to `top`; their sum.
-DEVICE float weigh(Scores& s, int half, float top) {
+// Turns a row's scores into weights, 2^(scale * score - top); their sum.
+DEVICE float weigh(Scores& s, int half, float scale, float top) {
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < PAGE / 8; ++j) {
         float &x = s[j][half * 2], &y = s[j][half * 2 + 1];
-        x = exp2_of(x - top);
-        y = exp2_of(y - top);
+        x = exp2_of(fmaf(x, scale, -top));
+        y = exp2_of(fmaf(y, scale, -top));
         sum = sum + (x + y);
     }
     sum = sum + __shfl_xor_sync(FULL_WARP, sum, 1);
     return sum + __shfl_xor_sync(FULL_WARP, sum, 2);
 }
 
-// The running softmax of a row: the greatest score so far, and the sum of weights relative to it.
+// The running softmax of a row, to the base of 2: the greatest scaled score so far, and the sum of weights relative to it.
 struct Running {
     float m, l;
 };
@@ -306,25 +251,57 @@ template <int N> DEVICE void scale_rows(float (&acc)[N][4], float first, float s
     }
 }
 
+// The copies of step i + 1 run while step i is computed, if there are two BUFFERS; then the threads meet.
+template <int BUFFERS, class Copy> DEVICE void await_step(int i, int steps, Copy copy) {
+    if (BUFFERS == 1) {
+        copy(i, 0);
+        close_copies();
+        wait_for_all_but<0>();
+    } else {
+        if (i == 0) {
+            copy(0, 0);
+            close_copies();
+        }
+        if (i + 1 < steps) copy(i + 1, (i + 1) % 2);
+        close_copies();
+        wait_for_all_but<1>();
+    }
+    __syncthreads();
+}
+
 // 64 query rows of HEADS heads, which have a key/value head in common.
-template <int DK, int DV, int HEADS>
-DEVICE void forward(const float* q, const float* k, const float* v, const int* segments, const int* tiles,
+template <int DK, int DV, int HEADS, int BUFFERS>
+DEVICE void forward(const Bf16* q, const Bf16* k, const Bf16* v, const int* segments, const int* tiles,
                     const int* pages, float* out, float* lse, const Shape& shape, int cached) {
-    DYNAMIC_SHARED(Bf16, shared);
-    Bf16 *query = shared, *key = query + HEADS * ROWS * DK, *value = key + PAGE * DK;
+    typedef Matrix<DK> K;
+    typedef Matrix<DV> V;
+    const Address shared = shared_memory(), buffer = PAGE * (K::LINE + V::LINE);
+    const K query{shared}, key{shared + HEADS * ROWS * K::LINE};
+    const V value{key.start + PAGE * K::LINE};
 
     // Last tiles first: they have the most keys.
     const int* tile = tiles + 2 * (gridDim.x - 1 - blockIdx.x);
     const Segment s = segment(segments, tile[0]);
     const int h0 = blockIdx.y * HEADS, kv_head = h0 / (shape.heads / shape.kv_heads);
-    const int r0 = tile[1], rows = min(ROWS, s.rows - r0);
-    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16;
+    const int r0 = tile[1], rows = min(ROWS, s.rows - r0), warp_row = warp() * 16;
     const size_t q_stride = (size_t)shape.heads * shape.dk;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
+    const int all_keys = s.past + r0 + rows, steps = (all_keys + PAGE - 1) / PAGE;
 
+#pragma unroll
     for (int h = 0; h < HEADS; ++h)
-        stage<ROWS, DK>(query + h * ROWS * DK, q + (s.start + r0) * q_stride + (size_t)(h0 + h) * shape.dk, q_stride,
-                        shape.dk, rows, [](int r) { return (size_t)r; });
+        K{query.start + h * ROWS * K::LINE}.template copy<ROWS>(
+            q + (s.start + r0) * q_stride + (size_t)(h0 + h) * shape.dk, q_stride, shape.dk, rows, [](int r) { return r; });
+    auto copy = [&](int step, int which) {
+        const int base = step * PAGE;
+        const PageRows at = page_rows(s, pages, cached, base);
+        auto row = [&](int r) { return (r < at.split ? at.near : at.far) + r; };
+        K{key.start + which * buffer}.template copy<PAGE>(k + (size_t)kv_head * shape.dk, k_stride, shape.dk,
+                                                          all_keys - base, row);
+        V{value.start + which * buffer}.template copy<PAGE>(v + (size_t)kv_head * shape.dv, v_stride, shape.dv,
+                                                            all_keys - base, row);
+    };
+    const float scale = shape.scale * LOG2_E;
     Running running[HEADS][2];
     float acc[HEADS][DV / 8][4];
 #pragma unroll
@@ -332,47 +309,45 @@ DEVICE void forward(const float* q, const float* k, const float* v, const int* s
         clear(acc[h]);
         running[h][0] = running[h][1] = Running{-INFINITY_F, 0.0f};
     }
-    const int all_keys = s.past + r0 + rows;
-    for (int base = 0; base < all_keys; base += PAGE) {
-        const PageRows at = page_rows(s, pages, cached, base);
-        auto key_row = [&](int r) { return row_of(at, r); };
-        __syncthreads();
-        stage<PAGE, DK>(key, k + (size_t)kv_head * shape.dk, k_stride, shape.dk, all_keys - base, key_row);
-        stage<PAGE, DV>(value, v + (size_t)kv_head * shape.dv, v_stride, shape.dv, all_keys - base, key_row);
-        __syncthreads();
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i) {
+        await_step<BUFFERS>(i, steps, copy);
+        const Address buffered = BUFFERS == 1 ? 0 : i % 2 * buffer;
         Scores p[HEADS];
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) clear(p[h]);
-        multiply_rows<DK>(p, query, warp_row, key, 0, shape.dk);
-        const int count = s.past + r0 + warp_row + lane / 4 + 1 - base;
+        multiply_rows(p, Reads<DK>::down(query, warp_row), Reads<DK>::across(K{key.start + buffered}, 0));
+        const int count = s.past + r0 + warp_row + 1 - i * PAGE; // keys that the warp's first row sees
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
-            scale_scores(p[h], shape.scale * LOG2_E, count, count + 8);
+            if (count < PAGE) hide(p[h], count + lane() / 4, count + lane() / 4 + 8);
             float factor[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const float top = fmaxf(running[h][half].m, row_max(p[h], half));
-                factor[half] = step(running[h][half], top, weigh(p[h], half, top));
+                const float top = fmaxf(running[h][half].m, row_max(p[h], half) * scale);
+                factor[half] = step(running[h][half], top, weigh(p[h], half, scale, top));
             }
             scale_rows(acc[h], factor[0], factor[1]);
         }
+        const Reads<DV> values = Reads<DV>::down(V{value.start + buffered}, 0);
 #pragma unroll
         for (int j = 0; j < PAGE / 16; ++j) {
-            unsigned x[HEADS][4];
+            Pair x[HEADS][4];
 #pragma unroll
             for (int h = 0; h < HEADS; ++h) as_left(x[h], p[h][2 * j], p[h][2 * j + 1]);
-            multiply<DV>(acc, x, value, j * 16, shape.dv);
+            multiply(acc, x, values, j * 16);
         }
+        __syncthreads();
     }
 #pragma unroll
     for (int h = 0; h < HEADS; ++h)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = warp_row + lane / 4 + half * 8;
+            const int row = warp_row + lane() / 4 + half * 8;
             if (row >= rows) continue;
             const size_t pair = (size_t)(s.start + r0 + row) * shape.heads + h0 + h;
             store_row(out + pair * shape.dv, acc[h], half, 1.0f / running[h][half].l, shape.dv);
-            if (lane % 4 == 0) lse[pair] = lse_of(running[h][half]);
+            if (lane() % 4 == 0) lse[pair] = lse_of(running[h][half]);
         }
 }
 
@@ -380,70 +355,67 @@ const int DECODE_WARPS = 8;
 const int DECODE_HEADS = 16;
 
 // The two values at x, of which n are inside.
-template <bool IN_FOURS> DEVICE unsigned load_two(const float* x, int n) {
+template <bool WHOLE> DEVICE Pair load_two(const Bf16* x, int n) {
     if (n <= 0) return 0;
-    if (IN_FOURS) {
-        const Float2 two = *(const Float2*)x;
-        return pack(two.a, two.b);
-    }
-    return pack(x[0], n > 1 ? x[1] : 0.0f);
+    if (WHOLE) return *(const Pair*)x;
+    return x[0] | (n > 1 ? (Pair)x[1] << 16 : 0);
 }
 
-// W values at x, of which n are inside.
-template <bool IN_FOURS, int W> DEVICE void load_values(float (&r)[W], const float* x, int n) {
+// W values at x, of which n are inside, in pairs.
+template <bool WHOLE, int W> DEVICE void load_values(Pair (&r)[(W + 1) / 2], const Bf16* x, int n) {
 #pragma unroll
-    for (int w = 0; w < W; ++w) r[w] = 0.0f;
-    if (IN_FOURS && W == 4) {
-        if (n > 0) *(Float4*)r = *(const Float4*)x;
-    } else if (IN_FOURS && W == 2) {
-        if (n > 0) *(Float2*)r = *(const Float2*)x;
-    } else {
-#pragma unroll
-        for (int w = 0; w < W; ++w)
-            if (w < n) r[w] = x[w];
+    for (int i = 0; i < (W + 1) / 2; ++i) {
+        if (W == 1) r[i] = n > 0 ? x[0] : 0;
+        else r[i] = load_two<WHOLE>(x + 2 * i, n - 2 * i);
     }
 }
 
 // Up to 16 query heads of one key/value head as the rows of the mma's. Each warp scores a page of its own; then the
 // softmax and the sums over values go through the pages in order, each warp with a part of the values' components. As no
 // two warps want the same keys or values, these come straight from the cache into fragments.
-template <bool IN_FOURS, int DK, int DV>
-DEVICE void decode_as(const float* q, const float* k, const float* v, const int* segments, const int* list,
+template <bool WHOLE, int DK, int DV>
+DEVICE void decode_as(const float* q, const Bf16* k, const Bf16* v, const int* segments, const int* list,
                       const int* pages, float* out, float* lse, const Shape& shape) {
     const int STEP = DECODE_WARPS * PAGE, W = DV / DECODE_WARPS / 8;
-    DYNAMIC_SHARED(Bf16, shared);
-    Bf16 *query = shared, *weights = query + DECODE_HEADS * DK;
-    float *tops = (float*)(weights + DECODE_HEADS * STEP), *sums = tops + DECODE_HEADS * DECODE_WARPS;
+    DYNAMIC_SHARED(unsigned char, memory);
+    const Matrix<DK> query{shared_memory()};
+    const Matrix<STEP> weights{query.start + DECODE_HEADS * Matrix<DK>::LINE};
+    float* tops = (float*)(memory + DECODE_HEADS * (Matrix<DK>::LINE + Matrix<STEP>::LINE));
+    float* sums = tops + DECODE_HEADS * DECODE_WARPS;
 
     const Segment s = segment(segments, list[blockIdx.x]);
     const int group = shape.heads / shape.kv_heads, kv_head = blockIdx.y;
     const int h0 = kv_head * group + blockIdx.z * DECODE_HEADS;
     const int heads = min(DECODE_HEADS, group - (int)blockIdx.z * DECODE_HEADS);
-    const int all_keys = s.past + 1;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, c = lane % 4;
+    const int all_keys = s.past + 1, warp = threadIdx.x / WARP, g = lane() / 4, c = lane() % 4;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
     const float* my_q = q + ((size_t)s.start * shape.heads + h0) * shape.dk;
-    for (int i = threadIdx.x; i < DECODE_HEADS * DK; i += DECODE_WARPS * WARP) {
-        const int row = i / DK, d = i % DK;
-        query[place<DK>(row, d)] = (Bf16)pack(row < heads && d < shape.dk ? my_q[(size_t)row * shape.dk + d] : 0.0f, 0.0f);
+    for (int i = threadIdx.x; i < DECODE_HEADS * DK / 2; i += DECODE_WARPS * WARP) {
+        const int row = i / (DK / 2), d = i % (DK / 2) * 2;
+        auto at = [&](int d) { return row < heads && d < shape.dk ? my_q[(size_t)row * shape.dk + d] : 0.0f; };
+        store_pair(query.place(row, d / 8) + d % 8 * 2, round_pair(at(d), at(d + 1)));
     }
     __syncthreads();
 
     // This warp's components: column n of its j-th result is first_column + n * W + j.
     const int first_column = warp * 8 * W;
-    const float* my_values = v + (size_t)kv_head * shape.dv + first_column + g * W;
+    const Bf16* my_values = v + (size_t)kv_head * shape.dv + first_column + g * W;
     const int my_count = shape.dv - first_column - g * W;
+    const float scale = shape.scale * LOG2_E;
+    const Reads<DK> my_query = Reads<DK>::down(query, 0);
+    const Reads<STEP> my_weights = Reads<STEP>::down(weights, 0);
     Running running[2] = {{-INFINITY_F, 0.0f}, {-INFINITY_F, 0.0f}};
-    float acc[W][4], y[PAGE / 16][4][W];
+    float acc[W][4];
+    Pair y[PAGE / 16][4][(W + 1) / 2];
     clear(acc);
     auto fetch = [&](int page, int first) {
-        const float* from = my_values + ((size_t)page * PAGE + 2 * c) * v_stride;
+        const Bf16* from = my_values + ((size_t)page * PAGE + 2 * c) * v_stride;
 #pragma unroll
         for (int j = 0; j < PAGE / 16; ++j)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int key = j * 16 + i / 2 * 8 + i % 2;
-                load_values<IN_FOURS>(y[j][i], from + key * v_stride, first + key + 2 * c < all_keys ? my_count : 0);
+                load_values<WHOLE, W>(y[j][i], from + key * v_stride, first + key + 2 * c < all_keys ? my_count : 0);
             }
     };
     for (int base = 0; base < all_keys; base += STEP) {
@@ -453,29 +425,29 @@ DEVICE void decode_as(const float* q, const float* k, const float* v, const int*
         clear(p);
         if (warp < pages_here) {
             // All of the page: scores of what lies behind the last key are replaced below.
-            const float* from = k + ((size_t)my_pages[warp] * PAGE + g) * k_stride + (size_t)kv_head * shape.dk;
-#pragma unroll IN_FOURS ? 2 : 1
+            const Bf16* from = k + ((size_t)my_pages[warp] * PAGE + g) * k_stride + (size_t)kv_head * shape.dk;
+#pragma unroll WHOLE ? 2 : 1
             for (int d = 0; d < shape.dk; d += 16) {
-                unsigned x[4], z[PAGE / 8][2];
+                Pair x[4], z[PAGE / 8][2];
 #pragma unroll
                 for (int j = 0; j < PAGE / 8; ++j)
 #pragma unroll
                     for (int i = 0; i < 2; ++i) {
                         const int at = d + i * 8 + 2 * c;
-                        z[j][i] = load_two<IN_FOURS>(from + j * 8 * k_stride + at, shape.dk - at);
+                        z[j][i] = load_two<WHOLE>(from + j * 8 * k_stride + at, shape.dk - at);
                     }
-                load_matrices(x, query + place<DK>(lane % 16, d + lane / 16 * 8));
+                load_matrices<false>(my_query.at(d / 16, 0), x);
 #pragma unroll
-                for (int j = 0; j < PAGE / 8; ++j) mma(p[j], x, z[j][0], z[j][1]);
+                for (int j = 0; j < PAGE / 8; ++j) multiply_add(p[j], x, z[j]);
             }
         }
         // Values are on their way while others are waited for.
         fetch(my_pages[0], base);
         if (warp < pages_here) {
-            scale_scores(p, shape.scale * LOG2_E, count, count);
+            if (count < PAGE) hide(p, count, count);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const float top = row_max(p, half);
+                const float top = row_max(p, half) * scale;
                 if (c == 0) tops[warp * DECODE_HEADS + g + half * 8] = top;
             }
         }
@@ -485,23 +457,26 @@ DEVICE void decode_as(const float* q, const float* k, const float* v, const int*
             for (int half = 0; half < 2; ++half) {
                 float top = running[half].m;
                 for (int i = 0; i <= warp; ++i) top = fmaxf(top, tops[i * DECODE_HEADS + g + half * 8]);
-                const float sum = weigh(p, half, top);
+                const float sum = weigh(p, half, scale, top);
                 if (c == 0) sums[warp * DECODE_HEADS + g + half * 8] = sum;
 #pragma unroll
                 for (int j = 0; j < PAGE / 8; ++j)
-                    *(unsigned*)(weights + place<STEP>(g + half * 8, warp * PAGE + j * 8 + 2 * c)) =
-                        pack(p[j][half * 2], p[j][half * 2 + 1]);
+                    store_pair(weights.place(g + half * 8, warp * (PAGE / 8) + j) + 4 * c,
+                               round_pair(p[j][half * 2], p[j][half * 2 + 1]));
             }
         }
         __syncthreads();
         for (int page = 0; page < pages_here; ++page) {
-            unsigned z[PAGE / 16][2][W];
+            Pair z[PAGE / 16][W][2];
 #pragma unroll
             for (int j = 0; j < PAGE / 16; ++j)
 #pragma unroll
                 for (int i = 0; i < 2; ++i)
 #pragma unroll
-                    for (int w = 0; w < W; ++w) z[j][i][w] = pack(y[j][2 * i][w], y[j][2 * i + 1][w]);
+                    for (int w = 0; w < W; ++w) {
+                        const Pair first = y[j][2 * i][w / 2], second = y[j][2 * i + 1][w / 2];
+                        z[j][w][i] = w % 2 ? first >> 16 | (second & 0xffff0000u) : (first & 0xffff) | second << 16;
+                    }
             if (page + 1 < pages_here) fetch(my_pages[page + 1], base + (page + 1) * PAGE);
             float factor[2];
 #pragma unroll
@@ -512,10 +487,10 @@ DEVICE void decode_as(const float* q, const float* k, const float* v, const int*
             scale_rows(acc, factor[0], factor[1]);
 #pragma unroll
             for (int j = 0; j < PAGE / 16; ++j) {
-                unsigned x[4];
-                load_matrices(x, weights + place<STEP>(lane % 16, page * PAGE + j * 16 + lane / 16 * 8));
+                Pair x[4];
+                load_matrices<false>(my_weights.at(page * (PAGE / 16) + j, 0), x);
 #pragma unroll
-                for (int w = 0; w < W; ++w) mma(acc[w], x, z[j][0][w], z[j][1][w]);
+                for (int w = 0; w < W; ++w) multiply_add(acc[w], x, z[j][w]);
             }
         }
         __syncthreads();
@@ -535,116 +510,158 @@ DEVICE void decode_as(const float* q, const float* k, const float* v, const int*
     }
 }
 template <int DK, int DV>
-DEVICE void decode(const float* q, const float* k, const float* v, const int* segments, const int* list,
+DEVICE void decode(const float* q, const Bf16* k, const Bf16* v, const int* segments, const int* list,
                    const int* pages, float* out, float* lse, const Shape& shape) {
-    if (in_fours(k, 0, shape.dk) && in_fours(v, 0, shape.dv))
+    const int W = DV / DECODE_WARPS / 8;
+    if (shape.dk % 2 == 0 && shape.dv % max(W, 2) == 0)
         decode_as<true, DK, DV>(q, k, v, segments, list, pages, out, lse, shape);
     else
         decode_as<false, DK, DV>(q, k, v, segments, list, pages, out, lse, shape);
 }
 
-// From the products q . k and dy . v of a query and a key: the key's weight, and the gradient of q . k. Zeros if the query
-// does not see the key. `lse` is one to the base of 2.
-DEVICE void score_gradient(float& p, float& ds, bool sees, float lse, float delta, float scale) {
-    p = sees ? exp2_of(fmaf(p, scale * LOG2_E, -lse)) : 0.0f;
-    ds = sees ? p * (ds - delta) * scale : 0.0f;
+// From the products q . k and dy . v of a query and a key: the key's weight, and the gradient of q . k without the scale.
+// `lse` is one to the base of 2.
+DEVICE void score_gradient(float& p, float& ds, float scale, float lse, float delta) {
+    p = exp2_of(fmaf(p, scale, -lse));
+    ds = p * (ds - delta);
 }
 
 // The gradients of 64 keys (KEYS) and values (VALUES) of one key/value head, COUNT query rows at a time, of these AT_ONCE
 // in a warp's products. Its rows are keys.
 template <int DK, int DV, int COUNT, int AT_ONCE, bool KEYS, bool VALUES>
-DEVICE void backward_keys(const float* q, const float* k, const float* v, const float* dy, const float* lse,
+DEVICE void backward_keys(const Bf16* q, const Bf16* k, const Bf16* v, const Bf16* dy, const float* lse,
                           const float* delta, const int* segments, const int* key_tiles, float* dk_part, float* dv_part,
                           const Shape& shape) {
-    DYNAMIC_SHARED(Bf16, shared);
-    Bf16 *key = shared, *value = key + PAGE * DK, *query = value + PAGE * DV, *dout = query + COUNT * DK;
-    float *row_lse = (float*)(dout + COUNT * DV), *row_delta = row_lse + COUNT;
+    typedef Matrix<DK> K;
+    typedef Matrix<DV> V;
+    DYNAMIC_SHARED(unsigned char, memory);
+    const Address shared = shared_memory(), buffer = COUNT * (K::LINE + V::LINE + 8);
+    const K key{shared}, query{shared + PAGE * (K::LINE + V::LINE)};
+    const V value{shared + PAGE * K::LINE}, dout{query.start + COUNT * K::LINE};
+    const Address sums = dout.start + COUNT * V::LINE; // COUNT lse, then COUNT delta
 
     const int* tile = key_tiles + 2 * blockIdx.x;
     const Segment s = segment(segments, tile[0]);
     const int kv_head = blockIdx.y, group = shape.heads / shape.kv_heads;
     const int base = tile[1], keys = min(PAGE, s.past + s.rows - base);
-    const int lane = threadIdx.x % WARP, g = lane / 4, c = lane % 4, warp_key = threadIdx.x / WARP * 16;
+    const int g = lane() / 4, c = lane() % 4, warp_key = warp() * 16;
     const size_t q_stride = (size_t)shape.heads * shape.dk, y_stride = (size_t)shape.heads * shape.dv;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
     const PageRows at = page_rows(s, 0, 0, base);
-    auto key_row = [&](int r) { return row_of(at, r); };
-    auto query_row = [](int r) { return (size_t)r; };
+    auto key_row = [&](int r) { return (r < at.split ? at.near : at.far) + r; };
 
-    stage<PAGE, DK>(key, k + (size_t)kv_head * shape.dk, k_stride, shape.dk, keys, key_row);
-    if (KEYS) stage<PAGE, DV>(value, v + (size_t)kv_head * shape.dv, v_stride, shape.dv, keys, key_row);
+    key.template copy<PAGE>(k + (size_t)kv_head * shape.dk, k_stride, shape.dk, keys, key_row);
+    if (KEYS) value.template copy<PAGE>(v + (size_t)kv_head * shape.dv, v_stride, shape.dv, keys, key_row);
+    const int first_row = max(0, base - s.past), steps = (s.rows - first_row + COUNT - 1) / COUNT;
+    auto copy = [&](int step, int which) {
+        const int h = kv_head * group + step / steps, r0 = first_row + step % steps * COUNT, rows = s.rows - r0;
+        const size_t first = (size_t)s.start + r0;
+        auto row = [](int r) { return r; };
+        K{query.start + which * buffer}.template copy<COUNT>(q + first * q_stride + (size_t)h * shape.dk, q_stride,
+                                                             shape.dk, rows, row);
+        V{dout.start + which * buffer}.template copy<COUNT>(dy + first * y_stride + (size_t)h * shape.dv, y_stride,
+                                                            shape.dv, rows, row);
+        if (threadIdx.x < 2 * COUNT) {
+            const int r = threadIdx.x % COUNT;
+            const float* of = threadIdx.x < COUNT ? lse : delta;
+            start_copy_of_value(sums + which * buffer + threadIdx.x * 4,
+                                r < rows ? of + (first + r) * shape.heads + h : of, r < rows);
+        }
+    };
     float acc_k[1][KEYS ? DK / 8 : 1][4], acc_v[1][VALUES ? DV / 8 : 1][4];
     clear(acc_k[0]);
     clear(acc_v[0]);
-    for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-        for (int r0 = max(0, base - s.past); r0 < s.rows; r0 += COUNT) {
-            const size_t first = (size_t)s.start + r0;
-            const int rows = min(COUNT, s.rows - r0);
-            __syncthreads();
-            stage<COUNT, DK>(query, q + first * q_stride + (size_t)h * shape.dk, q_stride, shape.dk, rows, query_row);
-            stage<COUNT, DV>(dout, dy + first * y_stride + (size_t)h * shape.dv, y_stride, shape.dv, rows, query_row);
-            if (threadIdx.x < COUNT) {
-                const size_t pair = (first + threadIdx.x) * shape.heads + h;
-                const bool inside = (int)threadIdx.x < rows;
-                row_lse[threadIdx.x] = inside ? lse[pair] * LOG2_E : 0.0f;
-                row_delta[threadIdx.x] = inside ? delta[pair] : 0.0f;
-            }
-            __syncthreads();
+    const Reads<DK> my_keys = Reads<DK>::down(key, warp_key);
+    const Reads<DV> my_values = Reads<DV>::down(value, warp_key);
+    const float scale = shape.scale * LOG2_E;
 #pragma unroll 1
-            for (int r = 0; r < rows; r += AT_ONCE) {
-                float p[1][AT_ONCE / 8][4], ds[1][AT_ONCE / 8][4];
-                clear(p[0]);
-                clear(ds[0]);
-                multiply_rows<DK>(p, key, warp_key, query, r, shape.dk);
-                if (KEYS) multiply_rows<DV>(ds, value, warp_key, dout, r, shape.dv);
+    for (int step = 0; step < steps * group; ++step) {
+        await_step<2>(step, steps * group, copy);
+        const Address buffered = step % 2 * buffer;
+        const K queries{query.start + buffered};
+        const V douts{dout.start + buffered};
+        const float* row_lse = (const float*)(memory + (sums - shared) + buffered);
+        // Of a row and a key before it, or itself, both are positive or zero.
+        const int ahead = s.past + first_row + step % steps * COUNT - base - warp_key;
+#pragma unroll 1
+        for (int r = 0; r < COUNT; r += AT_ONCE) {
+            float p[1][AT_ONCE / 8][4], ds[1][AT_ONCE / 8][4];
+            clear(p[0]);
+            clear(ds[0]);
+            multiply_rows(p, my_keys, Reads<DK>::across(queries, r));
+            if constexpr (KEYS) multiply_rows(ds, my_values, Reads<DV>::across(douts, r));
+#pragma unroll
+            for (int j = 0; j < AT_ONCE / 8; ++j) {
+                const int row = r + j * 8 + 2 * c;
+                const Float2 l = *(const Float2*)(row_lse + row), d = *(const Float2*)(row_lse + COUNT + row);
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    score_gradient(p[0][j][e], ds[0][j][e], scale, (e % 2 ? l.b : l.a) * LOG2_E, e % 2 ? d.b : d.a);
+            }
+            if (ahead + r < 15) { // some keys are behind some of the rows
 #pragma unroll
                 for (int j = 0; j < AT_ONCE / 8; ++j)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        const int row = r + j * 8 + 2 * c + e % 2, my_key = base + warp_key + g + e / 2 * 8;
-                        const bool sees = row < rows && my_key <= s.past + r0 + row;
-                        score_gradient(p[0][j][e], ds[0][j][e], sees, row_lse[row], row_delta[row], shape.scale);
-                    }
+                    for (int e = 0; e < 4; ++e)
+                        if (ahead + r + j * 8 + 2 * c + e % 2 < g + e / 2 * 8) p[0][j][e] = ds[0][j][e] = 0.0f;
+            }
 #pragma unroll
-                for (int j = 0; j < AT_ONCE / 8; j += 2) {
-                    unsigned x[1][4];
+            for (int j = 0; j < AT_ONCE / 8; j += 2) {
+                Pair x[1][4];
+                if constexpr (VALUES) {
                     as_left(x[0], p[0][j], p[0][j + 1]);
-                    if constexpr (VALUES) multiply<DV>(acc_v, x, dout, r + j * 8, shape.dv);
+                    multiply(acc_v, x, Reads<DV>::down(douts, r), j * 8);
+                }
+                if constexpr (KEYS) {
                     as_left(x[0], ds[0][j], ds[0][j + 1]);
-                    if constexpr (KEYS) multiply<DK>(acc_k, x, query, r + j * 8, shape.dk);
+                    multiply(acc_k, x, Reads<DK>::down(queries, r), j * 8);
                 }
             }
         }
+        __syncthreads();
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int my_key = warp_key + g + half * 8;
         if (my_key >= keys) continue;
         const size_t row = ((size_t)s.first + base + my_key) * shape.kv_heads + kv_head;
-        if (KEYS) store_row(dk_part + row * shape.dk, acc_k[0], half, 1.0f, shape.dk);
+        if (KEYS) store_row(dk_part + row * shape.dk, acc_k[0], half, shape.scale, shape.dk);
         if (VALUES) store_row(dv_part + row * shape.dv, acc_v[0], half, 1.0f, shape.dv);
     }
 }
 
-// The gradients of 64 queries of one head, from COUNT keys at a time, of these AT_ONCE in a warp's products.
-template <int DK, int DV, int COUNT, int AT_ONCE>
-DEVICE void backward_queries(const float* q, const float* k, const float* v, const float* dy, const float* lse,
+// The gradients of 64 queries of one head, from COUNT keys at a time.
+template <int DK, int DV, int COUNT>
+DEVICE void backward_queries(const Bf16* q, const Bf16* k, const Bf16* v, const Bf16* dy, const float* lse,
                              const float* delta, const int* segments, const int* tiles, float* dq, const Shape& shape) {
-    DYNAMIC_SHARED(Bf16, shared);
-    Bf16 *query = shared, *dout = query + ROWS * DK, *key = dout + ROWS * DV, *value = key + COUNT * DK;
+    typedef Matrix<DK> K;
+    typedef Matrix<DV> V;
+    const Address shared = shared_memory(), buffer = COUNT * (K::LINE + V::LINE);
+    const K query{shared}, key{shared + ROWS * (K::LINE + V::LINE)};
+    const V dout{shared + ROWS * K::LINE}, value{key.start + COUNT * K::LINE};
 
     const int* tile = tiles + 2 * (gridDim.x - 1 - blockIdx.x);
     const Segment s = segment(segments, tile[0]);
     const int h = blockIdx.y, kv_head = h / (shape.heads / shape.kv_heads);
     const int r0 = tile[1], rows = min(ROWS, s.rows - r0);
-    const int lane = threadIdx.x % WARP, g = lane / 4, c = lane % 4, warp_row = threadIdx.x / WARP * 16;
+    const int g = lane() / 4, c = lane() % 4, warp_row = warp() * 16;
     const size_t first = (size_t)s.start + r0;
     const size_t q_stride = (size_t)shape.heads * shape.dk, y_stride = (size_t)shape.heads * shape.dv;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
-    auto query_row = [](int r) { return (size_t)r; };
+    const int all_keys = s.past + r0 + rows, steps = (all_keys + COUNT - 1) / COUNT;
 
-    stage<ROWS, DK>(query, q + first * q_stride + (size_t)h * shape.dk, q_stride, shape.dk, rows, query_row);
-    stage<ROWS, DV>(dout, dy + first * y_stride + (size_t)h * shape.dv, y_stride, shape.dv, rows, query_row);
+    auto query_row = [](int r) { return r; };
+    query.template copy<ROWS>(q + first * q_stride + (size_t)h * shape.dk, q_stride, shape.dk, rows, query_row);
+    dout.template copy<ROWS>(dy + first * y_stride + (size_t)h * shape.dv, y_stride, shape.dv, rows, query_row);
+    auto copy = [&](int step, int which) {
+        const int base = step * COUNT;
+        const PageRows at = page_rows(s, 0, 0, base);
+        auto row = [&](int r) { return (r < at.split ? at.near : at.far) + r; };
+        K{key.start + which * buffer}.template copy<COUNT>(k + (size_t)kv_head * shape.dk, k_stride, shape.dk,
+                                                           all_keys - base, row);
+        V{value.start + which * buffer}.template copy<COUNT>(v + (size_t)kv_head * shape.dv, v_stride, shape.dv,
+                                                             all_keys - base, row);
+    };
     float row_lse[2], row_delta[2], acc[1][DK / 8][4];
     clear(acc[0]);
 #pragma unroll
@@ -654,41 +671,45 @@ DEVICE void backward_queries(const float* q, const float* k, const float* v, con
         row_lse[half] = row < rows ? lse[pair] * LOG2_E : 0.0f;
         row_delta[half] = row < rows ? delta[pair] : 0.0f;
     }
-    const int all_keys = s.past + r0 + rows;
-    for (int base = 0; base < all_keys; base += COUNT) {
-        const int keys = min(COUNT, all_keys - base);
-        const PageRows at = page_rows(s, 0, 0, base);
-        auto key_row = [&](int r) { return row_of(at, r); };
-        __syncthreads();
-        stage<COUNT, DK>(key, k + (size_t)kv_head * shape.dk, k_stride, shape.dk, keys, key_row);
-        stage<COUNT, DV>(value, v + (size_t)kv_head * shape.dv, v_stride, shape.dv, keys, key_row);
-        __syncthreads();
+    const Reads<DK> my_queries = Reads<DK>::down(query, warp_row);
+    const Reads<DV> my_douts = Reads<DV>::down(dout, warp_row);
+    const float scale = shape.scale * LOG2_E;
 #pragma unroll 1
-        for (int i = 0; i < keys; i += AT_ONCE) {
-            float p[1][AT_ONCE / 8][4], ds[1][AT_ONCE / 8][4];
-            clear(p[0]);
-            clear(ds[0]);
-            multiply_rows<DK>(p, query, warp_row, key, i, shape.dk);
-            multiply_rows<DV>(ds, dout, warp_row, value, i, shape.dv);
-            const int count = s.past + r0 + warp_row + g + 1 - base - i;
+    for (int i = 0; i < steps; ++i) {
+        await_step<2>(i, steps, copy);
+        const K keys{key.start + i % 2 * buffer};
+        const V values{value.start + i % 2 * buffer};
+        float p[1][COUNT / 8][4], ds[1][COUNT / 8][4];
+        clear(p[0]);
+        clear(ds[0]);
+        multiply_rows(p, my_queries, Reads<DK>::across(keys, 0));
+        multiply_rows(ds, my_douts, Reads<DV>::across(values, 0));
+        const int count = s.past + r0 + warp_row + 1 - i * COUNT; // keys that the warp's first row sees
 #pragma unroll
-            for (int j = 0; j < AT_ONCE / 8; ++j)
+        for (int j = 0; j < COUNT / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                score_gradient(p[0][j][e], ds[0][j][e], scale, row_lse[e / 2], row_delta[e / 2]);
+        if (count < COUNT) {
+#pragma unroll
+            for (int j = 0; j < COUNT / 8; ++j)
 #pragma unroll
                 for (int e = 0; e < 4; ++e)
-                    score_gradient(p[0][j][e], ds[0][j][e], j * 8 + 2 * c + e % 2 < count + e / 2 * 8, row_lse[e / 2],
-                                   row_delta[e / 2], shape.scale);
-#pragma unroll
-            for (int j = 0; j < AT_ONCE / 8; j += 2) {
-                unsigned x[1][4];
-                as_left(x[0], ds[0][j], ds[0][j + 1]);
-                multiply<DK>(acc, x, key, i + j * 8, shape.dk);
-            }
+                    if (j * 8 + 2 * c + e % 2 >= count + g + e / 2 * 8) ds[0][j][e] = 0.0f;
         }
+        const Reads<DK> down = Reads<DK>::down(keys, 0);
+#pragma unroll
+        for (int j = 0; j < COUNT / 8; j += 2) {
+            Pair x[1][4];
+            as_left(x[0], ds[0][j], ds[0][j + 1]);
+            multiply(acc, x, down, j * 8);
+        }
+        __syncthreads();
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = warp_row + g + half * 8;
-        if (row < rows) store_row(dq + ((first + row) * shape.heads + h) * shape.dk, acc[0], half, 1.0f, shape.dk);
+        if (row < rows) store_row(dq + ((first + row) * shape.heads + h) * shape.dk, acc[0], half, shape.scale, shape.dk);
     }
 }
 
@@ -700,41 +721,51 @@ DEVICE void backward_queries(const float* q, const float* k, const float* v, con
 // Prefill and training.
 // q [tokens, heads * dk], k and v [rows, kv_heads * dk or dv] -> out [tokens, heads * dv], lse [tokens, heads].
 // tiles: rows of segments in steps of 64. pages is not read unless cached.
-// Grid (tiles, heads); 128 threads. Dynamic shared memory in bytes: _64 24576, _128 49152, _192 65536, _256 98304.
+// Grid (tiles, heads); 128 threads. Dynamic shared memory in bytes: _64 40960, _128 81920, _192 65536, _256 98304.
 #define FAST_ATTENTION_FORWARD                                                                                          \
-    const float *q, const float *k, const float *v, const int *segments, const int *tiles, const int *pages, float *out, \
+    const Bf16 *q, const Bf16 *k, const Bf16 *v, const int *segments, const int *tiles, const int *pages, float *out,    \
         float *lse, FAST_ATTENTION_SIZES, int cached
 #define FAST_ATTENTION_FORWARD_ARGUMENTS q, k, v, segments, tiles, pages, out, lse, FAST_ATTENTION_SHAPE, cached
 KERNEL_BOUNDED(fast_attention_forward_64, 128, 4)(FAST_ATTENTION_FORWARD) {
-    fast_attention_kernels::forward<64, 64, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+    fast_attention_kernels::forward<64, 64, 1, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_forward_128, 128, 3)(FAST_ATTENTION_FORWARD) {
-    fast_attention_kernels::forward<128, 128, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+    fast_attention_kernels::forward<128, 128, 1, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_forward_192, 128, 3)(FAST_ATTENTION_FORWARD) {
-    fast_attention_kernels::forward<192, 128, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+    fast_attention_kernels::forward<192, 128, 1, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_forward_256, 128, 2)(FAST_ATTENTION_FORWARD) {
-    fast_attention_kernels::forward<256, 256, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+    fast_attention_kernels::forward<256, 256, 1, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 
 // As above with two heads to a block, which halves the reads of keys and values; heads / kv_heads must be even. The bits
-// are the same. Grid (tiles, heads / 2); 128 threads. Dynamic shared memory in bytes: _64 32768, _128 65536, _192 90112.
+// are the same. Grid (tiles, heads / 2); 128 threads. Dynamic shared memory in bytes: _64 49152, _128 98304, _192 90112.
 KERNEL_BOUNDED(fast_attention_forward_pairs_64, 128, 2)(FAST_ATTENTION_FORWARD) {
-    fast_attention_kernels::forward<64, 64, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+    fast_attention_kernels::forward<64, 64, 2, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_forward_pairs_128, 128, 2)(FAST_ATTENTION_FORWARD) {
-    fast_attention_kernels::forward<128, 128, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+    fast_attention_kernels::forward<128, 128, 2, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_forward_pairs_192, 128, 2)(FAST_ATTENTION_FORWARD) {
-    fast_attention_kernels::forward<192, 128, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+    fast_attention_kernels::forward<192, 128, 2, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
+}
+
+// Keys or values into a cache: row slots[i] of out [., width] = row i of x [n, width], rounded.
+// Grid (n, ceil(width / (4 * threads))), threads 32 to 256.
+KERNEL(fast_attention_store)(const float* x, const int* slots, Bf16* out, int width) {
+    const float* from = x + (size_t)blockIdx.x * width;
+    Bf16* to = out + (size_t)slots[blockIdx.x] * width;
+    const bool both = aligned(from) && aligned(to);
+    for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8; i < width; i += gridDim.y * blockDim.x * 8)
+        tensor_cores::round_eight(from + i, to + i, width - i, both);
 }
 
 // Decoding from a cache: as the forward kernels for the segments in `list` [n], of one row each, any number of keys.
 // Grid (n, kv_heads, ceil(heads / kv_heads / 16)); 256 threads.
 // Dynamic shared memory in bytes: _64 19456, _128 21504, _192 23552, _256 25600.
 #define FAST_ATTENTION_DECODE                                                                                          \
-    const float *q, const float *k, const float *v, const int *segments, const int *list, const int *pages, float *out, \
+    const float *q, const Bf16 *k, const Bf16 *v, const int *segments, const int *list, const int *pages, float *out,  \
         float *lse, FAST_ATTENTION_SIZES
 #define FAST_ATTENTION_DECODE_ARGUMENTS q, k, v, segments, list, pages, out, lse, FAST_ATTENTION_SHAPE
 KERNEL_BOUNDED(fast_attention_decode_64, 256, 2)(FAST_ATTENTION_DECODE) {
@@ -755,9 +786,9 @@ KERNEL_BOUNDED(fast_attention_decode_256, 256, 1)(FAST_ATTENTION_DECODE) {
 // q, k, v, lse as in the forward pass, dy [tokens, heads * dv], delta [tokens, heads] from attention_delta.
 // key_tiles: the past + rows keys of segments in steps of 64.
 // Grid (key tiles, kv_heads, 1), for _256 (key tiles, kv_heads, 2): a block has either keys or values; 128 threads.
-// Dynamic shared memory in bytes: _64 33280, _128 66048, _192 82432, _256 82048.
+// Dynamic shared memory in bytes: _64 50176, _128 99328, _192 82432, _256 98560.
 #define FAST_ATTENTION_BACKWARD_KEYS                                                                                   \
-    const float *q, const float *k, const float *v, const float *dy, const float *lse, const float *delta,             \
+    const Bf16 *q, const Bf16 *k, const Bf16 *v, const Bf16 *dy, const float *lse, const float *delta,                 \
         const int *segments, const int *key_tiles, float *dk_part, float *dv_part, FAST_ATTENTION_SIZES
 #define FAST_ATTENTION_BACKWARD_KEYS_ARGUMENTS                                                                         \
     q, k, v, dy, lse, delta, segments, key_tiles, dk_part, dv_part, FAST_ATTENTION_SHAPE
@@ -768,7 +799,7 @@ KERNEL_BOUNDED(fast_attention_backward_keys_128, 128, 2)(FAST_ATTENTION_BACKWARD
     fast_attention_kernels::backward_keys<128, 128, 64, 32, true, true>(FAST_ATTENTION_BACKWARD_KEYS_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_backward_keys_192, 128, 2)(FAST_ATTENTION_BACKWARD_KEYS) {
-    fast_attention_kernels::backward_keys<192, 128, 64, 16, true, true>(FAST_ATTENTION_BACKWARD_KEYS_ARGUMENTS);
+    fast_attention_kernels::backward_keys<192, 128, 32, 16, true, true>(FAST_ATTENTION_BACKWARD_KEYS_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_backward_keys_256, 128, 2)(FAST_ATTENTION_BACKWARD_KEYS) {
     if (blockIdx.z == 0)
@@ -779,22 +810,22 @@ KERNEL_BOUNDED(fast_attention_backward_keys_256, 128, 2)(FAST_ATTENTION_BACKWARD
 
 // dq [tokens, heads * dk], for training (no cache); inputs as above.
 // tiles: rows of segments in steps of 64. Grid (tiles, heads); 128 threads.
-// Dynamic shared memory in bytes: _64 32768, _128 65536, _192 81920, _256 98304.
+// Dynamic shared memory in bytes: _64 49152, _128 65536, _192 81920, _256 98304.
 #define FAST_ATTENTION_BACKWARD_QUERIES                                                                                \
-    const float *q, const float *k, const float *v, const float *dy, const float *lse, const float *delta,             \
+    const Bf16 *q, const Bf16 *k, const Bf16 *v, const Bf16 *dy, const float *lse, const float *delta,                 \
         const int *segments, const int *tiles, float *dq, FAST_ATTENTION_SIZES
 #define FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS q, k, v, dy, lse, delta, segments, tiles, dq, FAST_ATTENTION_SHAPE
 KERNEL_BOUNDED(fast_attention_backward_queries_64, 128, 3)(FAST_ATTENTION_BACKWARD_QUERIES) {
-    fast_attention_kernels::backward_queries<64, 64, 64, 32>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
+    fast_attention_kernels::backward_queries<64, 64, 64>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_backward_queries_128, 128, 3)(FAST_ATTENTION_BACKWARD_QUERIES) {
-    fast_attention_kernels::backward_queries<128, 128, 64, 32>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
+    fast_attention_kernels::backward_queries<128, 128, 32>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_backward_queries_192, 128, 2)(FAST_ATTENTION_BACKWARD_QUERIES) {
-    fast_attention_kernels::backward_queries<192, 128, 64, 32>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
+    fast_attention_kernels::backward_queries<192, 128, 32>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
 }
 KERNEL_BOUNDED(fast_attention_backward_queries_256, 128, 2)(FAST_ATTENTION_BACKWARD_QUERIES) {
-    fast_attention_kernels::backward_queries<256, 256, 32, 16>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
+    fast_attention_kernels::backward_queries<256, 256, 16>(FAST_ATTENTION_BACKWARD_QUERIES_ARGUMENTS);
 }
 
 #undef FAST_ATTENTION_SIZES

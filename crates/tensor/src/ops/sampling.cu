@@ -172,21 +172,22 @@ DEVICE int sampling_argmax(const float* logits, int vocab, float top) {
 }
 
 // tokens and logprobs [rows] from logits [rows, vocab], temperature and uniform [rows]; vocab up to 2^21. Temperature 0
-// (or less) takes the most likely token, the first if there are several; else uniform, in [0, 1), draws one.
+// (or less) takes the most likely token, the first if there are several; else uniform, in [0, 1), draws one; given [rows]
+// has the token where another has chosen it, or -1.
 // logprobs are the model's own, at temperature 1; tempered [rows] those that the token was drawn by.
 // Grid rows, HEAD_THREADS (512) threads.
 KERNEL_BOUNDED(sampling_choose, HEAD_THREADS, 2)(const float* logits, const float* temperature, const float* uniform,
-                                                 int* tokens, float* logprobs, float* tempered,
+                                                 const int* given, int* tokens, float* logprobs, float* tempered,
                                                  int vocab) {
     logits += (size_t)blockIdx.x * vocab;
     float t = temperature[blockIdx.x];
     Normalizer z = normalizer(logits, vocab);
     float scale = t > 0.0f ? 1.0f / t : 1.0f;
     float lse = scale == 1.0f ? z.lse : normalizer(logits, vocab, scale).lse;
-    int token;
-    if (t <= 0.0f) {
+    int token = given[blockIdx.x];
+    if (token < 0 && t <= 0.0f) {
         token = sampling_argmax(logits, vocab, z.top);
-    } else {
+    } else if (token < 0) {
         // Scaling keeps the order, so the greatest stays the greatest.
         token = sampling_draw(SamplingRow{logits, vocab, scale, z.top * scale}, uniform[blockIdx.x]);
     }

@@ -1,7 +1,7 @@
 //! From logits to tokens where nothing is filtered, and the rows that are wanted out of a batch.
 
 use crate::cpu::math;
-use crate::cuda::{ROW_THREADS, args, row_grid};
+use crate::cuda::{Gpu, Math, ROW_THREADS, args, row_grid};
 use crate::memory::Data;
 use crate::ops::normalizer;
 use crate::params::Params;
@@ -15,6 +15,8 @@ pub struct Draw {
     pub temperature: f32,
     /// Where the draw falls, in [0, 1).
     pub uniform: f32,
+    /// The token, where it is chosen already and only its log-probabilities are asked for.
+    pub given: Option<u32>,
 }
 
 /// A token that was chosen.
@@ -51,50 +53,65 @@ pub fn pick_rows(params: &Params, x: &Tensor, rows: &[u32]) -> Tensor {
 pub fn sample(params: &Params, logits: &Tensor, draws: &[Draw]) -> Vec<Drawn> {
     let (n, vocab) = (logits.rows(), logits.cols());
     assert_eq!(draws.len(), n, "sample: {} draws for {n} rows", draws.len());
-    let mut chosen = vec![Drawn::default(); n];
-    let Some(gpu) = params.gpu().filter(|_| vocab <= MAX_VOCAB) else {
-        let logits = logits.host();
-        parallel_chunks(&mut chosen, 4, |at, out| {
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = choose(&logits[(at + i) * vocab..][..vocab], draws[at + i]);
-            }
-        });
-        return chosen;
-    };
-    let (temperature, uniform): (Vec<f32>, Vec<f32>) =
-        draws.iter().map(|d| (d.temperature, d.uniform)).unzip();
-    let (temperature, uniform) = (gpu.upload(&temperature), gpu.upload(&uniform));
-    // Tokens and log-probabilities in one slab, to be fetched at once.
-    let all = gpu.alloc(3 * n);
-    let args = args![logits.data.on(gpu), &temperature, &uniform, all.at(0), all.at(n), all.at(2 * n), vocab];
-    gpu.launch("sampling_choose", [n, 1, 1], 512, args);
-    let mut bits = vec![0u32; 3 * n];
-    gpu.download(&all, &mut bits);
-    for (i, c) in chosen.iter_mut().enumerate() {
-        let [logprob, tempered] = [bits[n + i], bits[2 * n + i]].map(f32::from_bits);
-        *c = Drawn { token: bits[i], logprob, tempered };
+    if let Some(gpu) = params.gpu().filter(|gpu| gpu.math() == Math::Fast || vocab <= MAX_VOCAB) {
+        return sample_cuda(gpu, logits, draws);
     }
+    let logits = logits.host();
+    let mut chosen = vec![Drawn::default(); n];
+    parallel_chunks(&mut chosen, 4, |at, out| {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = choose(&logits[(at + i) * vocab..][..vocab], draws[at + i]);
+        }
+    });
     chosen
 }
 
-/// The largest vocabulary that the kernel takes.
+fn sample_cuda(gpu: &Gpu, logits: &Tensor, draws: &[Draw]) -> Vec<Drawn> {
+    let (n, vocab) = (logits.rows(), logits.cols());
+    let [temperature, uniform] = [|d: &Draw| d.temperature, |d: &Draw| d.uniform]
+        .map(|of| gpu.upload(&draws.iter().map(of).collect::<Vec<_>>()));
+    let given: Vec<u32> = draws.iter().map(|d| d.given.unwrap_or(u32::MAX)).collect();
+    let given = gpu.upload_ints(&given);
+    // Tokens and log-probabilities in one slab, to be fetched at once.
+    let all = gpu.alloc(3 * n);
+    let [tokens, logprobs, tempered] = [0, n, 2 * n].map(|at| all.at(at));
+    let args = args![logits.data.on(gpu), &temperature, &uniform, &given, tokens, logprobs, tempered, vocab];
+    let kernel = match gpu.math() {
+        Math::Exact => "sampling_choose",
+        Math::Fast => "fast_head_choose",
+    };
+    gpu.launch(kernel, [n, 1, 1], 512, args);
+    let mut bits = vec![0u32; 3 * n];
+    gpu.download(&all, &mut bits);
+    let drawn = |i: usize| {
+        let [logprob, tempered] = [bits[n + i], bits[2 * n + i]].map(f32::from_bits);
+        Drawn { token: bits[i], logprob, tempered }
+    };
+    (0..n).map(drawn).collect()
+}
+
+/// The largest vocabulary that the exact kernel takes.
 const MAX_VOCAB: usize = 1 << 21;
 
-fn choose(logits: &[f32], Draw { temperature, uniform }: Draw) -> Drawn {
-    let (lse, _) = normalizer(logits);
-    if temperature <= 0.0 {
-        let token = argmax(logits);
-        return Drawn { token: token as u32, logprob: logits[token] - lse, tempered: logits[token] - lse };
-    }
-    let (mut p, scale) = (logits.to_vec(), 1.0 / temperature);
+fn choose(logits: &[f32], draw: Draw) -> Drawn {
+    let lse = normalizer(logits).0;
+    let greedy = draw.temperature <= 0.0;
+    let scale = if greedy { 1.0 } else { 1.0 / draw.temperature };
+    let mut p = logits.to_vec();
     let mut tempered = lse;
     if scale != 1.0 {
         math::scale(&mut p, scale);
         tempered = normalizer(&p).0;
     }
-    let top = math::max(&p);
-    math::exp_sum(&mut p, top);
-    let token = walk(&p, uniform);
+    let token = match draw.given {
+        Some(token) => token as usize,
+        None if greedy => argmax(logits),
+        None => {
+            let top = math::max(&p);
+            math::exp_sum(&mut p, top);
+            walk(&p, draw.uniform)
+        }
+    };
     Drawn { token: token as u32, logprob: logits[token] - lse, tempered: logits[token] * scale - tempered }
 }
 

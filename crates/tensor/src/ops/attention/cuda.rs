@@ -3,8 +3,9 @@
 use super::segments::{Segments, Tables};
 use super::{AttentionShape, PAGE};
 use crate::cuda::{Gpu, GpuError, Math, ROW_THREADS, Slab, args, give_up, row_grid};
+use crate::memory::{Data, Ints};
 
-/// A layer's cache on a GPU: rows of keys and of values, PAGE to a page.
+/// A layer's cache on a GPU: rows of keys and of values, PAGE to a page, as products read them.
 pub(super) struct Pages {
     k: Slab,
     v: Slab,
@@ -14,15 +15,36 @@ pub(super) struct Pages {
     widths: (usize, usize),
 }
 
+/// Four-byte words of a page of rows of `width` values.
+fn page_words(gpu: &Gpu, width: usize) -> usize {
+    match gpu.math() {
+        Math::Exact => PAGE * width,
+        Math::Fast => PAGE / 2 * width,
+    }
+}
+
 impl Pages {
     pub(super) fn copy(&self, from: u32, to: u32) {
         for (slab, width) in [(&self.k, self.widths.0), (&self.v, self.widths.1)] {
-            let at = |page: u32| slab.at(page as usize * PAGE * width);
-            slab.gpu().copy(at(from), at(to), PAGE * width);
+            let words = page_words(slab.gpu(), width);
+            let at = |page: u32| slab.at(page as usize * words);
+            slab.gpu().copy(at(from), at(to), words);
         }
     }
     pub(super) fn bytes(&self) -> usize {
-        4 * self.room * PAGE * (self.widths.0 + self.widths.1)
+        let words = |width| page_words(self.k.gpu(), width);
+        4 * self.room * (words(self.widths.0) + words(self.widths.1))
+    }
+    /// Puts rows in their slots.
+    fn store(&self, gpu: &Gpu, k: &Data, v: &Data, slots: &Ints) {
+        let kernel = match gpu.math() {
+            Math::Exact => "elementwise_scatter_rows",
+            Math::Fast => "fast_attention_store",
+        };
+        for (from, to, width) in [(k, &self.k, self.widths.0), (v, &self.v, self.widths.1)] {
+            let args = args![from.on(gpu), slots.on(gpu), to, width];
+            gpu.launch(kernel, row_grid(slots.len(), width), ROW_THREADS, args);
+        }
     }
 }
 
@@ -34,10 +56,11 @@ pub(super) fn grow(pages: &mut Option<Pages>, gpu: &Gpu, wanted: usize, shape: &
     }
     let room = wanted.max(2 * have).max(16);
     let widths = (shape.kv_heads * shape.qk_dim, shape.kv_heads * shape.v_dim);
-    let (k, v) = (gpu.alloc(room * PAGE * widths.0), gpu.alloc(room * PAGE * widths.1));
+    let words = (page_words(gpu, widths.0), page_words(gpu, widths.1));
+    let (k, v) = (gpu.alloc(room * words.0), gpu.alloc(room * words.1));
     if let Some(old) = pages {
-        gpu.copy(old.k.at(0), k.at(0), have * PAGE * widths.0);
-        gpu.copy(old.v.at(0), v.at(0), have * PAGE * widths.1);
+        gpu.copy(old.k.at(0), k.at(0), have * words.0);
+        gpu.copy(old.v.at(0), v.at(0), have * words.1);
     }
     *pages = Some(Pages { k, v, room, widths });
 }
@@ -106,18 +129,18 @@ const EXACT: [Kernels; 5] = [
 const FAST: [Kernels; 4] = [
     Kernels {
         dims: (64, 64),
-        forward: ("fast_attention_forward_64", 1, 128, 24576),
-        pairs: Some(("fast_attention_forward_pairs_64", 1, 128, 32768)),
+        forward: ("fast_attention_forward_64", 1, 128, 40960),
+        pairs: Some(("fast_attention_forward_pairs_64", 1, 128, 49152)),
         decode: ("fast_attention_decode_64", 16, 256, 19456),
-        back_keys: ("fast_attention_backward_keys_64", 1, 128, 33280),
-        back_queries: ("fast_attention_backward_queries_64", 1, 128, 32768),
+        back_keys: ("fast_attention_backward_keys_64", 1, 128, 50176),
+        back_queries: ("fast_attention_backward_queries_64", 1, 128, 49152),
     },
     Kernels {
         dims: (128, 128),
-        forward: ("fast_attention_forward_128", 1, 128, 49152),
-        pairs: Some(("fast_attention_forward_pairs_128", 1, 128, 65536)),
+        forward: ("fast_attention_forward_128", 1, 128, 81920),
+        pairs: Some(("fast_attention_forward_pairs_128", 1, 128, 98304)),
         decode: ("fast_attention_decode_128", 16, 256, 21504),
-        back_keys: ("fast_attention_backward_keys_128", 1, 128, 66048),
+        back_keys: ("fast_attention_backward_keys_128", 1, 128, 99328),
         back_queries: ("fast_attention_backward_queries_128", 1, 128, 65536),
     },
     Kernels {
@@ -133,7 +156,7 @@ const FAST: [Kernels; 4] = [
         forward: ("fast_attention_forward_256", 1, 128, 98304),
         pairs: None,
         decode: ("fast_attention_decode_256", 16, 256, 25600),
-        back_keys: ("fast_attention_backward_keys_256", 2, 128, 82048),
+        back_keys: ("fast_attention_backward_keys_256", 2, 128, 98560),
         back_queries: ("fast_attention_backward_queries_256", 1, 128, 98304),
     },
 ];
@@ -151,7 +174,7 @@ fn kernels(gpu: &Gpu, shape: &AttentionShape) -> &'static Kernels {
 /// `q`, `k`, `v` → `out [tokens, heads * v_dim]`, `lse [tokens, heads]`; with a cache, keys and values go there first.
 pub(super) fn forward(
     gpu: &Gpu,
-    (q, k, v): (&Slab, &Slab, &Slab),
+    (q, k, v): (&Data, &Data, &Data),
     shape: &AttentionShape,
     segments: &Segments,
     cache: Option<&Pages>,
@@ -170,13 +193,10 @@ pub(super) fn forward(
                 pages.room,
                 pages.widths
             );
-            for (from, to, width) in [(k, &pages.k, pages.widths.0), (v, &pages.v, pages.widths.1)] {
-                let (grid, args) = (row_grid(t.slots.len(), width), args![from, t.slots.on(gpu), to, width]);
-                gpu.launch("elementwise_scatter_rows", grid, ROW_THREADS, args);
-            }
-            (&pages.k, &pages.v)
+            pages.store(gpu, k, v, &t.slots);
+            (pages.k.at(0), pages.v.at(0))
         }
-        None => (k, v),
+        None => (k.operand(gpu).at(0), v.operand(gpu).at(0)),
     };
     let (table, pages) = (t.segments.on(gpu), t.pages.on(gpu));
     if !t.rows.is_empty() {
@@ -184,7 +204,7 @@ pub(super) fn forward(
         let blocks = if pairs.is_some() { heads / 2 } else { heads };
         let (name, parts, threads, shared) = pairs.unwrap_or(kernels.forward);
         let grid = [t.rows.len() / 2, blocks, parts];
-        let (tiles, cached) = (t.rows.on(gpu), cache.is_some());
+        let (q, tiles, cached) = (q.operand(gpu).at(0), t.rows.on(gpu), cache.is_some());
         let args =
             args![q, k, v, table, tiles, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, cached];
         gpu.launch_shared(name, grid, threads, shared, args);
@@ -193,7 +213,7 @@ pub(super) fn forward(
         // A decoding block has some of the query heads of a key/value head.
         let (name, queries, threads, shared) = kernels.decode;
         let grid = [t.single.len(), kv_heads, (heads / kv_heads).div_ceil(queries)];
-        let list = t.single.on(gpu);
+        let (q, list) = (q.on(gpu), t.single.on(gpu));
         let args = args![q, k, v, table, list, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale];
         gpu.launch_shared(name, grid, threads, shared, args);
     }
@@ -202,8 +222,8 @@ pub(super) fn forward(
 /// The gradients `dq`, `dk`, `dv` from `dy`, without a cache.
 pub(super) fn backward(
     gpu: &Gpu,
-    (q, k, v): (&Slab, &Slab, &Slab),
-    (y, dy, lse): (&Slab, &Slab, &Slab),
+    qkv: [&Data; 3],
+    (y, dy, lse): (&Data, &Data, &Data),
     shape: &AttentionShape,
     segments: &Segments,
     (dq, dk, dv): (&Slab, &Slab, &Slab),
@@ -214,8 +234,10 @@ pub(super) fn backward(
     let kernels = kernels(gpu, shape);
     let (pairs, table) = (tokens * heads, t.segments.on(gpu));
     let delta = gpu.alloc(pairs);
-    let args = args![y, dy, &delta, pairs as i64, v_dim];
+    let args = args![y.on(gpu), dy.on(gpu), &delta, pairs as i64, v_dim];
     gpu.launch("attention_delta", [pairs.div_ceil(16), 1, 1], 256, args);
+    let [q, k, v] = qkv.map(|x| x.operand(gpu).at(0));
+    let (dy, lse) = (dy.operand(gpu).at(0), lse.on(gpu));
 
     let (dk_part, dv_part) = (gpu.alloc(t.keys * kv_heads * qk_dim), gpu.alloc(t.keys * kv_heads * v_dim));
     let (name, parts, threads, shared) = kernels.back_keys;

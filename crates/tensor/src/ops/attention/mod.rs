@@ -120,7 +120,7 @@ pub fn attention(
     match tape.gpu() {
         Some(gpu) => {
             let pages = cache.map(|layer| layer.device.as_ref().expect("a cache that lies on the GPU"));
-            let qkv = (q.data.on(gpu), k.data.on(gpu), v.data.on(gpu));
+            let qkv = (&*q.data, &*k.data, &*v.data);
             cuda::forward(gpu, qkv, &shape, segments, pages, out.on_mut(gpu), lse.on_mut(gpu));
         }
         None => {
@@ -152,8 +152,8 @@ pub fn attention(
             let mut dv = Data::zeros(gpu, v.data.len());
             match gpu {
                 Some(gpu) => {
-                    let qkv = (q.data.on(gpu), k.data.on(gpu), v.data.on(gpu));
-                    let outputs = (y.data.on(gpu), dy.on(gpu), lse.on(gpu));
+                    let qkv = [&*q.data, &*k.data, &*v.data];
+                    let outputs = (&*y.data, &*dy, &lse);
                     let grads = (dq.on_mut(gpu), dk.on_mut(gpu), dv.on_mut(gpu));
                     cuda::backward(gpu, qkv, outputs, &shape, &segments, grads);
                 }
