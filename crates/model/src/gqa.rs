@@ -1,6 +1,6 @@
 //! Grouped-query attention of the Llama and Qwen families.
 
-use tensor::ops::{self, AttentionShape, KvLayer, RopeTable, Segments};
+use tensor::ops::{self, AttentionShape, GqaHeads, KvLayer, RopeTable, Segments};
 use tensor::{Ints, Tape, Tensor, Weight};
 
 use crate::config::DenseConfig;
@@ -52,16 +52,9 @@ impl Gqa {
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
         let qkv = self.qkv.forward(tape, x);
-        let (q, k, v) = match self.norms {
-            None => ops::split_qkv(tape, &qkv, (self.heads, self.kv_heads, self.dim), positions, rope),
-            Some((qn, kn)) => {
-                let (wq, wk) = (self.heads * self.dim, self.kv_heads * self.dim);
-                let parts = ops::split_cols(tape, &qkv, &[wq, wk, wk]);
-                let q = ops::grouped_rms_norm(tape, &parts[0], qn, self.eps);
-                let k = ops::grouped_rms_norm(tape, &parts[1], kn, self.eps);
-                (ops::rope(tape, &q, positions, rope), ops::rope(tape, &k, positions, rope), parts[2].clone())
-            }
-        };
+        let &Gqa { heads, kv_heads, dim, norms, eps, .. } = self;
+        let shape_of_heads = GqaHeads { heads, kv_heads, dim, norms, eps };
+        let (q, k, v) = ops::gqa_heads(tape, &qkv, shape_of_heads, positions, rope);
         let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
         self.out.forward(tape, &y)
     }

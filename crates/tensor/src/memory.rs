@@ -10,7 +10,7 @@ pub struct Data {
     len: usize,
     host: OnceLock<Buf>,
     device: OnceLock<Slab>,
-    /// The values on the GPU rounded to bf16, for the fast mode's products.
+    /// The values on the GPU rounded to bf16, for the fast mode's products; or all that there is of them.
     rounded: OnceLock<Slab>,
     /// The GPU that the values belong to, if any.
     gpu: Option<Gpu>,
@@ -28,6 +28,17 @@ impl Data {
                 gpu: Some(gpu.clone()),
             },
             None => Buf::new(len).into(),
+        }
+    }
+    /// `len` values with unspecified contents on a GPU, in bf16 alone. What is written there by [`Data::operand`] stays
+    /// bf16: it reads as f32 all the same.
+    pub(crate) fn halves(gpu: &Gpu, len: usize) -> Data {
+        Data {
+            len,
+            host: OnceLock::new(),
+            device: OnceLock::new(),
+            rounded: OnceLock::from(gpu.alloc(len.div_ceil(2))),
+            gpu: Some(gpu.clone()),
         }
     }
     /// `len` zeros.
@@ -64,9 +75,9 @@ impl Data {
     /// The values in the host's memory.
     pub fn host(&self) -> &[f32] {
         self.host.get_or_init(|| {
-            let slab = self.device.get().expect("values lie in one of both places");
+            let gpu = self.gpu.as_ref().expect("values lie in one of both places");
             let mut buf = Buf::new(self.len);
-            slab.gpu().download(slab, &mut buf);
+            gpu.download(self.on(gpu), &mut buf);
             buf
         })
     }
@@ -79,7 +90,11 @@ impl Data {
     }
     /// The values on the GPU.
     pub(crate) fn on(&self, gpu: &Gpu) -> &Slab {
-        self.device.get_or_init(|| gpu.upload(self.host.get().expect("values lie in one of both places")))
+        self.device.get_or_init(|| match (self.host.get(), self.rounded.get()) {
+            (Some(values), _) => gpu.upload(values),
+            (None, Some(rounded)) => rounded.unrounded(self.len),
+            (None, None) => unreachable!("values lie in one of both places"),
+        })
     }
     /// The values on the GPU, to change them there.
     pub(crate) fn on_mut(&mut self, gpu: &Gpu) -> &Slab {
@@ -105,10 +120,10 @@ impl Data {
     }
     /// A copy in the same place.
     pub fn copy(&self) -> Data {
-        match (&self.gpu, self.device.get()) {
-            (Some(gpu), Some(from)) => {
+        match &self.gpu {
+            Some(gpu) if self.host.get().is_none() => {
                 let copy = Data::new(Some(gpu), self.len);
-                gpu.copy(from.at(0), copy.on(gpu).at(0), self.len);
+                gpu.copy(self.on(gpu).at(0), copy.on(gpu).at(0), self.len);
                 copy
             }
             _ => Data { gpu: self.gpu.clone(), ..Buf::copy_of(self.host()).into() },

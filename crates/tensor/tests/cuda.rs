@@ -6,7 +6,8 @@ mod common;
 use common::{Matrix, emulator, model, params_of, same_bits};
 use std::sync::Arc;
 use tensor::ops::{
-    self, AdamW, AttentionShape, Draw, Drawn, Expert, KvLayer, Muon, PAGE, RouterShape, Segment,
+    self, AdamW, AttentionShape, Draw, Drawn, Expert, GqaHeads, KvLayer, Muon, PAGE, Pairs, RopeTable,
+    RouterShape, Segment,
 };
 use tensor::{Buf, Data, Gpu, Math, Params, Rng, Tape, Tensor, Weight};
 
@@ -283,6 +284,15 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
     (error / size.max(1e-30)).sqrt()
 }
 
+/// An op's results and gradients in fast mode, beside the processor's.
+fn near(what: &str, fast: &Gpu, inputs: &[Matrix], weights: &[Matrix], op: &Op) {
+    let (want, got) = (through(None, inputs, weights, op), through(Some(fast), inputs, weights, op));
+    for (i, (got, want)) in got.iter().zip(&want).enumerate().filter(|(_, (g, _))| !g.is_empty()) {
+        let off = relative(got, want);
+        assert!(off < 1e-2, "{what}: {i} is off by {off}");
+    }
+}
+
 /// bf16 has eight bits: a product of rounded factors is off by a few thousandths, a whole model by a few hundredths.
 #[test]
 fn fast_math_is_near() {
@@ -300,12 +310,34 @@ fn fast_math_is_near() {
     let attention: &Op = &|tape, x, _| {
         vec![ops::attention(tape, (&x[0], &x[1], &x[2]), shape, &segments.to_vec().into(), None)]
     };
-    for (what, x, w, op) in [("linear", &x[..], &w[..], linear), ("attention", &qkv[..], &[], attention)] {
-        let (want, got) = (through(None, x, w, op), through(Some(&fast), x, w, op));
-        for (i, (got, want)) in got.iter().zip(&want).enumerate().filter(|(_, (g, _))| !g.is_empty()) {
-            let off = relative(got, want);
-            assert!(off < 1e-2, "{what}: {i} is off by {off}");
-        }
+    let rows = [Matrix::random(&mut rng, n, 2 * h, 1.0), Matrix::random(&mut rng, n, 2 * h, 1.0)];
+    let norm = [Matrix::random(&mut rng, 1, 2 * h, 1.0)];
+    let between: &Op = &|tape, x, w| {
+        let (s, y) = ops::add_rms_norm(tape, &x[0], &x[1], w[0], 1e-6);
+        vec![ops::swiglu(tape, &ops::rms_norm(tape, &s, w[0], 1e-6)), y]
+    };
+    near("linear", &fast, &x, &w, linear);
+    near("attention", &fast, &qkv, &[], attention);
+    near("norms and activation", &fast, &rows, &norm, between);
+    let positions: Vec<u32> = (0..n as u32).map(|i| i * 7 % 90).collect();
+    for (dim, pairs, normed) in [
+        (8, Pairs::Halves, true),
+        (64, Pairs::Interleaved, true),
+        (136, Pairs::Halves, false),
+        (6, Pairs::Halves, true),
+    ] {
+        let inv_freq: Vec<f32> = (0..dim / 2).map(|i| 0.9f32.powi(i)).collect();
+        // Tapes of all lifetimes may use it.
+        let table: &'static RopeTable = Box::leak(Box::new(RopeTable::new(&inv_freq, 1.0, 90, pairs)));
+        let dim = dim as usize;
+        let x = [Matrix::random(&mut rng, n, (3 + 2 * 2) * dim, 1.0)];
+        let w = [Matrix::random(&mut rng, 1, dim, 1.0), Matrix::random(&mut rng, 1, dim, 1.0)];
+        near(&format!("heads of {dim}"), &fast, &x, &w, &|tape, x, w| {
+            let norms = normed.then_some((w[0], w[1]));
+            let shape = GqaHeads { heads: 3, kv_heads: 2, dim, norms, eps: 1e-6 };
+            let (q, k, v) = ops::gqa_heads(tape, &x[0], shape, &positions.clone().into(), table);
+            vec![q, k, v]
+        });
     }
     for ((name, got), (_, want)) in model::step(false, Some(&fast)).iter().zip(model::step(false, None)) {
         let off = relative(got, &want);

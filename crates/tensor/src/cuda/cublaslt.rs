@@ -245,7 +245,8 @@ impl Library {
         fit.into_iter().map(|r| r.algorithm).collect()
     }
 
-    /// What is needed to compute a product by an algorithm, if that can do it without workspace.
+    /// What is needed to compute a product by an algorithm, if that can do it. The check may name four bytes of workspace
+    /// for results of 64 MiB and more: asked without any, the library suggests these algorithms and they do without.
     pub(super) fn plan(&self, p: &Product, algorithm: Algorithm) -> Option<Plan> {
         let f = self.functions;
         let description = Description::new(f, p, algorithm.compute)?;
@@ -257,11 +258,7 @@ impl Library {
             (f.check)(self.handle, operation, first, second, result, result, &algorithm.words, &mut found)
         };
         let beta = if p.accumulate { 1.0 } else { 0.0 };
-        (status == 0 && found.state == 0 && found.workspace == 0).then_some(Plan {
-            description,
-            algorithm: algorithm.words,
-            beta,
-        })
+        (status == 0 && found.state == 0).then_some(Plan { description, algorithm: algorithm.words, beta })
     }
 
     /// Starts a product; nothing is started where this fails. Matrices are as large as the plan's product says.

@@ -159,9 +159,16 @@ impl Slab {
     }
     /// A copy of `len` values, rounded to bf16.
     pub(crate) fn rounded(&self, len: usize) -> Slab {
-        let to = self.gpu.alloc(len.div_ceil(2));
+        self.converted("fast_gemm_round", len, len.div_ceil(2))
+    }
+    /// The `len` values of bf16 that this slab holds, as f32.
+    pub(crate) fn unrounded(&self, len: usize) -> Slab {
+        self.converted("fast_elementwise_unround", len, len)
+    }
+    fn converted(&self, kernel: &'static str, len: usize, words: usize) -> Slab {
+        let to = self.gpu.alloc(words);
         let grid = [len.div_ceil(2048).clamp(1, 1 << 16), 1, 1];
-        self.gpu.launch("fast_gemm_round", grid, 256, args![self, &to, len as i64]);
+        self.gpu.launch(kernel, grid, 256, args![self, &to, len as i64]);
         to
     }
 }

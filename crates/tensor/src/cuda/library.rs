@@ -32,8 +32,6 @@ pub(super) struct Product {
 pub(super) const ALIGNMENT: usize = 16;
 /// Steps `m n k` from which on a product is worth a search.
 const WORTHWHILE: usize = 1 << 22;
-/// Rows of a result for which the library is asked at least.
-const FEWEST_ROWS: usize = 256;
 /// Kinds of products that are searched for; should there be more, our kernels do the rest.
 const MOST_KINDS: usize = 512;
 /// Plans that are kept.
@@ -170,7 +168,7 @@ fn search(gpu: &Gpu, library: &Library, p: &Product) -> Option<Algorithm> {
     let trial = Trial::new(gpu, library, &p.kind())?;
     let most = trial.largest.tokens();
     let p = &p.with_tokens(p.tokens().min(most));
-    let candidates = candidates(library, p);
+    let candidates = library.candidates(p);
     trial.compute_own(p);
     let own = trial.time_own(p)?;
     let tested: Vec<Tested> = candidates.into_iter().filter_map(|a| trial.test(p, a)).collect();
@@ -188,19 +186,6 @@ fn search(gpu: &Gpu, library: &Library, p: &Product) -> Option<Algorithm> {
         report(library, p, own, &tested, chosen, began);
     }
     chosen.map(|t| t.algorithm)
-}
-
-/// What the library suggests. For results of 64 MiB and more it has no suggestion that does without workspace, though what
-/// it suggests for fewer rows does these too.
-fn candidates(library: &Library, p: &Product) -> Vec<Algorithm> {
-    let mut asked = *p;
-    loop {
-        let found = library.candidates(&asked);
-        if !found.is_empty() || asked.sizes[0] <= FEWEST_ROWS {
-            return found;
-        }
-        asked.sizes[0] /= 2;
-    }
 }
 
 fn report(

@@ -43,6 +43,11 @@ pub use gpu::{DeviceInfo, Gpu, Math};
 /// Threads of a block that walks one row.
 pub(crate) const ROW_THREADS: usize = 128;
 
+/// The GPU, where it calculates fast.
+pub(crate) fn fast(gpu: Option<&Gpu>) -> Option<&Gpu> {
+    gpu.filter(|gpu| gpu.math() == Math::Fast)
+}
+
 /// The grid of a kernel that has a block for every row, or several where a row has more than four values a thread.
 pub(crate) fn row_grid(rows: usize, values: usize) -> [usize; 3] {
     [rows, values.div_ceil(4 * ROW_THREADS), 1]

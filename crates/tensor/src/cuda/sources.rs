@@ -14,6 +14,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("embedding", include_str!("../ops/embedding.cu")),
     ("experts", include_str!("../ops/experts.cu")),
     ("fast_attention", include_str!("../ops/fast_attention.cu")),
+    ("fast_elementwise", include_str!("../ops/fast_elementwise.cu")),
     ("fast_gemm", include_str!("fast_gemm.cu")),
     ("fast_head", include_str!("../ops/fast_head.cu")),
     ("gemm", include_str!("gemm.cu")),

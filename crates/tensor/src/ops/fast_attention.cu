@@ -374,7 +374,7 @@ template <bool WHOLE, int W> DEVICE void load_values(Pair (&r)[(W + 1) / 2], con
 // softmax and the sums over values go through the pages in order, each warp with a part of the values' components. As no
 // two warps want the same keys or values, these come straight from the cache into fragments.
 template <bool WHOLE, int DK, int DV>
-DEVICE void decode_as(const float* q, const Bf16* k, const Bf16* v, const int* segments, const int* list,
+DEVICE void decode_as(const Bf16* q, const Bf16* k, const Bf16* v, const int* segments, const int* list,
                       const int* pages, float* out, float* lse, const Shape& shape) {
     const int STEP = DECODE_WARPS * PAGE, W = DV / DECODE_WARPS / 8;
     DYNAMIC_SHARED(unsigned char, memory);
@@ -389,11 +389,11 @@ DEVICE void decode_as(const float* q, const Bf16* k, const Bf16* v, const int* s
     const int heads = min(DECODE_HEADS, group - (int)blockIdx.z * DECODE_HEADS);
     const int all_keys = s.past + 1, warp = threadIdx.x / WARP, g = lane() / 4, c = lane() % 4;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
-    const float* my_q = q + ((size_t)s.start * shape.heads + h0) * shape.dk;
+    const Bf16* my_q = q + ((size_t)s.start * shape.heads + h0) * shape.dk;
     for (int i = threadIdx.x; i < DECODE_HEADS * DK / 2; i += DECODE_WARPS * WARP) {
         const int row = i / (DK / 2), d = i % (DK / 2) * 2;
-        auto at = [&](int d) { return row < heads && d < shape.dk ? my_q[(size_t)row * shape.dk + d] : 0.0f; };
-        store_pair(query.place(row, d / 8) + d % 8 * 2, round_pair(at(d), at(d + 1)));
+        const int count = row < heads ? shape.dk - d : 0;
+        store_pair(query.place(row, d / 8) + d % 8 * 2, load_two<WHOLE>(my_q + (size_t)row * shape.dk + d, count));
     }
     __syncthreads();
 
@@ -510,7 +510,7 @@ DEVICE void decode_as(const float* q, const Bf16* k, const Bf16* v, const int* s
     }
 }
 template <int DK, int DV>
-DEVICE void decode(const float* q, const Bf16* k, const Bf16* v, const int* segments, const int* list,
+DEVICE void decode(const Bf16* q, const Bf16* k, const Bf16* v, const int* segments, const int* list,
                    const int* pages, float* out, float* lse, const Shape& shape) {
     const int W = DV / DECODE_WARPS / 8;
     if (shape.dk % 2 == 0 && shape.dv % max(W, 2) == 0)
@@ -751,21 +751,24 @@ KERNEL_BOUNDED(fast_attention_forward_pairs_192, 128, 2)(FAST_ATTENTION_FORWARD)
     fast_attention_kernels::forward<192, 128, 2, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 
-// Keys or values into a cache: row slots[i] of out [., width] = row i of x [n, width], rounded.
+// Keys or values into a cache: row slots[i] of out [., width] = row i of x [n, width].
 // Grid (n, ceil(width / (4 * threads))), threads 32 to 256.
-KERNEL(fast_attention_store)(const float* x, const int* slots, Bf16* out, int width) {
-    const float* from = x + (size_t)blockIdx.x * width;
+KERNEL(fast_attention_store)(const Bf16* x, const int* slots, Bf16* out, int width) {
+    const Bf16* from = x + (size_t)blockIdx.x * width;
     Bf16* to = out + (size_t)slots[blockIdx.x] * width;
-    const bool both = aligned(from) && aligned(to);
-    for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8; i < width; i += gridDim.y * blockDim.x * 8)
-        tensor_cores::round_eight(from + i, to + i, width - i, both);
+    const int first = blockIdx.y * blockDim.x + threadIdx.x, stride = gridDim.y * blockDim.x;
+    if (width % 2 == 0) {
+        for (int i = first; i < width / 2; i += stride) ((unsigned*)to)[i] = ((const unsigned*)from)[i];
+    } else {
+        for (int i = first; i < width; i += stride) to[i] = from[i];
+    }
 }
 
 // Decoding from a cache: as the forward kernels for the segments in `list` [n], of one row each, any number of keys.
 // Grid (n, kv_heads, ceil(heads / kv_heads / 16)); 256 threads.
 // Dynamic shared memory in bytes: _64 19456, _128 21504, _192 23552, _256 25600.
 #define FAST_ATTENTION_DECODE                                                                                          \
-    const float *q, const Bf16 *k, const Bf16 *v, const int *segments, const int *list, const int *pages, float *out,  \
+    const Bf16 *q, const Bf16 *k, const Bf16 *v, const int *segments, const int *list, const int *pages, float *out,   \
         float *lse, FAST_ATTENTION_SIZES
 #define FAST_ATTENTION_DECODE_ARGUMENTS q, k, v, segments, list, pages, out, lse, FAST_ATTENTION_SHAPE
 KERNEL_BOUNDED(fast_attention_decode_64, 256, 2)(FAST_ATTENTION_DECODE) {

@@ -6,7 +6,7 @@
 use crate::buffer::Buf;
 use crate::cpu::math::sin_cos;
 use crate::cpu::simd::kernel;
-use crate::cuda::{Gpu, ROW_THREADS, args, row_grid};
+use crate::cuda::{Gpu, ROW_THREADS, Slab, args, row_grid};
 use crate::memory::{Data, Ints};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel};
@@ -59,13 +59,17 @@ impl RopeTable {
         assert!(at + self.half <= self.cos.len(), "rope: position {position} beyond {}", self.positions());
         (&self.cos.host()[at..at + self.half], &self.sin.host()[at..at + self.half])
     }
+    /// Cosines and sines on a GPU.
+    pub(super) fn on(&self, gpu: &Gpu) -> (&Slab, &Slab) {
+        (self.cos.on(gpu), self.sin.on(gpu))
+    }
     /// Panics where a position lies beyond the table: kernels do not look.
-    fn check(&self, positions: &Ints) {
+    pub(super) fn check(&self, positions: &Ints) {
         if let Some(&last) = positions.host().iter().max() {
             self.at(last);
         }
     }
-    fn interleaved(&self) -> bool {
+    pub(super) fn interleaved(&self) -> bool {
         self.pairs == Pairs::Interleaved
     }
 }
@@ -503,7 +507,7 @@ fn mla_backward(
 
 /// The gradients of several outputs (given with their features), zero for those that nothing reached; `None` if
 /// nothing reached any.
-fn take_all<const N: usize>(
+pub(super) fn take_all<const N: usize>(
     gpu: Option<&Gpu>,
     grads: [(Option<Grad>, usize); N],
     n: usize,

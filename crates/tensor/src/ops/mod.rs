@@ -6,6 +6,7 @@ mod attention;
 mod cross_entropy;
 mod embedding;
 mod experts;
+mod gqa_heads;
 mod heads;
 mod linear;
 mod lora;
@@ -24,6 +25,7 @@ pub use cross_entropy::{
 };
 pub use embedding::embedding;
 pub use experts::{Expert, experts};
+pub use gqa_heads::{GqaHeads, gqa_heads};
 pub use heads::{MlaDims, Pairs, RopeTable, concat_cols, mla_heads, rope, split_cols, split_qkv};
 pub use linear::{exact_linear, linear};
 pub use lora::{Adapter, adapted_linear, outer};

@@ -2,7 +2,7 @@
 
 use crate::cpu::math;
 use crate::cpu::simd::{LANES, Simd, kernel};
-use crate::cuda::{Ptr, args};
+use crate::cuda::{Gpu, Ptr, Slab, args, fast};
 use crate::memory::Data;
 use crate::params::{Params, Weight};
 use crate::tape::{Grad, Tape, Tensor};
@@ -29,11 +29,35 @@ pub fn grouped_rms_norm(tape: &Tape, x: &Tensor, w: Weight, eps: f32) -> Tensor 
     let h = w.len();
     assert!(x.cols().is_multiple_of(h), "rms_norm: {} features in groups of {h}", x.cols());
     let n = x.rows() * x.cols() / h;
-    let (mut y, mut rstd) = (Data::new(tape.gpu(), n * h), Data::new(tape.gpu(), n));
+    let (y, rstd) = forward(tape, &x.data, n, w, eps);
+    let y = tape.output(y, x.rows(), x.cols());
+    if let Some(dy) = y.grad.clone() {
+        let x = x.clone();
+        tape.record(move |params| {
+            let Some(dy) = dy.take() else { return };
+            let dx = backward(params, &x.data, &dy, &rstd, w, None);
+            if let Some(g) = &x.grad {
+                g.give(dx);
+            }
+        });
+    }
+    y
+}
+
+/// The norms of `n` rows, and the factor of each.
+fn forward(tape: &Tape, x: &Data, n: usize, w: Weight, eps: f32) -> (Data, Data) {
+    let h = w.len();
+    let mut rstd = Data::new(tape.gpu(), n);
+    if let Some(gpu) = fast(tape.gpu()).filter(|_| suits_fast(w)) {
+        let y = Data::halves(gpu, n * h);
+        fast_forward(gpu, tape.params().on(gpu, w), eps, (x, None), (&y, rstd.on_mut(gpu)), [n, h]);
+        return (y, rstd);
+    }
+    let mut y = Data::new(tape.gpu(), n * h);
     match tape.gpu() {
         Some(gpu) => {
             let (w, rstd) = (tape.params().on(gpu, w), rstd.on_mut(gpu));
-            let (x, y) = (x.data.on(gpu), y.on_mut(gpu));
+            let (x, y) = (x.on(gpu), y.on_mut(gpu));
             if h <= NARROW {
                 let args = args![x, w, eps, y, rstd, n, h];
                 gpu.launch("rms_norm_forward_groups", [n.div_ceil(16), 1, 1], 256, args);
@@ -53,18 +77,26 @@ pub fn grouped_rms_norm(tape: &Tape, x: &Tensor, w: Weight, eps: f32) -> Tensor 
             });
         }
     }
-    let y = tape.output(y, x.rows(), x.cols());
-    if let Some(dy) = y.grad.clone() {
-        let x = x.clone();
-        tape.record(move |params| {
-            let Some(dy) = dy.take() else { return };
-            let dx = backward(params, &x.data, &dy, &rstd, w, None);
-            if let Some(g) = &x.grad {
-                g.give(dx);
-            }
-        });
-    }
-    y
+    (y, rstd)
+}
+
+/// Whether a row and its weight can be read in pairs.
+fn suits_fast(w: Weight) -> bool {
+    w.len().is_multiple_of(2) && w.offset.is_multiple_of(2)
+}
+
+/// `y` and `rstd` in fast mode, from `a` or, with `(b, s)`, from `s = a + b`, which is written.
+fn fast_forward(
+    gpu: &Gpu,
+    w: Ptr,
+    eps: f32,
+    (a, more): (&Data, Option<(&Data, &Slab)>),
+    (y, rstd): (&Data, &Slab),
+    [n, h]: [usize; 2],
+) {
+    let (b, s) = more.map_or((Ptr::NULL, Ptr::NULL), |(b, s)| (b.on(gpu).at(0), s.at(0)));
+    let args = args![a.on(gpu), b, w, eps, s, y.operand(gpu).at(0), rstd, h];
+    gpu.launch_shared("fast_elementwise_norm", [n, 1, 1], threads_of(h), 4 * h, args);
 }
 
 /// `s = a + b`, `y = rms_norm(s)`; returns `(s, y)`. `a`, `b` are `[tokens, hidden]`.
@@ -73,8 +105,15 @@ pub fn add_rms_norm(tape: &Tape, a: &Tensor, b: &Tensor, w: Weight, eps: f32) ->
     assert!(a.cols() == h && b.cols() == h && a.rows() == b.rows(), "add_rms_norm: shapes differ");
     let n = a.rows();
     let gpu = tape.gpu();
-    let (mut s, mut y, mut rstd) = (Data::new(gpu, n * h), Data::new(gpu, n * h), Data::new(gpu, n));
+    let (mut s, mut rstd) = (Data::new(gpu, n * h), Data::new(gpu, n));
+    let halves = fast(gpu).filter(|_| suits_fast(w)).map(|gpu| Data::halves(gpu, n * h));
+    let is_fast = halves.is_some();
+    let mut y = halves.unwrap_or_else(|| Data::new(gpu, n * h));
     match gpu {
+        Some(gpu) if is_fast => {
+            let (w, sum) = (tape.params().on(gpu, w), s.on_mut(gpu));
+            fast_forward(gpu, w, eps, (&a.data, Some((&b.data, sum))), (&y, rstd.on_mut(gpu)), [n, h]);
+        }
         Some(gpu) => {
             let (a, b, w) = (a.data.on(gpu), b.data.on(gpu), tape.params().on(gpu, w));
             let args = args![a, b, w, eps, s.on_mut(gpu), y.on_mut(gpu), rstd.on_mut(gpu), h];

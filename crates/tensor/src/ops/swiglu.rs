@@ -5,7 +5,7 @@
 
 use crate::cpu::math::sigmoid;
 use crate::cpu::simd::{LANES, Simd, kernel};
-use crate::cuda::{Gpu, ROW_THREADS, args, row_grid};
+use crate::cuda::{Gpu, ROW_THREADS, args, fast, row_grid};
 use crate::memory::Data;
 use crate::tape::{Tape, Tensor};
 use crate::threads::parallel_chunks;
@@ -30,9 +30,28 @@ pub fn geglu(tape: &Tape, gate_up: &Tensor) -> Tensor {
 
 fn gated(tape: &Tape, gate_up: &Tensor, gelu: bool) -> Tensor {
     assert!(gate_up.cols().is_multiple_of(2), "swiglu: {} features are not two halves", gate_up.cols());
+    let y = tape.output(forward(tape.gpu(), gate_up, gelu), gate_up.rows(), gate_up.cols() / 2);
+    if let Some(dy) = y.grad.clone() {
+        let gate_up = gate_up.clone();
+        tape.record(move |params| {
+            if let (Some(dy), Some(g)) = (dy.take(), &gate_up.grad) {
+                g.give(backward(params.gpu(), &gate_up, &dy, gelu));
+            }
+        });
+    }
+    y
+}
+
+fn forward(gpu: Option<&Gpu>, gate_up: &Tensor, gelu: bool) -> Data {
     let (n, inner) = (gate_up.rows(), gate_up.cols() / 2);
-    let mut y = Data::new(tape.gpu(), n * inner);
-    match tape.gpu() {
+    if let Some(gpu) = fast(gpu).filter(|_| inner.is_multiple_of(2)) {
+        let y = Data::halves(gpu, n * inner);
+        let args = args![gate_up.data.on(gpu), y.operand(gpu).at(0), inner];
+        gpu.launch("fast_elementwise_swiglu", row_grid(n, inner), ROW_THREADS, args);
+        return y;
+    }
+    let mut y = Data::new(gpu, n * inner);
+    match gpu {
         Some(gpu) => {
             let args = args![gate_up.data.on(gpu), y.on_mut(gpu), inner];
             gpu.launch("swiglu_forward", row_grid(n, inner), ROW_THREADS, args);
@@ -45,20 +64,17 @@ fn gated(tape: &Tape, gate_up: &Tensor, gelu: bool) -> Tensor {
             });
         }
     }
-    let y = tape.output(y, n, inner);
-    if let Some(dy) = y.grad.clone() {
-        let gate_up = gate_up.clone();
-        tape.record(move |params| {
-            if let (Some(dy), Some(g)) = (dy.take(), &gate_up.grad) {
-                g.give(backward(params.gpu(), &gate_up, &dy, gelu));
-            }
-        });
-    }
     y
 }
 
 fn backward(gpu: Option<&Gpu>, gate_up: &Tensor, dy: &Data, gelu: bool) -> Data {
     let (n, inner) = (gate_up.rows(), gate_up.cols() / 2);
+    if let Some(gpu) = fast(gpu).filter(|_| inner.is_multiple_of(2)) {
+        let d = Data::halves(gpu, n * 2 * inner);
+        let args = args![gate_up.data.on(gpu), dy.on(gpu), d.operand(gpu).at(0), inner];
+        gpu.launch("fast_elementwise_swiglu_backward", row_grid(n, inner), ROW_THREADS, args);
+        return d;
+    }
     let mut d = Data::new(gpu, n * 2 * inner);
     match gpu {
         Some(gpu) => {

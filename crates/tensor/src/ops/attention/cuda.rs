@@ -42,7 +42,7 @@ impl Pages {
             Math::Fast => "fast_attention_store",
         };
         for (from, to, width) in [(k, &self.k, self.widths.0), (v, &self.v, self.widths.1)] {
-            let args = args![from.on(gpu), slots.on(gpu), to, width];
+            let args = args![from.operand(gpu).at(0), slots.on(gpu), to, width];
             gpu.launch(kernel, row_grid(slots.len(), width), ROW_THREADS, args);
         }
     }
@@ -184,6 +184,7 @@ pub(super) fn forward(
     let t = segments.tables(cache.is_some());
     let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, .. } = *shape;
     let kernels = kernels(gpu, shape);
+    let q = q.operand(gpu).at(0);
     let (k, v) = match cache {
         Some(pages) => {
             assert!(
@@ -204,7 +205,7 @@ pub(super) fn forward(
         let blocks = if pairs.is_some() { heads / 2 } else { heads };
         let (name, parts, threads, shared) = pairs.unwrap_or(kernels.forward);
         let grid = [t.rows.len() / 2, blocks, parts];
-        let (q, tiles, cached) = (q.operand(gpu).at(0), t.rows.on(gpu), cache.is_some());
+        let (tiles, cached) = (t.rows.on(gpu), cache.is_some());
         let args =
             args![q, k, v, table, tiles, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, cached];
         gpu.launch_shared(name, grid, threads, shared, args);
@@ -213,7 +214,7 @@ pub(super) fn forward(
         // A decoding block has some of the query heads of a key/value head.
         let (name, queries, threads, shared) = kernels.decode;
         let grid = [t.single.len(), kv_heads, (heads / kv_heads).div_ceil(queries)];
-        let (q, list) = (q.on(gpu), t.single.on(gpu));
+        let list = t.single.on(gpu);
         let args = args![q, k, v, table, list, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale];
         gpu.launch_shared(name, grid, threads, shared, args);
     }
@@ -239,7 +240,10 @@ pub(super) fn backward(
     let [q, k, v] = qkv.map(|x| x.operand(gpu).at(0));
     let (dy, lse) = (dy.operand(gpu).at(0), lse.on(gpu));
 
-    let (dk_part, dv_part) = (gpu.alloc(t.keys * kv_heads * qk_dim), gpu.alloc(t.keys * kv_heads * v_dim));
+    // Where no segment's keys are another's too, what the kernel gives for each segment are the gradients.
+    let apart = gpu.math() == Math::Fast && t.keys == tokens;
+    let parts = (!apart).then(|| [qk_dim, v_dim].map(|dim| gpu.alloc(t.keys * kv_heads * dim)));
+    let [dk_part, dv_part] = parts.as_ref().map_or([dk, dv], |p| p.each_ref());
     let (name, parts, threads, shared) = kernels.back_keys;
     let args = args![
         q,
@@ -250,8 +254,8 @@ pub(super) fn backward(
         &delta,
         table,
         t.back_keys.on(gpu),
-        &dk_part,
-        &dv_part,
+        dk_part,
+        dv_part,
         heads,
         kv_heads,
         qk_dim,
@@ -270,7 +274,10 @@ pub(super) fn backward(
         args![q, k, v, dy, lse, &delta, table, tiles.on(gpu), dq, heads, kv_heads, qk_dim, v_dim, scale];
     gpu.launch_shared(name, [tiles.len() / 2, heads, parts], threads, shared, args);
 
-    for (part, grad, width) in [(&dk_part, dk, kv_heads * qk_dim), (&dv_part, dv, kv_heads * v_dim)] {
+    if apart {
+        return;
+    }
+    for (part, grad, width) in [(dk_part, dk, kv_heads * qk_dim), (dv_part, dv, kv_heads * v_dim)] {
         let args = args![part, table, t.row_segment.on(gpu), grad, segments.len(), width];
         gpu.launch("attention_reduce", [tokens, 1, 1], 128, args);
     }
