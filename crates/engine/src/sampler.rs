@@ -237,25 +237,32 @@ fn most_likely(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
 /// The drawn token's log-probabilities are the model's own and the tempered model's, nothing filtered or penalised, bit for
 /// bit the trainer's.
 pub(crate) fn choose(params: &Params, logits: &Tensor, wishes: &[Wish]) -> Vec<Chosen> {
-    let mut special = vec![(None, Vec::new()); wishes.len()];
+    let mut special = vec![Special::default(); wishes.len()];
     if wishes.iter().any(Wish::is_special) {
         let (all, vocab) = (logits.host(), logits.cols());
         threads::parallel_chunks(&mut special, 1, |at, out| {
             let (wish, row) = (&wishes[at], &all[at * vocab..][..vocab]);
             if wish.is_special() {
                 let top = if wish.top == 0 { Vec::new() } else { most_likely(row, wish.top) };
-                out[0] = (Some(wish.choose(row)), top);
+                out[0] = Special { token: Some(wish.choose(row)), top };
             }
         });
     }
-    let draw = |(w, (given, _)): (&Wish, &(Option<u32>, Vec<(u32, f32)>))| Draw {
+    let draw = |(w, s): (&Wish, &Special)| Draw {
         temperature: w.sampling.temperature,
         uniform: { w.rng }.uniform(),
-        given: *given,
+        given: s.token,
     };
     let draws: Vec<Draw> = wishes.iter().zip(&special).map(draw).collect();
     let drawn = ops::sample(params, logits, &draws);
-    drawn.into_iter().zip(special).map(|(drawn, (_, top))| Chosen { drawn, top }).collect()
+    drawn.into_iter().zip(special).map(|(drawn, s)| Chosen { drawn, top: s.top }).collect()
+}
+
+/// What is chosen and told of a row in the host's memory.
+#[derive(Clone, Default)]
+struct Special {
+    token: Option<u32>,
+    top: Vec<(u32, f32)>,
 }
 
 #[cfg(test)]
