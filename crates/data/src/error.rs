@@ -60,6 +60,15 @@ pub enum DataError {
         problem: String,
     },
 
+    /// A file that is no table, or not one that can be held.
+    #[error("{} is no table that can be read: {problem}", path.display())]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// A Parquet file without a needed column.
     #[error("{} has no column `{column}`: its columns are {found}", path.display())]
     MissingColumn {

@@ -23,6 +23,7 @@ mod parquet_rows;
 pub mod records;
 pub mod shards;
 pub mod split;
+pub mod table;
 pub mod tokenizer;
 
 pub use chat::{
@@ -36,6 +37,7 @@ pub use pack::{Document, Packed, chunk_document, pack, plan_batches};
 pub use records::{Place, Records, write_jsonl};
 pub use shards::{ShardWriter, Shards};
 pub use split::{hash_bytes, is_held_out, permutation};
+pub use table::{Table, read_table};
 pub use tokenizer::{DecodeStream, Tokenizer, TrainOptions, Trust};
 
 /// The result of anything in this crate that can fail.

@@ -27,6 +27,10 @@ pub struct Place {
 }
 
 impl Place {
+    /// The number of its line or row.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
     /// An error about this record.
     pub fn error(&self, problem: impl Into<String>) -> DataError {
         DataError::Record { place: self.clone(), problem: problem.into() }

@@ -3,6 +3,7 @@
 use crate::problems::countdown;
 use crate::rng::{Rng, hash_text};
 use crate::steps::{Op, worked};
+use crate::verify::AnswerPlace;
 use crate::{Mix, Problem, Split, Style, task};
 
 /// Share of [`document`]s that are drills.
@@ -42,9 +43,12 @@ pub fn pretrain_document(problem: &Problem, style: Style, rng: &mut Rng) -> Stri
 /// The completion that a careful or hurried solver writes: `<think>…</think><answer>…</answer>`, as a target for
 /// supervised fine-tuning. Where no worked solution is known the thought is empty, for reinforcement to fill.
 pub fn completion(problem: &Problem, style: Style, seed: u64) -> String {
-    // The blank lets the first word be the token that it is anywhere else.
-    let thought = reasoning(problem, style, seed).map_or(String::new(), |solution| format!(" {solution}"));
-    format!("<think>{thought}</think><answer>{}</answer>", problem.answer)
+    completion_in(&AnswerPlace::Tags, problem, style, seed).expect("tags can be written")
+}
+
+/// The same with the answer where it is expected; `None` where only a pattern tells that place.
+pub fn completion_in(place: &AnswerPlace, problem: &Problem, style: Style, seed: u64) -> Option<String> {
+    place.write(&reasoning(problem, style, seed).unwrap_or_default(), &problem.answer)
 }
 
 /// The problem's own solution, which a hurried solver skips, or that of its built-in task. An empty one says that none is

@@ -23,6 +23,9 @@ pub enum Error {
         /// The key, what was found and what is allowed.
         what: String,
     },
+    /// A pattern that should say where the answer stands.
+    #[error("the pattern of the answer's place is broken: {0}")]
+    AnswerPattern(String),
     /// A mix without a usable entry.
     #[error("mix of tasks: {0}")]
     Mix(String),

@@ -56,6 +56,7 @@ fn problem(record: Record) -> std::result::Result<Problem, String> {
     }
     let problem = Problem {
         task: record.task.unwrap_or_else(|| "user".to_owned()),
+        system: None,
         prompt: record.prompt,
         answer,
         meta: record.meta,

@@ -13,6 +13,9 @@ pub struct Problem {
     pub task: String,
     /// What the model is asked, without any chat template.
     pub prompt: String,
+    /// What it is told before, as the system's turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
     /// A right answer (the verifier decides which others are right too).
     #[serde(default)]
     pub answer: String,

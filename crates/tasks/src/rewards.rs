@@ -1,7 +1,7 @@
 //! Rewards: a weighted sum of named verdicts.
 
 use crate::Problem;
-use crate::verify::{Verifier, format_score};
+use crate::verify::Verifier;
 use serde::{Deserialize, Serialize};
 
 /// Weights of the parts of the reward.
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct RewardConfig {
     /// For the verifier's score.
     pub accuracy: f64,
-    /// For keeping to `<think>…</think><answer>…</answer>`, as [`format_score`] has it.
+    /// For keeping to the form of an answer, as [`Verifier::form`] has it.
     pub format: f64,
 }
 
@@ -22,9 +22,8 @@ impl Default for RewardConfig {
 }
 
 impl RewardConfig {
-    /// Adds up the reward of one completion whose accuracy is already known.
-    pub fn combine(&self, accuracy: f32, reason: String, completion: &str) -> Reward {
-        let format = format_score(completion);
+    /// Adds up the reward of one completion from its accuracy and its form.
+    pub fn combine(&self, accuracy: f32, reason: String, format: f32) -> Reward {
         Reward {
             total: self.accuracy as f32 * accuracy + self.format as f32 * format,
             accuracy,
@@ -36,7 +35,7 @@ impl RewardConfig {
     /// Verifies a completion and adds up its reward.
     pub fn reward(&self, verifier: &dyn Verifier, problem: &Problem, completion: &str) -> Reward {
         let verdict = verifier.score(problem, completion);
-        self.combine(verdict.score, verdict.reason, completion)
+        self.combine(verdict.score, verdict.reason, verifier.form(completion))
     }
 }
 
@@ -47,7 +46,7 @@ pub struct Reward {
     pub total: f32,
     /// The verifier's score, before weighting, in `0..=1`.
     pub accuracy: f32,
-    /// What [`format_score`] gives, before weighting, in `0..=1`.
+    /// What [`Verifier::form`] gives, before weighting, in `0..=1`.
     pub format: f32,
     /// The verifier's reason.
     pub reason: String,

@@ -6,17 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use data::{Message, Tokenizer, encode_prompt};
+use data::{Tokenizer, encode_prompt};
 use engine::{Completion, Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use serde::de::Error as _;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tasks::verify::Number;
-use tasks::{Problem, Verdict, Verifier, answer_of};
+use tasks::{Problem, Verdict, Verifier};
 use tensor::Rng;
 use thiserror::Error;
 
+use crate::problems::asked;
 use crate::speaker::{answer_text, stop_tokens};
 use crate::stats::{Estimate, majority, wilson};
 
@@ -225,7 +226,7 @@ pub fn evaluate(
         let mut verdicts = verifier.score_batch(&items).into_iter();
         for ((problem, all), texts) in problems.iter().zip(&drawn).zip(texts) {
             let verdicts: Vec<Verdict> = verdicts.by_ref().take(all.len()).collect();
-            outcomes.push(outcome(&verdicts, &texts));
+            outcomes.push(outcome(verifier, &verdicts, &texts));
             tokens += all.iter().map(|c| c.token_ids.len()).sum::<usize>();
             truncated += all.iter().filter(|c| c.finish_reason == FinishReason::Length).count();
             completions += all.len();
@@ -267,7 +268,7 @@ fn requests(
     let wished = Sampling::wished(model.generation(), 1.0);
     let mut requests = Vec::with_capacity(2 * problems.len());
     for (i, problem) in problems.iter().enumerate() {
-        let prompt = encode_prompt(tokenizer, &[Message::user(problem.prompt.as_str())])
+        let prompt = encode_prompt(tokenizer, &asked(problem))
             .map_err(|source| EvaluateError::Data { problem: i + 1, source })?;
         if prompt.len() >= context {
             return Err(EvaluateError::TooLong { problem: i + 1, tokens: prompt.len(), context });
@@ -289,9 +290,10 @@ fn requests(
 }
 
 /// Of the greedy completion and the samples, in this order.
-fn outcome(verdicts: &[Verdict], texts: &[String]) -> Outcome {
+fn outcome(verifier: &dyn Verifier, verdicts: &[Verdict], texts: &[String]) -> Outcome {
     let right: Vec<bool> = verdicts.iter().map(|v| v.score >= RIGHT).collect();
-    let votes: Vec<Option<Vote>> = texts[1..].iter().map(|text| vote(text)).collect();
+    let votes: Vec<Option<Vote>> =
+        texts[1..].iter().map(|text| verifier.answer(text).map(|a| vote(&a))).collect();
     let at = |i: usize| right.get(i).copied().unwrap_or(false);
     Outcome {
         greedy: at(0),
@@ -307,10 +309,9 @@ enum Vote {
     Text(String),
 }
 
-fn vote(completion: &str) -> Option<Vote> {
-    let answer = answer_of(completion).filter(|a| !a.is_empty())?;
+fn vote(answer: &str) -> Vote {
     let text = || answer.split_whitespace().collect::<Vec<_>>().join(" ");
-    Some(Number::parse(answer).map_or_else(|| Vote::Text(text()), Vote::Number))
+    Number::parse(answer).map_or_else(|| Vote::Text(text()), Vote::Number)
 }
 
 fn scores(outcomes: &[&Outcome], samples: usize) -> Scores {
@@ -346,7 +347,7 @@ mod tests {
                 .collect();
             let verdicts: Vec<Verdict> =
                 std::iter::once(verdict(greedy)).chain(samples.iter().map(|&(_, r)| verdict(r))).collect();
-            let o = outcome(&verdicts, &texts);
+            let o = outcome(&tasks::verify::ByTask, &verdicts, &texts);
             (o.greedy, o.any, o.majority)
         };
         assert_eq!(of(true, &[("7", false), ("1/2", true), ("0.50", true)]), (true, true, true));

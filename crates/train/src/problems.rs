@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use data::{Message, Tokenizer, encode_prompt, hash_bytes};
+use data::{Conversation, Message, Tokenizer, encode_prompt, hash_bytes};
 use model::Model;
 use tasks::verify::external;
-use tasks::{Mix, MixEntry, Problem, Split, Style, Verifier, corpus};
+use tasks::{AnswerPlace, Mix, MixEntry, Placed, Problem, Split, Style, Verifier, corpus};
 
 use crate::TrainError;
-use crate::source::{HELD_OUT, Problems, TaskMix, Verifier as VerifierChoice, VerifierCommand};
+use crate::source::{HELD_OUT, PROMPT_SLOT, Problems, TaskMix, Verifier as VerifierChoice, VerifierCommand};
 
 /// Of a file's problems, one in so many is held out where the recipe does not say how many, and so many at most.
 const HELD_OUT_ONE_IN: usize = 10;
@@ -20,10 +20,44 @@ pub const HELD_OUT_START: u64 = 1 << 40;
 /// Where problems come from, and their verifier.
 pub struct ProblemSource {
     origin: Origin,
+    form: Form,
     /// Numbered as a list is.
     held_out: Vec<(usize, Problem)>,
     verifier: Box<dyn Verifier>,
     seed: u64,
+}
+
+/// How problems are put to a model, and how it is to answer.
+struct Form {
+    place: AnswerPlace,
+    system: Option<String>,
+    /// What stands before and behind a problem's text.
+    around: Option<(String, String)>,
+}
+
+impl Form {
+    fn of(p: &Problems) -> Result<Form, TrainError> {
+        let around = p.prompt.as_ref().and_then(|text| text.split_once(PROMPT_SLOT));
+        Ok(Form {
+            place: p.answer.parse()?,
+            system: p.system.clone(),
+            around: around.map(|(before, behind)| (before.to_owned(), behind.to_owned())),
+        })
+    }
+
+    fn put(&self, mut problem: Problem) -> Problem {
+        if let Some((before, behind)) = &self.around {
+            problem.prompt = format!("{before}{}{behind}", problem.prompt);
+        }
+        problem.system = problem.system.or_else(|| self.system.clone());
+        problem
+    }
+}
+
+/// The turns that put a problem to a model.
+pub fn asked(problem: &Problem) -> Vec<Message> {
+    let system = problem.system.as_deref().map(Message::system);
+    system.into_iter().chain([Message::user(problem.prompt.as_str())]).collect()
 }
 
 enum Origin {
@@ -83,6 +117,7 @@ fn split(all: Vec<Problem>, held_out: Option<usize>, seed: u64) -> Result<(Numbe
 impl ProblemSource {
     /// Draws or reads the problems.
     pub fn open(p: &Problems, seed: u64) -> Result<ProblemSource, TrainError> {
+        let form = Form::of(p)?;
         let mut of_command: Option<external::ExternalVerifier> = None;
         let held_out = p.held_out.unwrap_or(HELD_OUT);
         let (origin, held_out) = if let Some(path) = &p.jsonl {
@@ -121,6 +156,8 @@ impl ProblemSource {
             (None, Some(external)) => Box::new(external),
             (None, None) => tasks::verifier("task")?,
         };
+        let verifier = Placed::new(form.place.clone(), verifier);
+        let held_out = held_out.into_iter().map(|(n, p)| (n, form.put(p))).collect();
         if let Origin::List(train) = &origin
             && let Some((problem, fault)) =
                 train.iter().chain(&held_out).find_map(|(_, p)| Some((p, verifier.fault(p)?)))
@@ -128,7 +165,7 @@ impl ProblemSource {
             let what = format!("no answer could score on the problem {:?}: {fault}", problem.prompt);
             return Err(TrainError::Recipe(what));
         }
-        Ok(ProblemSource { origin, held_out, verifier, seed })
+        Ok(ProblemSource { origin, form, held_out, verifier, seed })
     }
 
     /// The same with other tasks drawn for training.
@@ -138,10 +175,26 @@ impl ProblemSource {
 
     /// Training problem `index`; a list starts again when it ends.
     pub fn train(&self, mix: Option<&Mix>, index: u64) -> Problem {
-        match (&self.origin, mix) {
+        self.form.put(match (&self.origin, mix) {
             (_, Some(mix)) | (Origin::Mix(mix), None) => mix.problem(Split::Train, self.seed, index),
             (Origin::List(list), None) => list[(index % list.len() as u64) as usize].1.clone(),
-        }
+        })
+    }
+
+    /// A problem with its worked solution, as a conversation; `number` tells equal ones apart.
+    ///
+    /// # Errors
+    /// An answer whose place only a pattern tells: it can be found, but not written.
+    pub fn worked(&self, problem: &Problem, style: Style, number: u64) -> Result<Conversation, TrainError> {
+        let place = &self.form.place;
+        let text = corpus::completion_in(place, problem, style, number).ok_or_else(|| {
+            TrainError::Recipe(format!(
+                "no answer can be written where `problems.answer` expects it ({place})"
+            ))
+        })?;
+        let mut turns = asked(problem);
+        turns.push(Message::assistant(text));
+        Ok(Conversation::of(turns))
     }
 
     /// The problems kept for evaluation.
@@ -180,7 +233,7 @@ impl ProblemSource {
             .chain(self.held_out.iter().map(|(n, p)| ("held-out problem", n, p)))
         {
             let name = format!("{kind} {number}");
-            let prompt = encode_prompt(tokenizer, &[Message::user(problem.prompt.as_str())])
+            let prompt = encode_prompt(tokenizer, &asked(problem))
                 .map_err(|error| TrainError::Recipe(format!("{name}: {error}")))?;
             if prompt.len() > limit {
                 others += usize::from(found.is_some());

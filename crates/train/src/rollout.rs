@@ -1,13 +1,13 @@
 //! Sampling answers to problems and scoring them: what reinforcement and rejection sampling share.
 
-use data::{Message, Tokenizer, encode_prompt};
+use data::{Tokenizer, encode_prompt};
 use engine::{Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
 use tasks::{Problem, Reward, RewardConfig, Verifier};
 
 use crate::TrainError;
 use crate::policy::{Prompted, Sampled};
-use crate::problems::PROMPT_REMEDY;
+use crate::problems::{PROMPT_REMEDY, asked};
 use crate::speaker::{answer_text, stop_tokens};
 
 /// How answers are sampled.
@@ -69,7 +69,7 @@ pub fn sample(
     let stop_tokens = stop_tokens(model, tokenizer);
     let mut requests = Vec::with_capacity(problems.len());
     for (i, p) in problems.iter().enumerate() {
-        let prompt = encode_prompt(tokenizer, &[Message::user(p.prompt.clone())])?;
+        let prompt = encode_prompt(tokenizer, &asked(p))?;
         let seed = s.seed.wrapping_add(i as u64);
         requests.push(Request {
             prompt,
@@ -103,7 +103,7 @@ pub fn sample(
     let mut groups = Vec::with_capacity(problems.len());
     for ((problem, request), completions) in problems.into_iter().zip(requests).zip(results) {
         let answers = completions.into_iter().zip(&mut scored).map(|(completion, (text, verdict))| Answer {
-            reward: rewards.combine(verdict.score, verdict.reason, &text),
+            reward: rewards.combine(verdict.score, verdict.reason, verifier.form(&text)),
             truncated: completion.finish_reason == FinishReason::Length,
             sampled: Sampled::new(completion.token_ids, completion.tempered_logprobs),
             text,

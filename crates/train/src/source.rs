@@ -37,7 +37,18 @@ pub struct Problems {
     /// What scores an answer; by default what the task or the problem itself names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+    /// Where an answer has its result: `tags`, `boxed`, `hash`, `last_number`, `whole`, `json:KEY` or `regex:PATTERN`.
+    pub answer: String,
+    /// What the model is told before every problem, as the system's turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// How a problem is put, with `{prompt}` where its text goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
 }
+
+/// What a `problems.prompt` must hold.
+pub(crate) const PROMPT_SLOT: &str = "{prompt}";
 
 impl Default for Problems {
     fn default() -> Self {
@@ -49,6 +60,9 @@ impl Default for Problems {
             count: 10_000,
             held_out: None,
             verifier: None,
+            answer: "tags".to_owned(),
+            system: None,
+            prompt: None,
         }
     }
 }

@@ -80,6 +80,7 @@ impl Task for Arithmetic {
                 .collect();
             Some(Problem {
                 task: self.name().into(),
+                system: None,
                 prompt: rng.pick(&PROMPTS).replace("{}", &chain(&terms)),
                 answer: total(&terms).to_string(),
                 meta: serde_json::json!({ "terms": terms }),

@@ -128,7 +128,15 @@ impl Task for Calendar {
                     )
                 }
             };
-            Some(Problem { task: self.name().into(), prompt, answer, meta, verifier: None, solution: None })
+            Some(Problem {
+                task: self.name().into(),
+                system: None,
+                prompt,
+                answer,
+                meta,
+                verifier: None,
+                solution: None,
+            })
         })
     }
 

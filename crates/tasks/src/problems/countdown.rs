@@ -277,6 +277,7 @@ impl Task for Countdown {
                 rng.pick(&PROMPTS).replace("{n}", &listed(&numbers)).replace("{t}", &target.to_string());
             Some(Problem {
                 task: self.name().into(),
+                system: None,
                 prompt,
                 answer,
                 meta: serde_json::json!({ "numbers": numbers, "target": target }),

@@ -41,6 +41,7 @@ impl Task for Gcd {
             }
             Some(Problem {
                 task: self.name().into(),
+                system: None,
                 prompt: rng.pick(&PROMPTS).replace("{a}", &a.to_string()).replace("{b}", &b.to_string()),
                 answer: gcd(a, b).to_string(),
                 meta: serde_json::json!({ "numbers": [a, b] }),

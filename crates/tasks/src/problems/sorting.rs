@@ -48,6 +48,7 @@ impl Task for Sorting {
             let direction = if down { "from largest to smallest" } else { "from smallest to largest" };
             Some(Problem {
                 task: self.name().into(),
+                system: None,
                 prompt: format!("Sort {} {direction}.", listed(&numbers)),
                 answer: spaced(&ordered(numbers.clone(), down), " "),
                 meta: serde_json::json!({ "numbers": numbers, "down": down }),

@@ -168,6 +168,7 @@ impl Task for Word {
             }
             Some(Problem {
                 task: self.name().into(),
+                system: None,
                 prompt: text,
                 answer: results[results.len() - 1].2.to_string(),
                 meta: serde_json::to_value(&telling).expect("plain data"),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 fn problem(prompt: &str, answer: &str, meta: Value) -> Problem {
     Problem {
         task: "user".into(),
+        system: None,
         prompt: prompt.into(),
         answer: answer.into(),
         meta,

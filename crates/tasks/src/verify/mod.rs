@@ -12,6 +12,7 @@ mod format;
 mod number;
 mod numeric;
 mod pattern;
+mod place;
 mod rational;
 
 pub use by_task::ByTask;
@@ -22,10 +23,12 @@ pub use format::{Format, answer_of, format_score};
 pub use number::Number;
 pub use numeric::Numeric;
 pub use pattern::Pattern;
+pub use place::{AnswerPlace, Placed};
 pub use rational::Rational;
 
 use crate::{Error, Problem, Result};
 use serde::Serialize;
+use std::borrow::Cow;
 
 /// What a verifier says of one completion.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -70,6 +73,16 @@ pub trait Verifier: Send + Sync {
     /// Answers that could not be judged so far, which scored zero, and what went wrong with them.
     fn failures(&self) -> Option<(u64, String)> {
         None
+    }
+
+    /// The answer that a completion is judged by, not empty; for counting which is given most often.
+    fn answer<'a>(&self, completion: &'a str) -> Option<Cow<'a, str>> {
+        AnswerPlace::Tags.find(completion)
+    }
+
+    /// From 0 to 1, how well a completion keeps the form in which answers are expected.
+    fn form(&self, completion: &str) -> f32 {
+        format_score(completion)
     }
 }
 

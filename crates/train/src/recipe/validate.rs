@@ -4,7 +4,7 @@ use super::{Recipe, resolve};
 use crate::claims::{ClaimSettings, Figure};
 use crate::settings::check::{At, Check, Checked};
 use crate::settings::node;
-use crate::source::{Problems, Verifier, check_mix};
+use crate::source::{PROMPT_SLOT, Problems, Verifier, check_mix};
 use crate::stages::{AnyStage, Earlier, NamedStage, is_path};
 
 /// Names that a run folder uses itself.
@@ -161,6 +161,12 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
         check.that((1..=MOST_PROBLEMS).contains(&count), &["problems", key], message)?;
     }
     check_mix(&problems.mix, &["problems", "mix"], check)?;
+    let place = problems.answer.parse::<tasks::AnswerPlace>();
+    place.map_err(|e| check.error(&["problems", "answer"], e.to_string()))?;
+    if let Some(prompt) = &problems.prompt {
+        let message = format!("expected {PROMPT_SLOT} once, where a problem's text goes");
+        check.that(prompt.matches(PROMPT_SLOT).count() == 1, &["problems", "prompt"], message)?;
+    }
     if let Some(Verifier::Command(verifier)) = &problems.verifier {
         let path = |key| ["problems", "verifier", key];
         check.that(!verifier.command.is_empty(), &path("command"), "name a program")?;

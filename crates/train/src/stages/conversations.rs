@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use data::{
-    Conversation, DataError, Document, Message, Records, Tokenizer, chat_len, encode_chat, fields_left_out,
+    Conversation, DataError, Document, Records, Tokenizer, chat_len, encode_chat, fields_left_out,
     permutation,
 };
 use tasks::{Problem, Style};
@@ -12,6 +12,7 @@ use crate::TrainError;
 use crate::context::Context;
 use crate::held_out::{HELD_OUT_DOCUMENTS, HeldOut};
 use crate::learner::Learner;
+use crate::problems::ProblemSource;
 use crate::run::metrics::{Metrics, keys};
 
 /// Turns from which on a conversation's length is looked at before it is encoded turn by turn.
@@ -67,9 +68,11 @@ pub(super) fn held_out_documents(
     tokenizer: &Tokenizer,
     seq_len: usize,
 ) -> Result<Vec<Document>, TrainError> {
-    let problems = ctx.problems.iter().flat_map(|p| p.held_out()).take(HELD_OUT_DOCUMENTS);
-    let documents =
-        (0..).zip(problems).map(|(i, problem)| worked(tokenizer, problem.clone(), Style::Careful, i));
+    let problems =
+        ctx.problems.iter().flat_map(|s| s.held_out().map(move |p| (s, p))).take(HELD_OUT_DOCUMENTS);
+    let documents = (0..)
+        .zip(problems)
+        .map(|(i, (source, problem))| worked(tokenizer, source, problem, Style::Careful, i));
     let mut documents = documents.collect::<Result<Vec<Document>, TrainError>>()?;
     documents.retain(|d| (2..=seq_len + 1).contains(&d.ids.len()));
     Ok(documents)
@@ -98,13 +101,12 @@ pub(super) fn nth(all: &[Document], seed: u64, index: u64) -> &Document {
 /// A problem with its worked solution, as a conversation.
 pub(super) fn worked(
     tokenizer: &Tokenizer,
-    problem: Problem,
+    source: &ProblemSource,
+    problem: &Problem,
     style: Style,
     index: u64,
 ) -> Result<Document, TrainError> {
-    let answer = tasks::corpus::completion(&problem, style, index);
-    let turns = [Message::user(problem.prompt), Message::assistant(answer)];
-    Ok(encode_chat(tokenizer, &Conversation::of(turns))?.into())
+    Ok(encode_chat(tokenizer, &source.worked(problem, style, index)?)?.into())
 }
 
 /// The conversations of a file. One that does not fit is an error that names its place.

@@ -175,8 +175,9 @@ impl Stage for DistillStage {
         match self.own.method {
             DistillMethod::Traces => teach_ends(&note, name, &mut model, &tokenizer, &traces),
             DistillMethod::Logits => {
-                let problem = ctx.problems()?.train(mix.as_ref(), FIRST_PROBLEM);
-                let first = worked(&tokenizer, problem, Style::Careful, 0)?;
+                let source = ctx.problems()?;
+                let problem = source.train(mix.as_ref(), FIRST_PROBLEM);
+                let first = worked(&tokenizer, source, &problem, Style::Careful, 0)?;
                 teach_ends(&note, name, &mut model, &tokenizer, &[first]);
             }
             DistillMethod::OnPolicy => {
@@ -267,7 +268,7 @@ impl Distilling<'_> {
         let (source, teacher) = (self.ctx.problems()?, &self.teacher);
         let docs = fill_batch(l, self.name, self.stage.packing.batch_tokens, self.limit, |tokenizer, index| {
             let index = FIRST_PROBLEM + index;
-            worked(tokenizer, source.train(self.mix.as_ref(), index), Style::Careful, index)
+            worked(tokenizer, source, &source.train(self.mix.as_ref(), index), Style::Careful, index)
         })?;
         let batch = pack(&docs);
         let (tokens, total) = (batch.tokens.len() as u64, batch.weights.iter().sum::<f32>());

@@ -9,6 +9,7 @@ use super::{Earlier, Makes, Stage, StageResult, Work, guess};
 use crate::TrainError;
 use crate::context::{Context, Progress};
 use crate::finished::Figures;
+use crate::problems::asked;
 use crate::rollout::{SampleSettings, sample};
 use crate::settings::check::{At, Checked};
 use crate::source::{TaskMix, check_own_mix};
@@ -127,8 +128,8 @@ impl Stage for RejectStage {
             good.sort_by_key(|a| a.sampled.tokens.len());
             good.dedup_by(|a, b| a.text == b.text);
             for a in good.into_iter().take(self.keep) {
-                let turns = [Message::user(g.problem.prompt.clone()), Message::assistant(a.text)];
-                kept.push(Conversation::of(turns));
+                let turns = asked(&g.problem).into_iter().chain([Message::assistant(a.text)]);
+                kept.push(Conversation::of(turns.collect::<Vec<_>>()));
             }
         }
         let elapsed = clock.elapsed().as_secs_f64();

@@ -177,7 +177,8 @@ impl Material<'_> {
         let index = FIRST_PROBLEM + index;
         let hurried = tasks::Rng::new(&[self.ctx.seed, index, 0x5f7]).chance(self.hurried_share);
         let style = if hurried { Style::Hurried } else { Style::Careful };
-        worked(tokenizer, self.ctx.problems()?.train(self.mix.as_ref(), index), style, index)
+        let source = self.ctx.problems()?;
+        worked(tokenizer, source, &source.train(self.mix.as_ref(), index), style, index)
     }
 }
 

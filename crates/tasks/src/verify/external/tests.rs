@@ -6,6 +6,7 @@ use std::time::Instant;
 fn problem() -> Problem {
     Problem {
         task: "t".into(),
+        system: None,
         prompt: "2 + 2?".into(),
         answer: "4".into(),
         meta: Value::Null,

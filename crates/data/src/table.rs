@@ -1,0 +1,207 @@
+//! Tables as people have them: CSV, TSV, lines of JSON, Parquet.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::path::Path;
+
+use serde_json::value::RawValue;
+
+use crate::error::io_error;
+use crate::input::open_text;
+use crate::records::Records;
+use crate::{DataError, Result};
+
+/// More rows than this are refused: a table is held in memory.
+const MOST_ROWS: usize = 1_000_000;
+/// More bytes of cells than this, too.
+const MOST_BYTES: usize = 1 << 30;
+
+/// A table in memory. Cells are text; what a row lacks is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// The names of the columns.
+    pub columns: Vec<String>,
+    /// The rows, each with as many cells as there are columns.
+    pub rows: Vec<Row>,
+}
+
+/// A row of a [`Table`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its place among the rows, from 1; of a file of JSON its line, of Parquet its row from 0.
+    pub number: u64,
+    /// Its cells.
+    pub cells: Vec<String>,
+}
+
+impl Table {
+    /// The place of the column of this name, whatever the case and blanks around it.
+    pub fn column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|c| c.trim().eq_ignore_ascii_case(name))
+    }
+}
+
+/// Reads a table: `.csv` (commas, or semicolons where the first line has more of them) and `.tsv` with a line of names at the
+/// top, `.jsonl` with an object in every line, `.parquet`; each but the last also in gzip.
+///
+/// # Errors
+/// A file that cannot be read or is of another kind, a row with other cells than there are names, a table without
+/// rows, and one that is too large to hold.
+pub fn read_table(path: &Path) -> Result<Table> {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    let table = match name.rsplit_once('.').map(|(_, e)| e) {
+        Some("csv") => delimited(path, None)?,
+        Some("tsv") => delimited(path, Some(b'\t'))?,
+        Some("jsonl" | "ndjson" | "parquet") => objects(path)?,
+        Some("xlsx" | "xls" | "ods") => {
+            let problem = "a workbook: save the sheet as CSV".to_owned();
+            return Err(DataError::Table { path: path.to_owned(), problem });
+        }
+        _ => {
+            let problem = "not a table by its name: expected .csv, .tsv, .jsonl or .parquet".to_owned();
+            return Err(DataError::Table { path: path.to_owned(), problem });
+        }
+    };
+    if table.rows.is_empty() {
+        return Err(DataError::Table { path: path.to_owned(), problem: "it has no rows".to_owned() });
+    }
+    Ok(table)
+}
+
+/// What is held so far, against the limits.
+#[derive(Default)]
+struct Held {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Held {
+    fn add(&mut self, path: &Path, cells: &[String]) -> Result<()> {
+        self.rows += 1;
+        self.bytes += cells.iter().map(|c| c.len() + size_of::<String>()).sum::<usize>();
+        if self.rows > MOST_ROWS || self.bytes > MOST_BYTES {
+            let problem = format!("more than {MOST_ROWS} rows or 1 GiB, which a table may not have");
+            return Err(DataError::Table { path: path.to_owned(), problem });
+        }
+        Ok(())
+    }
+}
+
+fn delimited(path: &Path, delimiter: Option<u8>) -> Result<Table> {
+    let mut reader = open_text(path)?;
+    let delimiter = match delimiter {
+        Some(delimiter) => delimiter,
+        None => {
+            let start = reader.fill_buf().map_err(io_error("read", path))?;
+            let first = start.split(|b| *b == b'\n').next().unwrap_or_default();
+            let count = |c: u8| first.iter().filter(|b| **b == c).count();
+            if count(b';') > count(b',') { b';' } else { b',' }
+        }
+    };
+    let refused = |problem: String| DataError::Table { path: path.to_owned(), problem };
+    let mut csv = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(reader);
+    let headers = csv.headers().map_err(|e| refused(e.to_string()))?;
+    let columns: Vec<String> = headers.iter().map(|name| name.trim().to_owned()).collect();
+    let mut table = Table { columns, rows: Vec::new() };
+    let mut held = Held::default();
+    for (number, record) in (1..).zip(csv.records()) {
+        let record = record.map_err(|e| refused(e.to_string()))?;
+        if record.iter().all(|cell| cell.trim().is_empty()) {
+            continue;
+        }
+        if record.len() > table.columns.len() {
+            let problem = format!(
+                "row {number} has {} cells and the line of names {}: is a text with a comma in it not in quotes?",
+                record.len(),
+                table.columns.len()
+            );
+            return Err(refused(problem));
+        }
+        let mut cells: Vec<String> = record.iter().map(str::to_owned).collect();
+        cells.resize(table.columns.len(), String::new());
+        held.add(path, &cells)?;
+        table.rows.push(Row { number, cells });
+    }
+    Ok(table)
+}
+
+fn objects(path: &Path) -> Result<Table> {
+    let mut table = Table::default();
+    let mut held = Held::default();
+    // Numbers stay as they are written, to their last digit.
+    for record in Records::<BTreeMap<String, Box<RawValue>>>::open(path, &[])? {
+        let (place, object) = record?;
+        let mut cells = vec![String::new(); table.columns.len()];
+        for (key, value) in object {
+            let at = table.columns.iter().position(|c| *c == key).unwrap_or_else(|| {
+                table.columns.push(key);
+                cells.push(String::new());
+                cells.len() - 1
+            });
+            cells[at] = match value.get() {
+                "null" => String::new(),
+                text if text.starts_with('"') => {
+                    serde_json::from_str(text).map_err(|e| place.error(e.to_string()))?
+                }
+                other => other.to_owned(),
+            };
+        }
+        held.add(path, &cells)?;
+        table.rows.push(Row { number: place.number(), cells });
+    }
+    let columns = table.columns.len();
+    table.rows.iter_mut().for_each(|row| row.cells.resize(columns, String::new()));
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Result<Table> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        read_table(&path)
+    }
+
+    fn cells(table: &Table) -> Vec<Vec<&str>> {
+        table.rows.iter().map(|r| r.cells.iter().map(String::as_str).collect()).collect()
+    }
+
+    #[test]
+    fn tables_are_read_whatever_their_kind() {
+        let csv =
+            read("a.csv", "\u{feff}Question, Answer\r\n\"2 + 2, please\",4\r\n\r\nx\n\"two\nlines\",7\n")
+                .unwrap();
+        assert_eq!(csv.columns, ["Question", "Answer"]);
+        assert_eq!(cells(&csv), [["2 + 2, please", "4"], ["x", ""], ["two\nlines", "7"]]);
+        assert_eq!(csv.rows.iter().map(|r| r.number).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(csv.column(" answer".trim()), Some(1));
+        let semicolons = read("a.csv", "q;a\n1,5;2\n").unwrap();
+        assert_eq!(cells(&semicolons), [["1,5", "2"]]);
+        let tabs = read("a.tsv", "q\ta\n1\t2\n").unwrap();
+        assert_eq!(cells(&tabs), [["1", "2"]]);
+        let lines =
+            read("a.jsonl", "{\"q\": \"x\", \"a\": 12345678901234567890123}\n{\"a\": null, \"b\": [1]}\n")
+                .unwrap();
+        assert_eq!(lines.columns, ["a", "q", "b"]);
+        assert_eq!(cells(&lines), [["12345678901234567890123", "x", ""], ["", "", "[1]"]]);
+    }
+
+    #[test]
+    fn what_is_no_table_is_refused_with_its_name() {
+        for (name, text, want) in [
+            ("a.csv", "q,a\n1,2,3\n", "row 1 has 3 cells"),
+            ("a.csv", "q,a\n", "no rows"),
+            ("a.csv", "", "no rows"),
+            ("a.xlsx", "PK", "save the sheet as CSV"),
+            ("a.doc", "x", "expected .csv"),
+            ("a.jsonl", "[1]\n", "line 1"),
+        ] {
+            let error = read(name, text).unwrap_err().to_string();
+            assert!(error.contains(want) && error.contains(name), "{error}");
+        }
+    }
+}
