@@ -287,7 +287,7 @@ mod tests {
             }
         }
         assert!("regex:(".parse::<AnswerPlace>().is_err());
-        assert!("bocksed".parse::<AnswerPlace>().unwrap_err().to_string().contains("did you mean `boxed`"));
+        assert!("boxd".parse::<AnswerPlace>().unwrap_err().to_string().contains("did you mean `boxed`"));
     }
 
     #[test]
