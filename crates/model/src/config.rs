@@ -1,12 +1,11 @@
-//! What a model is, as its `config.json` states it.
+//! What a model is, whatever its family: per layer an attention and a feed-forward, and norms between them.
 //!
-//! Field names are Hugging Face's keys, so that a reader who knows one knows the other. Two families:
-//! DeepSeek-V3 (MLA attention, mixture of experts, multi-token prediction) and the dense one that Llama,
-//! Qwen2 and Qwen3 share. A key that would change the arithmetic in a way that the forward pass does not
-//! implement is refused when the file is read, never ignored.
+//! Field names are Hugging Face's keys, so that a reader who knows one knows the other. How a family states itself in a
+//! `config.json` or a GGUF file is in its file under `family/`. A key that would change the arithmetic in a way that the forward
+//! pass does not implement is refused when the file is read, never ignored.
 
 pub(crate) mod keys;
-mod read;
+pub(crate) mod read;
 mod rope;
 pub(crate) mod tensors;
 mod validate;
@@ -18,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::family::Family;
 use crate::files::gguf::{is_gguf, keys::to_config as keys_of_gguf};
 use keys::Keys;
 
@@ -28,38 +28,87 @@ pub use tensors::{TensorKind, TensorSpec, tensor_specs};
 /// The largest JSON configuration that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// A model's architecture and sizes.
+/// A model's architecture and sizes, by the kind of its attention.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "family", rename_all = "lowercase")]
+#[serde(tag = "attention", rename_all = "lowercase")]
 pub enum ModelConfig {
-    /// DeepSeek-V3: MLA, experts, MTP.
-    Deepseek(DeepseekConfig),
-    /// Llama, Qwen2, Qwen3: grouped-query attention and a dense SwiGLU.
-    Dense(DenseConfig),
+    /// Multi-head latent attention, experts, multi-token prediction: DeepSeek-V2 and V3.
+    Mla(MlaConfig),
+    /// Grouped-query attention: Llama and most others.
+    Gqa(GqaConfig),
 }
 
-/// Which of the dense models a [`DenseConfig`] describes: they differ in biases and in the norms on q and k.
+/// Norms on queries and keys before RoPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum DenseFamily {
-    /// `LlamaForCausalLM` (SmolLM2 too): no biases.
-    Llama,
-    /// `Qwen2ForCausalLM`: biases on q, k and v, none on o.
-    Qwen2,
-    /// `Qwen3ForCausalLM`: no biases, RMSNorm over `head_dim` on each head of q and k before RoPE.
-    Qwen3,
+pub enum QkNorm {
+    /// None.
+    None,
+    /// RMSNorm over `head_dim`, on each head.
+    Head,
+    /// RMSNorm over all heads together.
+    Whole,
 }
 
-/// Sizes of a Llama, Qwen2 or Qwen3 model.
+/// Which positions a layer's queries and keys are rotated by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerRope {
+    /// The model's RoPE.
+    Main,
+    /// The one of layers with a window (`rope_local_base_freq`).
+    Local,
+    /// None at all.
+    None,
+}
+
+/// What differs from layer to layer in its attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LayerKind {
+    /// Its positions.
+    pub rope: LayerRope,
+    /// Keys that a token sees at most, its own and those just before; `None` for all.
+    pub window: Option<usize>,
+}
+
+impl LayerKind {
+    /// RoPE over all tokens before.
+    pub const FULL: LayerKind = LayerKind { rope: LayerRope::Main, window: None };
+}
+
+/// What the gate of a feed-forward layer goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// `x sigmoid(x)`.
+    Silu,
+    /// GELU in its form with tanh.
+    Gelu,
+}
+
+/// Routed experts in place of every layer's dense feed-forward (softmax over all, no shared expert).
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DenseConfig {
-    /// Which model family's block this is.
-    pub model_type: DenseFamily,
+pub struct ExpertsConfig {
+    /// Experts of a layer.
+    pub num_experts: usize,
+    /// Experts that a token passes.
+    pub num_experts_per_tok: usize,
+    /// Width of one expert.
+    pub moe_intermediate_size: usize,
+    /// Whether the chosen experts' weights are normalised to one.
+    pub norm_topk_prob: bool,
+}
+
+/// Sizes of a model with grouped-query attention.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GqaConfig {
+    /// Its family.
+    pub family: &'static Family,
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the SwiGLU between `gate_proj`/`up_proj` and `down_proj`.
+    /// Width of the gated layer between `gate_proj`/`up_proj` and `down_proj`.
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
@@ -69,6 +118,24 @@ pub struct DenseConfig {
     pub num_key_value_heads: usize,
     /// Width of one head; even.
     pub head_dim: usize,
+    /// Whether q, k and v have biases. `o_proj` never has one.
+    pub qkv_bias: bool,
+    /// Norms on q and k.
+    pub qk_norm: QkNorm,
+    /// One for each block.
+    pub layers: Vec<LayerKind>,
+    /// What replaces `head_dim` in the factor of the scores, its root's inverse.
+    pub query_pre_attn_scalar: Option<f64>,
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// Experts in place of the dense feed-forward.
+    pub experts: Option<ExpertsConfig>,
+    /// Whether the outputs of attention and feed-forward are normalised before they are added.
+    pub sandwich_norms: bool,
+    /// Whether a norm's scale is stored as its distance from one.
+    pub norms_from_one: bool,
+    /// Whether the embedding is multiplied by the root of its width.
+    pub scaled_embedding: bool,
     /// Epsilon of every RMSNorm.
     pub rms_norm_eps: f64,
     /// Whether the head is the embedding; then no `lm_head.weight` is stored.
@@ -79,6 +146,8 @@ pub struct DenseConfig {
     pub initializer_range: f64,
     /// Rotary position embedding.
     pub rope: RopeConfig,
+    /// Base of the frequencies of [`LayerRope::Local`].
+    pub rope_local_base_freq: Option<f64>,
     /// Token that begins a text.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text; may be empty.
@@ -87,21 +156,13 @@ pub struct DenseConfig {
     pub pad_token_id: Option<u32>,
 }
 
-impl DenseConfig {
-    /// Whether q, k and v have biases (Qwen2). `o_proj` never has one.
-    pub fn attention_bias(&self) -> bool {
-        self.model_type == DenseFamily::Qwen2
-    }
-
-    /// Whether each head of q and k goes through an RMSNorm before RoPE (Qwen3).
-    pub fn qk_norm(&self) -> bool {
-        self.model_type == DenseFamily::Qwen3
-    }
-}
-
-/// Sizes of a DeepSeek-V3 model (report §2.1).
+/// Sizes of a DeepSeek model (V3 report §2.1).
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DeepseekConfig {
+pub struct MlaConfig {
+    /// Its family.
+    pub family: &'static Family,
+    /// Whether affinities are a softmax over all experts, without a balance bias (V2), or sigmoids with one (V3).
+    pub softmax_router: bool,
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -145,7 +206,7 @@ pub struct DeepseekConfig {
     /// Whether RoPE rotates neighbouring pairs (as published) or the two halves.
     pub rope_interleave: bool,
     /// Epsilon of the RMSNorms on the residual stream. Those inside MLA always use
-    /// [`DeepseekConfig::LATENT_NORM_EPS`].
+    /// [`MlaConfig::LATENT_NORM_EPS`].
     pub rms_norm_eps: f64,
     /// Whether the head is the embedding; then no `lm_head.weight` is stored.
     pub tie_word_embeddings: bool,
@@ -163,7 +224,7 @@ pub struct DeepseekConfig {
     pub pad_token_id: Option<u32>,
 }
 
-impl DeepseekConfig {
+impl MlaConfig {
     /// Epsilon of `q_a_layernorm` and `kv_a_layernorm`: `transformers` leaves those two norms at their
     /// default, whatever `rms_norm_eps` says.
     pub const LATENT_NORM_EPS: f64 = 1e-6;
@@ -311,8 +372,8 @@ impl ModelConfig {
     /// Gives the head weights of its own.
     pub(crate) fn untie(&mut self) {
         match self {
-            ModelConfig::Deepseek(c) => c.tie_word_embeddings = false,
-            ModelConfig::Dense(c) => c.tie_word_embeddings = false,
+            ModelConfig::Mla(c) => c.tie_word_embeddings = false,
+            ModelConfig::Gqa(c) => c.tie_word_embeddings = false,
         }
     }
 
@@ -323,7 +384,7 @@ impl ModelConfig {
 
     /// Reads a configuration from parsed JSON and [validates](Self::validate) it.
     pub fn from_value(value: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = read::config(&Keys::of(value)?)?;
+        let config = crate::family::read(&Keys::of(value)?)?;
         config.validate()?;
         Ok(config)
     }
@@ -331,7 +392,7 @@ impl ModelConfig {
     /// The same for a configuration that a person wrote: a key that means nothing here is refused.
     pub fn from_recipe(value: &serde_json::Value) -> Result<Self, ConfigError> {
         let keys = Keys::of(value)?;
-        let config = read::config(&keys)?;
+        let config = crate::family::read(&keys)?;
         // Known by `architectures` where both are there.
         keys.get("model_type");
         keys.refuse_unasked()?;
@@ -367,36 +428,54 @@ impl ModelConfig {
     /// RoPE frequencies and the scales that follow from them; see [`RopeTablesSpec`].
     pub fn rope_tables_spec(&self) -> RopeTablesSpec {
         match self {
-            ModelConfig::Deepseek(c) => rope::deepseek_tables(c),
-            ModelConfig::Dense(c) => rope::dense_tables(c),
+            ModelConfig::Mla(c) => rope::mla_tables(c),
+            ModelConfig::Gqa(c) => rope::gqa_tables(c),
         }
     }
 
-    /// Names within a layer that llama.cpp gives this family's norms in place of the common ones.
-    pub(crate) fn gguf_names(&self) -> &'static [(&'static str, &'static str)] {
-        &[]
+    /// Its family.
+    pub(crate) fn family(&self) -> &'static Family {
+        match self {
+            ModelConfig::Mla(c) => c.family,
+            ModelConfig::Gqa(c) => c.family,
+        }
     }
 
-    /// The heads of a tensor whose rows llama.cpp keeps in the order of neighbouring RoPE pairs: q and k of the llama family.
+    /// The heads of a tensor whose rows llama.cpp keeps in the order of neighbouring RoPE pairs: q and k of some families.
     pub(crate) fn gguf_interleaved_heads(&self, name: &str) -> Option<usize> {
-        let ModelConfig::Dense(c) = self else { return None };
-        if c.model_type != DenseFamily::Llama {
-            return None;
-        }
-        let is = |part: &str| name.contains(part).then_some(());
+        let ModelConfig::Gqa(c) = self else { return None };
+        let is = |part: &str| (c.family.gguf_interleaved && name.contains(part)).then_some(());
         is(".q_proj.").map(|()| c.num_attention_heads).or(is(".k_proj.").map(|()| c.num_key_value_heads))
+    }
+
+    /// Whether a norm's scale is stored as its distance from one in a Hugging Face folder.
+    pub(crate) fn norms_from_one(&self) -> bool {
+        matches!(self, ModelConfig::Gqa(c) if c.norms_from_one)
+    }
+
+    /// What of it has no kernel on a GPU, if anything.
+    pub(crate) fn without_gpu(&self) -> Option<&'static str> {
+        match self {
+            ModelConfig::Mla(c) => c.softmax_router.then_some("experts chosen by softmax"),
+            ModelConfig::Gqa(c) if c.experts.is_some() => Some("experts chosen by softmax"),
+            ModelConfig::Gqa(c) if c.activation == Activation::Gelu => Some("GELU"),
+            ModelConfig::Gqa(c) if c.layers.iter().any(|l| l.window.is_some()) => {
+                Some("attention through a window")
+            }
+            ModelConfig::Gqa(_) => None,
+        }
+    }
+
+    /// The frequencies of layers with [`LayerRope::Local`], if there are such.
+    pub fn local_rope_tables_spec(&self) -> Option<RopeTablesSpec> {
+        let ModelConfig::Gqa(c) = self else { return None };
+        let theta = c.rope_local_base_freq.filter(|_| c.layers.iter().any(|l| l.rope == LayerRope::Local))?;
+        Some(rope::gqa_tables(&GqaConfig { rope: RopeConfig::plain(theta), ..c.clone() }))
     }
 
     /// Hugging Face's `model_type`.
     pub fn model_type(&self) -> &'static str {
-        match self {
-            ModelConfig::Deepseek(_) => "deepseek_v3",
-            ModelConfig::Dense(c) => match c.model_type {
-                DenseFamily::Llama => "llama",
-                DenseFamily::Qwen2 => "qwen2",
-                DenseFamily::Qwen3 => "qwen3",
-            },
-        }
+        self.family().model_type
     }
 }
 
@@ -407,8 +486,8 @@ macro_rules! shared_fields {
             $($(#[$doc])*
             pub fn $name(&self) -> $type {
                 match self {
-                    ModelConfig::Deepseek(c) => c.$name,
-                    ModelConfig::Dense(c) => c.$name,
+                    ModelConfig::Mla(c) => c.$name,
+                    ModelConfig::Gqa(c) => c.$name,
                 }
             })*
         }
@@ -442,16 +521,16 @@ impl ModelConfig {
     /// Tokens that end a text; may be empty.
     pub fn eos_token_id(&self) -> &[u32] {
         match self {
-            ModelConfig::Deepseek(c) => &c.eos_token_id,
-            ModelConfig::Dense(c) => &c.eos_token_id,
+            ModelConfig::Mla(c) => &c.eos_token_id,
+            ModelConfig::Gqa(c) => &c.eos_token_id,
         }
     }
 
     /// Rotary position embedding.
     pub fn rope(&self) -> &RopeConfig {
         match self {
-            ModelConfig::Deepseek(c) => &c.rope,
-            ModelConfig::Dense(c) => &c.rope,
+            ModelConfig::Mla(c) => &c.rope,
+            ModelConfig::Gqa(c) => &c.rope,
         }
     }
 }

@@ -1,18 +1,28 @@
-//! Grouped-query attention of the Llama and Qwen families.
+//! Grouped-query attention, with what families add to it: norms on queries and keys, layers without positions, windows.
 
 use tensor::ops::{self, AttentionShape, GqaHeads, KvLayer, RopeTable, Segments};
 use tensor::{Ints, Tape, Tensor, Weight};
 
-use crate::config::DenseConfig;
+use crate::config::{GqaConfig, LayerKind, LayerRope, QkNorm};
 use crate::linear::{Linear, Parts};
+
+/// The rotary tables of a model.
+pub(crate) struct Ropes {
+    /// Of most layers.
+    pub(crate) main: RopeTable,
+    /// Of those with [`LayerRope::Local`].
+    pub(crate) local: Option<RopeTable>,
+}
 
 /// One layer's attention. Letters: A heads, G key/value heads, D head width, H hidden.
 pub(crate) struct Gqa {
     /// q, k and v, one above the other: `[(A + 2G) D, H]`.
     qkv: Linear,
-    /// RMSNorm over each head of q and k (Qwen3): `[D]` each.
+    /// RMSNorm of q and k, over each head (`[D]`) or over all (`[A D]`, `[G D]`).
     norms: Option<(Weight, Weight)>,
+    qk_norm: QkNorm,
     out: Linear,
+    kind: LayerKind,
     heads: usize,
     kv_heads: usize,
     dim: usize,
@@ -20,14 +30,16 @@ pub(crate) struct Gqa {
 }
 
 impl Gqa {
-    pub(crate) fn new(parts: Parts, c: &DenseConfig, prefix: &str) -> Gqa {
+    pub(crate) fn new(parts: Parts, c: &GqaConfig, layer: usize, prefix: &str) -> Gqa {
         let name = |name: &str| format!("{prefix}self_attn.{name}");
         let norm = |part: &str| parts.params.weight(&name(part));
-        let norms = c.qk_norm().then(|| (norm("q_norm.weight"), norm("k_norm.weight")));
+        let norms = (c.qk_norm != QkNorm::None).then(|| (norm("q_norm.weight"), norm("k_norm.weight")));
         Gqa {
             qkv: Linear::of(parts, &["q_proj", "k_proj", "v_proj"].map(name)),
             norms,
+            qk_norm: c.qk_norm,
             out: Linear::of(parts, &[name("o_proj")]),
+            kind: c.layers[layer],
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             dim: c.head_dim,
@@ -35,7 +47,7 @@ impl Gqa {
         }
     }
 
-    pub(crate) fn shape(c: &DenseConfig, scale: f32) -> AttentionShape {
+    pub(crate) fn shape(c: &GqaConfig, scale: f32) -> AttentionShape {
         let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads);
         AttentionShape { heads, kv_heads, qk_dim: c.head_dim, v_dim: c.head_dim, scale, window: None }
     }
@@ -46,16 +58,44 @@ impl Gqa {
         tape: &Tape<'p>,
         x: &Tensor,
         positions: &Ints,
-        rope: &'p RopeTable,
+        ropes: &'p Ropes,
         shape: AttentionShape,
         segments: &Segments,
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
+        let rope = match self.kind.rope {
+            LayerRope::Main => Some(&ropes.main),
+            LayerRope::Local => Some(ropes.local.as_ref().expect("a model with positions of its windows")),
+            LayerRope::None => None,
+        };
         let qkv = self.qkv.forward(tape, x);
         let &Gqa { heads, kv_heads, dim, norms, eps, .. } = self;
-        let shape_of_heads = GqaHeads { heads, kv_heads, dim, norms, eps };
-        let (q, k, v) = ops::gqa_heads(tape, &qkv, shape_of_heads, positions, rope);
+        let (q, k, v) = match (rope, self.qk_norm) {
+            (Some(rope), QkNorm::None | QkNorm::Head) => {
+                ops::gqa_heads(tape, &qkv, GqaHeads { heads, kv_heads, dim, norms, eps }, positions, rope)
+            }
+            (rope, _) => {
+                let (wq, wk) = (heads * dim, kv_heads * dim);
+                let parts = ops::split_cols(tape, &qkv, &[wq, wk, wk]);
+                let (mut q, mut k) = (parts[0].clone(), parts[1].clone());
+                if let Some((qn, kn)) = norms {
+                    (q, k) = (self.norm(tape, &q, qn), self.norm(tape, &k, kn));
+                }
+                if let Some(rope) = rope {
+                    (q, k) = (ops::rope(tape, &q, positions, rope), ops::rope(tape, &k, positions, rope));
+                }
+                (q, k, parts[2].clone())
+            }
+        };
+        let shape = AttentionShape { window: self.kind.window, ..shape };
         let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
         self.out.forward(tape, &y)
+    }
+
+    fn norm(&self, tape: &Tape, x: &Tensor, w: Weight) -> Tensor {
+        match self.qk_norm {
+            QkNorm::Whole => ops::rms_norm(tape, x, w, self.eps),
+            _ => ops::grouped_rms_norm(tape, x, w, self.eps),
+        }
     }
 }

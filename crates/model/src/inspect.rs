@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use crate::config::{DeepseekConfig, DenseConfig, ModelConfig, TensorKind, TensorSpec, tensor_specs};
+use crate::config::{GqaConfig, MlaConfig, ModelConfig, TensorKind, TensorSpec, tensor_specs};
 
 /// The count of a model; every number follows from the configuration and the context length alone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -130,8 +130,10 @@ pub fn inspect(config: &ModelConfig, context_length: usize) -> Inspection {
 /// How many of a layer's routed experts a token passes, over how many there are.
 fn chosen_experts(config: &ModelConfig) -> (u64, u64) {
     match config {
-        ModelConfig::Deepseek(c) => (c.num_experts_per_tok as u64, c.n_routed_experts as u64),
-        ModelConfig::Dense(_) => (1, 1),
+        ModelConfig::Mla(c) => (c.num_experts_per_tok as u64, c.n_routed_experts as u64),
+        ModelConfig::Gqa(c) => {
+            c.experts.as_ref().map_or((1, 1), |e| (e.num_experts_per_tok as u64, e.num_experts as u64))
+        }
     }
 }
 
@@ -195,8 +197,8 @@ fn forward(
 /// Elements of one key and one value for every query head.
 fn key_value_elements(config: &ModelConfig) -> u64 {
     let per_head = match config {
-        ModelConfig::Deepseek(c) => c.qk_head_dim() + c.v_head_dim,
-        ModelConfig::Dense(c) => 2 * c.head_dim,
+        ModelConfig::Mla(c) => c.qk_head_dim() + c.v_head_dim,
+        ModelConfig::Gqa(c) => 2 * c.head_dim,
     };
     config.num_attention_heads() as u64 * per_head as u64
 }
@@ -205,8 +207,8 @@ fn kv_cache(config: &ModelConfig) -> KvCache {
     let layers = config.num_hidden_layers() as u64;
     let mha = layers * key_value_elements(config);
     let (expanded, latent) = match config {
-        ModelConfig::Deepseek(c) => (mha, Some(layers * latent_elements(c))),
-        ModelConfig::Dense(c) => (layers * grouped_elements(c), None),
+        ModelConfig::Mla(c) => (mha, Some(layers * latent_elements(c))),
+        ModelConfig::Gqa(c) => (layers * grouped_elements(c), None),
     };
     KvCache {
         expanded_f32: 4 * expanded,
@@ -217,11 +219,11 @@ fn kv_cache(config: &ModelConfig) -> KvCache {
     }
 }
 
-fn latent_elements(c: &DeepseekConfig) -> u64 {
+fn latent_elements(c: &MlaConfig) -> u64 {
     (c.kv_lora_rank + c.qk_rope_head_dim) as u64
 }
 
-fn grouped_elements(c: &DenseConfig) -> u64 {
+fn grouped_elements(c: &GqaConfig) -> u64 {
     2 * (c.num_key_value_heads * c.head_dim) as u64
 }
 

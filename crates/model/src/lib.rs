@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod config;
+pub mod family;
 pub mod files;
 mod gqa;
 pub mod inspect;

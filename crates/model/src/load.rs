@@ -91,6 +91,10 @@ impl Model {
             Use::Infer(held) => (Some(*held), None),
             Use::Adapt(held, config) => (Some(*held), Some(config.clone())),
         };
+        if let Some(what) = folder.config.without_gpu().filter(|_| on_gpu) {
+            let reason = format!("{what} runs on the processor alone so far: --device cpu");
+            return Err(FileError::Device { path: path.to_path_buf(), reason });
+        }
         if on_gpu && adapter_config.is_some() {
             return Err(FileError::Adapter {
                 path: path.to_path_buf(),
@@ -159,6 +163,7 @@ fn fill(
 ) -> Result<(), FileError> {
     let params: Vec<_> = model.params().list().iter().map(|p| (p.weight, p.hold)).collect();
     let mut values = Vec::new();
+    let from_one = model.config().norms_from_one();
     for (i, (spec, (w, hold))) in specs.iter().zip(params).enumerate() {
         let params = model.params_mut();
         if base_of(&spec.name).is_some() {
@@ -195,6 +200,10 @@ fn fill(
                 let to = params.values_mut(w);
                 weights.read_f32(&spec.name, &spec.shape, to)?;
                 finite(&spec.name, to)?;
+                // llama.cpp keeps the sum.
+                if from_one && spec.kind == TensorKind::Norm && matches!(weights, Weights::Safetensors(_)) {
+                    to.iter_mut().for_each(|x| *x += 1.0);
+                }
             }
         }
     }

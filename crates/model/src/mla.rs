@@ -1,10 +1,11 @@
 //! Multi-head latent attention (DeepSeek-V2 report, section 2.1; V3 report, section 2.1.1), with the expanded
 //! cache: keys and values per head, in the same order of arithmetic as in training.
 
-use tensor::ops::{self, AttentionShape, KvLayer, MlaDims, RopeTable, Segments};
+use tensor::ops::{self, AttentionShape, KvLayer, MlaDims, Segments};
 use tensor::{Ints, Tape, Tensor, Weight};
 
-use crate::config::DeepseekConfig;
+use crate::config::MlaConfig;
+use crate::gqa::Ropes;
 use crate::linear::{Linear, Parts};
 
 /// The epsilon of the norms inside MLA, fixed in the reference code whatever `rms_norm_eps` says.
@@ -30,7 +31,7 @@ enum Query {
 }
 
 impl Mla {
-    pub(crate) fn new(parts: Parts, c: &DeepseekConfig, prefix: &str) -> Mla {
+    pub(crate) fn new(parts: Parts, c: &MlaConfig, prefix: &str) -> Mla {
         let norm = |name: &str| parts.params.weight(&format!("{prefix}self_attn.{name}.weight"));
         let w = |name: &str| Linear::of(parts, &[format!("{prefix}self_attn.{name}")]);
         let q = match c.q_lora_rank {
@@ -54,7 +55,7 @@ impl Mla {
         }
     }
 
-    pub(crate) fn shape(c: &DeepseekConfig, scale: f32) -> AttentionShape {
+    pub(crate) fn shape(c: &MlaConfig, scale: f32) -> AttentionShape {
         let heads = c.num_attention_heads;
         AttentionShape {
             heads,
@@ -72,7 +73,7 @@ impl Mla {
         tape: &Tape<'p>,
         x: &Tensor,
         positions: &Ints,
-        rope: &'p RopeTable,
+        ropes: &'p Ropes,
         shape: AttentionShape,
         segments: &Segments,
         cache: Option<&mut KvLayer>,
@@ -86,7 +87,7 @@ impl Mla {
         let c = ops::rms_norm(tape, &self.kv_down.forward(tape, x), self.kv_norm, LATENT_EPS);
         let k_rope = self.k_rope.forward(tape, x);
         let kv = self.kv_up.forward(tape, &c);
-        let (q, k, v) = ops::mla_heads(tape, (&q, &kv, &k_rope), self.dims, positions, rope);
+        let (q, k, v) = ops::mla_heads(tape, (&q, &kv, &k_rope), self.dims, positions, &ropes.main);
         let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
         self.out.forward(tape, &y)
     }

@@ -1,5 +1,6 @@
 //! The one forward pass: it trains with a recording tape and generates with a cache.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -9,9 +10,9 @@ use tensor::params::Param;
 use tensor::{Ints, Params, Rng, Tape, Tensor, Weight, threads};
 
 use crate::adapter::{AdapterConfig, base_of};
-use crate::config::{ModelConfig, TensorKind, TensorSpec, tensor_specs};
+use crate::config::{Activation, ModelConfig, RopeTablesSpec, TensorKind, TensorSpec, tensor_specs};
 use crate::files::{self, FileError, GenerationConfig, WeightType};
-use crate::gqa::Gqa;
+use crate::gqa::{Gqa, Ropes};
 use crate::kv_cache::KvCache;
 use crate::linear::Parts;
 use crate::mla::Mla;
@@ -36,9 +37,11 @@ pub struct Model {
     norm: Weight,
     head: Weight,
     mtp: Option<Mtp>,
-    rope: RopeTable,
+    ropes: Ropes,
     shape: AttentionShape,
     eps: f32,
+    /// Factor of the embedding, where it has one.
+    embedding_scale: Option<f32>,
 }
 
 enum Attention {
@@ -49,8 +52,13 @@ enum Attention {
 struct Block {
     input_norm: Weight,
     attention: Attention,
+    /// On the output of attention, where a layer has four norms.
+    after_attention: Option<Weight>,
+    /// Before the feed-forward part.
     post_norm: Weight,
     feed_forward: FeedForward,
+    /// On its output.
+    after_feed_forward: Option<Weight>,
 }
 
 /// Multi-token prediction of depth one (V3 report, section 2.2); used in training only.
@@ -128,21 +136,22 @@ impl Model {
         let parts = Parts { params: &params, adapter: adapter.as_ref() };
         let spec = config.rope_tables_spec();
         let shape = match &config {
-            ModelConfig::Dense(c) => Gqa::shape(c, spec.softmax_scale),
-            ModelConfig::Deepseek(c) => Mla::shape(c, spec.softmax_scale),
+            ModelConfig::Gqa(c) => Gqa::shape(c, spec.softmax_scale),
+            ModelConfig::Mla(c) => Mla::shape(c, spec.softmax_scale),
         };
         let embed = params.weight("model.embed_tokens.weight");
         let head = params.find("lm_head.weight").unwrap_or(embed);
         let blocks = (0..config.num_hidden_layers()).map(|l| Block::new(parts, &config, l)).collect();
         let mtp = match &config {
-            ModelConfig::Deepseek(c) if c.num_nextn_predict_layers > 0 => Some(Mtp::new(parts, &config)),
+            ModelConfig::Mla(c) if c.num_nextn_predict_layers > 0 => Some(Mtp::new(parts, &config)),
             _ => None,
         };
         let positions = config.max_position_embeddings().min(FIRST_POSITIONS);
         Model {
             norm: params.weight("model.norm.weight"),
             eps: config.rms_norm_eps() as f32,
-            rope: rope_table(&config, positions),
+            ropes: ropes(&config, positions),
+            embedding_scale: embedding_scale(&config),
             generation: GenerationConfig::of_model(&config),
             notices: Vec::new(),
             source: PathBuf::new(),
@@ -162,6 +171,15 @@ impl Model {
     /// adapter, the adapter's folder.
     pub fn save(&self, dir: &Path) -> Result<(), FileError> {
         self.save_as(dir, WeightType::F32)
+    }
+
+    /// A parameter as a Hugging Face folder has it.
+    fn on_disk(&self, spec: &TensorSpec, p: &Param) -> Cow<'_, [f32]> {
+        let values = self.params.values(p.weight);
+        match spec.kind == TensorKind::Norm && self.config.norms_from_one() {
+            true => Cow::Owned(values.iter().map(|x| x - 1.0).collect()),
+            false => values,
+        }
     }
 
     /// Writes the adapter alone, as PEFT does, with the name of the model that it belongs to.
@@ -184,8 +202,10 @@ impl Model {
         }
         files::write_config(dir, &self.config, kind)?;
         files::write_generation_config(dir, &self.generation)?;
+        let values: Vec<Cow<[f32]>> =
+            self.specs.iter().zip(self.params.list()).map(|(s, p)| self.on_disk(s, p)).collect();
         let tensors =
-            self.params.list().iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
+            self.params.list().iter().zip(&values).map(|(p, v)| (p.name.as_str(), &p.shape[..], &v[..]));
         files::write_weights(dir, tensors, kind, 4 << 30)?;
         Ok(())
     }
@@ -267,12 +287,12 @@ impl Model {
     }
     /// Positions that a pass may use at present.
     pub fn positions(&self) -> usize {
-        self.rope.positions()
+        self.ropes.main.positions()
     }
     /// Makes a pass of sequences of up to `n` tokens possible.
     pub fn reserve_positions(&mut self, n: usize) {
-        if n > self.rope.positions() {
-            self.rope = rope_table(&self.config, n.next_power_of_two());
+        if n > self.ropes.main.positions() {
+            self.ropes = ropes(&self.config, n.next_power_of_two());
         }
     }
 
@@ -292,6 +312,9 @@ impl Model {
         let batch = Rc::new(BatchInfo::new(segments, options));
         let loads = Rc::new(RefCell::new(Vec::new()));
         let mut x = ops::embedding(tape, tokens, self.embed);
+        if let Some(scale) = self.embedding_scale {
+            x = ops::scaled(tape, &x, scale);
+        }
         let mut delta: Option<Tensor> = None;
         for (l, block) in self.blocks.iter().enumerate() {
             if options.recompute && tape.is_recording() {
@@ -352,11 +375,21 @@ impl Model {
         };
         let (positions, segments) = (&batch.positions, &batch.segments);
         let a = match &block.attention {
-            Attention::Gqa(a) => a.forward(tape, &normed, positions, &self.rope, self.shape, segments, cache),
-            Attention::Mla(a) => a.forward(tape, &normed, positions, &self.rope, self.shape, segments, cache),
+            Attention::Gqa(a) => {
+                a.forward(tape, &normed, positions, &self.ropes, self.shape, segments, cache)
+            }
+            Attention::Mla(a) => {
+                a.forward(tape, &normed, positions, &self.ropes, self.shape, segments, cache)
+            }
         };
+        let after = |y: Tensor, norm: Option<Weight>| match norm {
+            Some(norm) => ops::rms_norm(tape, &y, norm, self.eps),
+            None => y,
+        };
+        let a = after(a, block.after_attention);
         let (x, normed) = ops::add_rms_norm(tape, &x, &a, block.post_norm, self.eps);
         let (y, load) = block.feed_forward.forward(tape, &normed, &batch.lens, batch.alpha);
+        let y = after(y, block.after_feed_forward);
         loads.borrow_mut().extend(load);
         (x, y)
     }
@@ -386,24 +419,31 @@ impl Block {
     fn new(parts: Parts, config: &ModelConfig, layer: usize) -> Block {
         let prefix = format!("model.layers.{layer}.");
         let (attention, feed_forward) = match config {
-            ModelConfig::Dense(c) => {
-                (Attention::Gqa(Box::new(Gqa::new(parts, c, &prefix))), FeedForward::dense(parts, &prefix))
+            ModelConfig::Gqa(c) => {
+                let ff = match &c.experts {
+                    Some(experts) => FeedForward::routed(parts, experts, &prefix),
+                    None => FeedForward::dense(parts, &prefix, c.activation),
+                };
+                (Attention::Gqa(Box::new(Gqa::new(parts, c, layer, &prefix))), ff)
             }
-            ModelConfig::Deepseek(c) => {
-                let moe = c.is_moe_layer(layer);
-                let ff = if moe {
-                    FeedForward::moe(parts, c, &prefix)
-                } else {
-                    FeedForward::dense(parts, &prefix)
+            ModelConfig::Mla(c) => {
+                let ff = match c.is_moe_layer(layer) {
+                    true => FeedForward::shared(parts, c, &prefix),
+                    false => FeedForward::dense(parts, &prefix, Activation::Silu),
                 };
                 (Attention::Mla(Box::new(Mla::new(parts, c, &prefix))), ff)
             }
         };
+        let norm = |name: &str| parts.params.weight(&format!("{prefix}{name}.weight"));
+        let sandwich = matches!(config, ModelConfig::Gqa(c) if c.sandwich_norms);
+        let before = if sandwich { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         Block {
-            input_norm: parts.params.weight(&format!("{prefix}input_layernorm.weight")),
+            input_norm: norm("input_layernorm"),
             attention,
-            post_norm: parts.params.weight(&format!("{prefix}post_attention_layernorm.weight")),
+            after_attention: sandwich.then(|| norm("post_attention_layernorm")),
+            post_norm: norm(before),
             feed_forward,
+            after_feed_forward: sandwich.then(|| norm("post_feedforward_layernorm")),
         }
     }
 }
@@ -434,8 +474,15 @@ fn module_name(name: &str) -> Option<String> {
     Some(base_of(name)?.strip_suffix(".weight")?.rsplit('.').next()?.to_owned())
 }
 
-fn rope_table(config: &ModelConfig, positions: usize) -> RopeTable {
-    let spec = config.rope_tables_spec();
-    let pairs = if spec.interleaved { Pairs::Interleaved } else { Pairs::Halves };
-    RopeTable::new(&spec.inv_freq, spec.attention_scaling, positions, pairs)
+fn ropes(config: &ModelConfig, positions: usize) -> Ropes {
+    let table = |spec: RopeTablesSpec| {
+        let pairs = if spec.interleaved { Pairs::Interleaved } else { Pairs::Halves };
+        RopeTable::new(&spec.inv_freq, spec.attention_scaling, positions, pairs)
+    };
+    Ropes { main: table(config.rope_tables_spec()), local: config.local_rope_tables_spec().map(table) }
+}
+
+fn embedding_scale(config: &ModelConfig) -> Option<f32> {
+    let scaled = matches!(config, ModelConfig::Gqa(c) if c.scaled_embedding);
+    scaled.then(|| (config.hidden_size() as f64).sqrt() as f32)
 }

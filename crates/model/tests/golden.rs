@@ -1,4 +1,5 @@
-//! Logits, losses and every gradient against `transformers` in float64 (see `tests/golden/make_goldens.py`).
+//! Logits, losses and every gradient against `transformers` in float64 (see `tests/golden/make_goldens.py` and
+//! `make_family_goldens.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -89,5 +90,12 @@ cases!(
     llama_tied,
     llama3_rope,
     qwen2,
-    qwen3
+    qwen3,
+    mistral_window,
+    smollm3,
+    qwen3_moe,
+    olmoe,
+    deepseek_v2,
+    deepseek_v2_groups,
+    gemma3
 );

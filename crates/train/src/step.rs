@@ -208,7 +208,7 @@ fn one_further(batch: &Batch) -> (Vec<u32>, Vec<f32>) {
 
 /// The experts' load over the passes of a step, and the rule that evens it out (loss-free balance).
 #[derive(Default)]
-pub struct Balance(Vec<(Weight, Vec<u32>)>);
+pub struct Balance(Vec<(Option<Weight>, Vec<u32>)>);
 
 impl Balance {
     /// Counts the choices of a pass.
@@ -229,8 +229,8 @@ impl Balance {
         }
         for (bias, load) in &self.0 {
             // One that is frozen rests.
-            if model.params().trains(*bias) {
-                ops::balance_bias(model.params_mut(), *bias, load, rate);
+            if let Some(bias) = bias.filter(|&bias| model.params().trains(bias)) {
+                ops::balance_bias(model.params_mut(), bias, load, rate);
             }
         }
     }

@@ -28,6 +28,18 @@ impl<'a> Keys<'a> {
         Err(ConfigError::NotAnObject { found })
     }
 
+    /// The keys of an object that was made of a file's.
+    pub(crate) fn over(map: &'a Map<String, Value>) -> Self {
+        Keys { prefix: "", map, asked: RefCell::default() }
+    }
+
+    /// Counts as asked what `other` was asked for.
+    pub(crate) fn asked_as(&self, other: &Keys) {
+        for key in other.asked.borrow().iter() {
+            self.get(key);
+        }
+    }
+
     /// The value of a key; JSON's null counts as absent.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         if !self.asked.borrow().contains(key) {

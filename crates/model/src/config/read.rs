@@ -1,98 +1,105 @@
-//! From `config.json` to [`ModelConfig`]: old keys and those of `transformers` 5, everything else refused.
+//! From `config.json` to [`ModelConfig`]: what families share. Old keys and those of `transformers` 5, everything else refused.
 
 use serde_json::Value;
 
 use super::keys::Keys;
+use super::validate::MAX_LAYERS;
 use super::{
-    ConfigError, DeepseekConfig, DenseConfig, DenseFamily, Llama3Scaling, ModelConfig, RopeConfig,
-    RopeScaling, YarnScaling,
+    Activation, ConfigError, GqaConfig, LayerKind, Llama3Scaling, MlaConfig, QkNorm, RopeConfig, RopeScaling,
+    YarnScaling,
 };
+use crate::family::Family;
 
-const ARCHITECTURES: &str = "supported are DeepseekV3ForCausalLM (deepseek_v3), LlamaForCausalLM \
-    (llama), Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
 const ROPE_TYPES: &str = "supported are default, linear, yarn and llama3";
 
-pub(super) fn config(keys: &Keys) -> Result<ModelConfig, ConfigError> {
-    let model_type = architecture(keys)?;
-
+/// What no family has.
+pub(crate) fn common(keys: &Keys) -> Result<(), ConfigError> {
     let no_quantization = "only unquantized weights (f32, bf16, f16) are supported";
     keys.only("quantization_config", &[], no_quantization)?;
-    let silu = [Value::from("silu"), Value::from("swish")];
-    keys.only("hidden_act", &silu, "only silu is supported")?;
     keys.only("mlp_bias", &[false.into()], "only MLPs without biases are supported")?;
     let full = [Value::from(1), Value::from(1.0)];
     let partial = "only 1 is supported: every dimension of a head rotates";
-    keys.only("partial_rotary_factor", &full, partial)?;
-
-    Ok(match model_type {
-        "deepseek_v3" => ModelConfig::Deepseek(deepseek(keys)?),
-        "llama" => ModelConfig::Dense(dense(keys, DenseFamily::Llama)?),
-        "qwen2" => ModelConfig::Dense(dense(keys, DenseFamily::Qwen2)?),
-        _ => ModelConfig::Dense(dense(keys, DenseFamily::Qwen3)?),
-    })
+    keys.only("partial_rotary_factor", &full, partial)
 }
 
-/// The model type; `architectures` decides where it is given, because relatives of DeepSeek-V3 keep its
-/// class under another `model_type`.
-fn architecture(keys: &Keys) -> Result<&'static str, ConfigError> {
-    if let Some(value) = keys.get("architectures") {
-        let name = value.get(0).and_then(Value::as_str);
-        return match name {
-            Some("DeepseekV3ForCausalLM") => Ok("deepseek_v3"),
-            Some("LlamaForCausalLM") => Ok("llama"),
-            Some("Qwen2ForCausalLM") => Ok("qwen2"),
-            Some("Qwen3ForCausalLM") => Ok("qwen3"),
-            _ => Err(keys.wrong("architectures", value, ARCHITECTURES)),
-        };
-    }
-    match keys.text("model_type")? {
-        Some("deepseek_v3") => Ok("deepseek_v3"),
-        Some("llama") => Ok("llama"),
-        Some("qwen2") => Ok("qwen2"),
-        Some("qwen3") => Ok("qwen3"),
-        Some(other) => Err(ConfigError::unsupported("model_type", other, ARCHITECTURES)),
-        None => Err(keys.missing("model_type", ARCHITECTURES)),
+/// Refuses every activation but SiLU.
+pub(crate) fn silu(keys: &Keys) -> Result<(), ConfigError> {
+    let silu = [Value::from("silu"), Value::from("swish")];
+    keys.only("hidden_act", &silu, "only silu is supported")
+}
+
+/// Refuses biases on q, k, v and o.
+pub(crate) fn no_attention_bias(keys: &Keys) -> Result<(), ConfigError> {
+    let no_bias = "biases on q, k and v are supported for qwen2 only";
+    keys.only("attention_bias", &[false.into()], no_bias)
+}
+
+/// What `transformers` takes where a file of a family does not say.
+pub(crate) struct Defaults {
+    /// Heads of keys and values; `None` for as many as there are of queries.
+    pub(crate) num_key_value_heads: Option<usize>,
+    /// Width of a head; `None` for the hidden width over the heads.
+    pub(crate) head_dim: Option<usize>,
+    /// The context.
+    pub(crate) max_position_embeddings: usize,
+    /// Base of RoPE's frequencies.
+    pub(crate) rope_theta: f64,
+    /// Whether the head is the embedding.
+    pub(crate) tie_word_embeddings: bool,
+}
+
+impl Defaults {
+    /// With a context, and else as Llama.
+    pub(crate) const fn llama(max_position_embeddings: usize) -> Defaults {
+        Defaults {
+            num_key_value_heads: None,
+            head_dim: None,
+            max_position_embeddings,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: false,
+        }
     }
 }
 
-fn dense(keys: &Keys, model_type: DenseFamily) -> Result<DenseConfig, ConfigError> {
-    if model_type != DenseFamily::Qwen2 {
-        // There it would put a bias on o_proj too; Qwen2 has its q, k, v biases without the key.
-        let no_bias = "biases on q, k and v are supported for qwen2 only";
-        keys.only("attention_bias", &[false.into()], no_bias)?;
-    }
+/// A model with grouped-query attention as Llama has it; families change what they have otherwise.
+pub(crate) fn gqa(keys: &Keys, family: &'static Family, d: Defaults) -> Result<GqaConfig, ConfigError> {
     let num_hidden_layers = keys.size("num_hidden_layers")?;
-    full_attention_only(keys, model_type, num_hidden_layers)?;
-
+    if num_hidden_layers > MAX_LAYERS {
+        let most = format!("must be between 1 and {MAX_LAYERS}");
+        return Err(ConfigError::unsupported("num_hidden_layers", num_hidden_layers, most));
+    }
     let hidden_size = keys.size("hidden_size")?;
     let num_attention_heads = keys.size("num_attention_heads")?;
-    let num_key_value_heads = match (keys.map.get("num_key_value_heads"), model_type) {
-        (None, DenseFamily::Qwen2 | DenseFamily::Qwen3) => 32, // the default of transformers
+    let num_key_value_heads = match (keys.map.get("num_key_value_heads"), d.num_key_value_heads) {
+        (None, Some(default)) => default,
         _ => keys.size_or("num_key_value_heads", num_attention_heads)?,
     };
-    let derived_head_dim = match model_type {
-        DenseFamily::Qwen3 => 128,
-        _ => hidden_size.checked_div(num_attention_heads).unwrap_or(0),
-    };
-    let default_positions = match model_type {
-        DenseFamily::Llama => 2048,
-        DenseFamily::Qwen2 | DenseFamily::Qwen3 => 32768,
-    };
-    let max_position_embeddings = keys.size_or("max_position_embeddings", default_positions)?;
-    Ok(DenseConfig {
-        model_type,
+    let derived = || hidden_size.checked_div(num_attention_heads).unwrap_or(0);
+    let max_position_embeddings = keys.size_or("max_position_embeddings", d.max_position_embeddings)?;
+    Ok(GqaConfig {
+        family,
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         intermediate_size: keys.size("intermediate_size")?,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads,
-        head_dim: keys.size_or("head_dim", derived_head_dim)?,
+        head_dim: keys.size_or("head_dim", d.head_dim.unwrap_or_else(derived))?,
+        qkv_bias: false,
+        qk_norm: QkNorm::None,
+        layers: vec![LayerKind::FULL; num_hidden_layers],
+        query_pre_attn_scalar: None,
+        activation: Activation::Silu,
+        experts: None,
+        sandwich_norms: false,
+        norms_from_one: false,
+        scaled_embedding: false,
         rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
-        tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
+        tie_word_embeddings: keys.flag_or("tie_word_embeddings", d.tie_word_embeddings)?,
         max_position_embeddings,
         initializer_range: keys.number_or("initializer_range", 0.02)?,
-        rope: rope(keys, max_position_embeddings)?,
+        rope: rope(keys, max_position_embeddings, d.rope_theta)?,
+        rope_local_base_freq: None,
         bos_token_id: keys.token_id("bos_token_id")?,
         eos_token_id: keys.token_ids("eos_token_id")?,
         pad_token_id: keys.token_id("pad_token_id")?,
@@ -100,19 +107,14 @@ fn dense(keys: &Keys, model_type: DenseFamily) -> Result<DenseConfig, ConfigErro
 }
 
 /// Refuses sliding windows that are in use. Qwen's files carry a window that is switched off.
-fn full_attention_only(keys: &Keys, family: DenseFamily, layers: usize) -> Result<(), ConfigError> {
+pub(crate) fn full_attention_only(keys: &Keys, switched_on: bool) -> Result<(), ConfigError> {
     if let Some(value) = keys.get("layer_types") {
         let full = |kind: &Value| kind == "full_attention";
         if !value.as_array().is_some_and(|kinds| kinds.iter().all(full)) {
             return Err(keys.wrong("layer_types", value, "only full_attention is supported"));
         }
     }
-    let window = keys.get("sliding_window");
-    let switched_on = match family {
-        DenseFamily::Llama => true,
-        _ => keys.flag_or("use_sliding_window", false)? && keys.size_or("max_window_layers", 28)? < layers,
-    };
-    match window {
+    match keys.get("sliding_window") {
         Some(value) if switched_on => {
             Err(keys.wrong("sliding_window", value, "only full attention is supported"))
         }
@@ -120,11 +122,17 @@ fn full_attention_only(keys: &Keys, family: DenseFamily, layers: usize) -> Resul
     }
 }
 
-fn deepseek(keys: &Keys) -> Result<DeepseekConfig, ConfigError> {
+/// The same for Qwen, whose window holds from some layer on.
+pub(crate) fn qwen_window(keys: &Keys) -> Result<(), ConfigError> {
+    let layers = keys.size("num_hidden_layers")?;
+    let on = keys.flag_or("use_sliding_window", false)? && keys.size_or("max_window_layers", 28)? < layers;
+    full_attention_only(keys, on)
+}
+
+/// A model with latent attention as DeepSeek-V3 has it.
+pub(crate) fn mla(keys: &Keys, family: &'static Family) -> Result<MlaConfig, ConfigError> {
     let one = [Value::from(1)];
     keys.only("attention_bias", &[false.into()], "only MLA without biases is supported")?;
-    keys.only("topk_method", &["noaux_tc".into()], "only noaux_tc (DeepSeek-V3) is supported")?;
-    keys.only("scoring_func", &["sigmoid".into()], "only sigmoid (DeepSeek-V3) is supported")?;
     let every_layer = "only 1 is supported: every layer after the dense ones holds experts";
     keys.only("moe_layer_freq", &one, every_layer)?;
 
@@ -137,7 +145,9 @@ fn deepseek(keys: &Keys) -> Result<DeepseekConfig, ConfigError> {
         return Err(keys.missing("q_lora_rank", "it must hold a rank, or null for a plain q_proj"));
     }
     let max_position_embeddings = keys.size_or("max_position_embeddings", 4096)?;
-    Ok(DeepseekConfig {
+    Ok(MlaConfig {
+        family,
+        softmax_router: false,
         vocab_size: keys.size("vocab_size")?,
         hidden_size: keys.size("hidden_size")?,
         intermediate_size: keys.size("intermediate_size")?,
@@ -163,7 +173,7 @@ fn deepseek(keys: &Keys) -> Result<DeepseekConfig, ConfigError> {
         tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
         max_position_embeddings,
         initializer_range: keys.number_or("initializer_range", 0.02)?,
-        rope: rope(keys, max_position_embeddings)?,
+        rope: rope(keys, max_position_embeddings, 10_000.0)?,
         bos_token_id: keys.token_id("bos_token_id")?,
         eos_token_id: keys.token_ids("eos_token_id")?,
         pad_token_id: keys.token_id("pad_token_id")?,
@@ -172,8 +182,12 @@ fn deepseek(keys: &Keys) -> Result<DeepseekConfig, ConfigError> {
 
 /// RoPE from `rope_scaling` and `rope_theta` (4.x), or from `rope_parameters` (5). Where both are given,
 /// `rope_scaling` wins, and inside the object `rope_theta` wins, as in `transformers` 5.
-fn rope(keys: &Keys, max_position_embeddings: usize) -> Result<RopeConfig, ConfigError> {
-    let outer_theta = keys.number_or("rope_theta", 10_000.0)?;
+pub(crate) fn rope(
+    keys: &Keys,
+    max_position_embeddings: usize,
+    theta: f64,
+) -> Result<RopeConfig, ConfigError> {
+    let outer_theta = keys.number_or("rope_theta", theta)?;
     let scaling = keys.object("rope_scaling", "rope_scaling.")?.filter(|scaling| !scaling.map.is_empty());
     let parameters = match scaling {
         Some(scaling) => Some(scaling),

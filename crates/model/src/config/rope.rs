@@ -7,7 +7,7 @@ use std::f64::consts::PI;
 
 use serde::Serialize;
 
-use super::{ConfigError, DeepseekConfig, DenseConfig};
+use super::{ConfigError, GqaConfig, MlaConfig};
 
 /// Rotary position embedding as the configuration states it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -97,17 +97,17 @@ fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
-pub(super) fn dense_tables(config: &DenseConfig) -> RopeTablesSpec {
+pub(super) fn gqa_tables(config: &GqaConfig) -> RopeTablesSpec {
     let (inv_freq, attention_scaling) = frequencies(&config.rope, config.head_dim);
     RopeTablesSpec {
         inv_freq,
         attention_scaling,
-        softmax_scale: (config.head_dim as f64).powf(-0.5) as f32,
+        softmax_scale: config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64).powf(-0.5) as f32,
         interleaved: false,
     }
 }
 
-pub(super) fn deepseek_tables(config: &DeepseekConfig) -> RopeTablesSpec {
+pub(super) fn mla_tables(config: &MlaConfig) -> RopeTablesSpec {
     let (inv_freq, attention_scaling) = frequencies(&config.rope, config.qk_rope_head_dim);
     let mut softmax_scale = (config.qk_head_dim() as f64).powf(-0.5);
     if let RopeScaling::Yarn(yarn) = &config.rope.scaling {

@@ -8,7 +8,7 @@
 
 use serde::Serialize;
 
-use super::{DeepseekConfig, DenseConfig, ModelConfig};
+use super::{GqaConfig, MlaConfig, ModelConfig, QkNorm};
 
 /// What a tensor is for: decides its initialisation, its weight decay and its optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -73,8 +73,8 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     for layer in 0..config.num_hidden_layers() {
         list.enter(layer);
         match config {
-            ModelConfig::Deepseek(c) => deepseek_layer(&mut list, c, layer),
-            ModelConfig::Dense(c) => dense_layer(&mut list, c),
+            ModelConfig::Mla(c) => mla_layer(&mut list, c, layer),
+            ModelConfig::Gqa(c) => gqa_layer(&mut list, c, layer),
         }
     }
     list.leave("model.");
@@ -83,14 +83,14 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
         list.leave("");
         list.push("lm_head.weight", &[v, h], TensorKind::Head);
     }
-    if let ModelConfig::Deepseek(c) = config {
+    if let ModelConfig::Mla(c) = config {
         for layer in c.num_hidden_layers..c.num_hidden_layers + c.num_nextn_predict_layers {
             list.enter(layer);
             list.norm("enorm", h);
             list.norm("hnorm", h);
             // Over [RMSNorm(embedding); RMSNorm(hidden)], the order of published checkpoints.
             list.matrix("eh_proj", h, 2 * h);
-            deepseek_layer(&mut list, c, layer);
+            mla_layer(&mut list, c, layer);
             list.norm("shared_head.norm", h);
         }
     }
@@ -101,15 +101,19 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
 pub(crate) fn count(config: &ModelConfig) -> u64 {
     let head = 2 + u64::from(!config.tie_word_embeddings());
     match config {
-        ModelConfig::Dense(c) => {
-            let layer = 9 + 3 * u64::from(c.attention_bias()) + 2 * u64::from(c.qk_norm());
+        ModelConfig::Gqa(c) => {
+            let norms = 2 + 2 * u64::from(c.qk_norm != QkNorm::None) + 2 * u64::from(c.sandwich_norms);
+            let mlp =
+                c.experts.as_ref().map_or(3, |e| (e.num_experts as u64).saturating_mul(3).saturating_add(1));
+            let layer = mlp.saturating_add(4 + norms + 3 * u64::from(c.qkv_bias));
             head.saturating_add(layer.saturating_mul(c.num_hidden_layers as u64))
         }
-        ModelConfig::Deepseek(c) => {
+        ModelConfig::Mla(c) => {
             let layers = c.num_hidden_layers.saturating_add(c.num_nextn_predict_layers) as u64;
             let dense = c.num_hidden_layers.min(c.first_k_dense_replace) as u64;
             let attention = 6 + if c.q_lora_rank.is_some() { 3 } else { 1 };
-            let moe = 5u64.saturating_add((c.n_routed_experts as u64).saturating_mul(3));
+            let moe = (5 - u64::from(c.softmax_router))
+                .saturating_add((c.n_routed_experts as u64).saturating_mul(3));
             layers
                 .saturating_mul(attention)
                 .saturating_add(dense.saturating_mul(3))
@@ -167,28 +171,48 @@ impl List {
     }
 }
 
-fn dense_layer(list: &mut List, c: &DenseConfig) {
+fn gqa_layer(list: &mut List, c: &GqaConfig, layer: usize) {
     let h = c.hidden_size;
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     list.norm("input_layernorm", h);
     list.matrix("self_attn.q_proj", q, h);
     list.matrix("self_attn.k_proj", kv, h);
     list.matrix("self_attn.v_proj", kv, h);
-    if c.attention_bias() {
+    if c.qkv_bias {
         list.bias("self_attn.q_proj", q);
         list.bias("self_attn.k_proj", kv);
         list.bias("self_attn.v_proj", kv);
     }
-    if c.qk_norm() {
-        list.norm("self_attn.q_norm", c.head_dim);
-        list.norm("self_attn.k_norm", c.head_dim);
+    let (q_norm, k_norm) = match c.qk_norm {
+        QkNorm::None => (0, 0),
+        QkNorm::Head => (c.head_dim, c.head_dim),
+        QkNorm::Whole => (q, kv),
+    };
+    if c.qk_norm != QkNorm::None {
+        list.norm("self_attn.q_norm", q_norm);
+        list.norm("self_attn.k_norm", k_norm);
     }
     list.matrix("self_attn.o_proj", h, q);
     list.norm("post_attention_layernorm", h);
-    list.swiglu("mlp", h, c.intermediate_size, TensorKind::Matrix);
+    if c.sandwich_norms {
+        list.norm("pre_feedforward_layernorm", h);
+    }
+    match &c.experts {
+        None => list.swiglu("mlp", h, c.intermediate_size, TensorKind::Matrix),
+        Some(e) => {
+            list.push("mlp.gate.weight", &[e.num_experts, h], TensorKind::Router);
+            for expert in 0..e.num_experts {
+                let kind = TensorKind::Expert { layer, expert };
+                list.swiglu(&format!("mlp.experts.{expert}"), h, e.moe_intermediate_size, kind);
+            }
+        }
+    }
+    if c.sandwich_norms {
+        list.norm("post_feedforward_layernorm", h);
+    }
 }
 
-fn deepseek_layer(list: &mut List, c: &DeepseekConfig, layer: usize) {
+fn mla_layer(list: &mut List, c: &MlaConfig, layer: usize) {
     let (h, heads) = (c.hidden_size, c.num_attention_heads);
     let q = heads * c.qk_head_dim();
     list.norm("input_layernorm", h);
@@ -211,7 +235,9 @@ fn deepseek_layer(list: &mut List, c: &DeepseekConfig, layer: usize) {
     }
     let experts = c.n_routed_experts;
     list.push("mlp.gate.weight", &[experts, h], TensorKind::Router);
-    list.push("mlp.gate.e_score_correction_bias", &[experts], TensorKind::RouterBias);
+    if !c.softmax_router {
+        list.push("mlp.gate.e_score_correction_bias", &[experts], TensorKind::RouterBias);
+    }
     let shared = c.shared_intermediate_size();
     list.swiglu("mlp.shared_experts", h, shared, TensorKind::Matrix);
     for expert in 0..experts {

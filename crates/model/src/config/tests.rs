@@ -11,7 +11,14 @@ fn goldens() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
 }
 
-const CASES: [&str; 9] = [
+const CASES: [&str; 16] = [
+    "mistral_window",
+    "smollm3",
+    "qwen3_moe",
+    "olmoe",
+    "deepseek_v2",
+    "deepseek_v2_groups",
+    "gemma3",
     "deepseek_q_lora",
     "deepseek_no_q_lora",
     "deepseek_groups",
@@ -45,7 +52,7 @@ fn with(mut config: Value, key: &str, value: Value) -> Value {
 
 #[test]
 fn a_published_old_style_config_is_read() {
-    let ModelConfig::Deepseek(c) = ModelConfig::from_value(&deepseek_v3()).unwrap() else {
+    let ModelConfig::Mla(c) = ModelConfig::from_value(&deepseek_v3()).unwrap() else {
         panic!("DeepSeek-V3 was read as a dense model");
     };
     assert_eq!((c.q_lora_rank, c.qk_head_dim(), c.num_nextn_predict_layers), (Some(1536), 192, 1));
@@ -53,10 +60,10 @@ fn a_published_old_style_config_is_read() {
     let RopeScaling::Yarn(yarn) = &c.rope.scaling else { panic!("YaRN was lost") };
     assert_eq!((yarn.factor, yarn.original_max_position_embeddings), (40.0, 4096));
 
-    let ModelConfig::Dense(c) = ModelConfig::from_value(&qwen2()).unwrap() else {
+    let ModelConfig::Gqa(c) = ModelConfig::from_value(&qwen2()).unwrap() else {
         panic!("Qwen2 was read as DeepSeek");
     };
-    assert!(c.attention_bias() && !c.qk_norm());
+    assert!(c.qkv_bias && c.qk_norm == QkNorm::None);
     assert_eq!((c.head_dim, c.eos_token_id.len()), (128, 2));
 }
 
@@ -84,7 +91,7 @@ fn unsupported_features_are_refused_by_name() {
         ("hidden_act", json!("gelu")),
         ("num_key_value_heads", json!(8)),
         ("quantization_config", json!({"quant_method": "fp8"})),
-        ("architectures", json!(["DeepseekV2ForCausalLM"])),
+        ("architectures", json!(["DeepseekV4ForCausalLM"])),
         ("n_group", json!(7)),
         ("n_group", json!(256)),
         ("topk_group", json!(9)),
@@ -191,8 +198,8 @@ fn matrices_that_share_an_input_are_neighbours() {
         follows("gate_proj.weight", "up_proj.weight");
         follows("k_proj.weight", "v_proj.weight");
         match &config {
-            ModelConfig::Dense(_) => follows("q_proj.weight", "k_proj.weight"),
-            ModelConfig::Deepseek(_) => {
+            ModelConfig::Gqa(_) => follows("q_proj.weight", "k_proj.weight"),
+            ModelConfig::Mla(_) => {
                 follows("q_proj.weight", "kv_a_proj_with_mqa.weight");
                 follows("q_a_proj.weight", "kv_a_proj_with_mqa.weight");
             }

@@ -1,12 +1,10 @@
 //! Bounds on a configuration, so that a hostile file gives an error instead of a panic or an allocation.
 
-use super::{
-    ConfigError, DeepseekConfig, DenseConfig, DenseFamily, ModelConfig, RopeConfig, RopeScaling, tensors,
-};
+use super::{ConfigError, GqaConfig, MlaConfig, ModelConfig, RopeConfig, RopeScaling, tensors};
 
 /// No single size of a real model is near this.
 const MAX_SIZE: usize = 1 << 24;
-const MAX_LAYERS: usize = 4096;
+pub(crate) const MAX_LAYERS: usize = 4096;
 const MAX_POSITIONS: usize = 1 << 28;
 /// More tensors than any published model has, few enough to list their names.
 const MAX_TENSORS: u64 = 1 << 20;
@@ -54,8 +52,8 @@ pub(super) fn config(config: &ModelConfig) -> Checked {
     token_ids(config)?;
     rope(config.rope())?;
     match config {
-        ModelConfig::Deepseek(c) => deepseek(c)?,
-        ModelConfig::Dense(c) => dense(c)?,
+        ModelConfig::Mla(c) => mla(c)?,
+        ModelConfig::Gqa(c) => gqa(c)?,
     }
 
     let tensors = tensors::count(config);
@@ -88,7 +86,7 @@ fn token_ids(config: &ModelConfig) -> Checked {
     Ok(())
 }
 
-fn dense(c: &DenseConfig) -> Checked {
+fn gqa(c: &GqaConfig) -> Checked {
     sizes(&[
         ("intermediate_size", c.intermediate_size),
         ("num_key_value_heads", c.num_key_value_heads),
@@ -101,15 +99,29 @@ fn dense(c: &DenseConfig) -> Checked {
         format!("must divide num_attention_heads ({})", c.num_attention_heads),
     )?;
     ensure(
-        c.model_type != DenseFamily::Llama || c.hidden_size.is_multiple_of(c.num_attention_heads),
+        c.family.model_type != "llama" || c.hidden_size.is_multiple_of(c.num_attention_heads),
         "num_attention_heads",
         c.num_attention_heads,
         format!("must divide hidden_size ({}) for llama", c.hidden_size),
     )?;
+    if let Some(e) = &c.experts {
+        sizes(&[
+            ("num_experts", e.num_experts),
+            ("num_experts_per_tok", e.num_experts_per_tok),
+            ("moe_intermediate_size", e.moe_intermediate_size),
+        ])?;
+        let most = format!("must be at most num_experts ({})", e.num_experts);
+        ensure(e.num_experts_per_tok <= e.num_experts, "num_experts_per_tok", e.num_experts_per_tok, most)?;
+    }
+    if let Some(window) = c.layers.iter().find_map(|l| l.window) {
+        size("sliding_window", window, MAX_POSITIONS)?;
+    }
+    number("query_pre_attn_scalar", c.query_pre_attn_scalar.unwrap_or(1.0), 1e-3..=1e6)?;
+    number("rope_local_base_freq", c.rope_local_base_freq.unwrap_or(10_000.0), 1.001..=1e15)?;
     ensure(c.head_dim.is_multiple_of(2), "head_dim", c.head_dim, "must be even: RoPE rotates pairs")
 }
 
-fn deepseek(c: &DeepseekConfig) -> Checked {
+fn mla(c: &MlaConfig) -> Checked {
     sizes(&[
         ("intermediate_size", c.intermediate_size),
         ("moe_intermediate_size", c.moe_intermediate_size),

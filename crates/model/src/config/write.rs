@@ -6,14 +6,15 @@
 
 use serde_json::{Value, json};
 
-use super::{DeepseekConfig, DenseConfig, DenseFamily, ModelConfig, RopeConfig, RopeScaling};
+use super::{GqaConfig, MlaConfig, ModelConfig, RopeConfig, RopeScaling};
 
 pub(super) fn config(config: &ModelConfig) -> Value {
     let (mut value, rope) = match config {
-        ModelConfig::Deepseek(c) => (deepseek(c), &c.rope),
-        ModelConfig::Dense(c) => (dense(c), &c.rope),
+        ModelConfig::Mla(c) => (mla(c), &c.rope),
+        ModelConfig::Gqa(c) => (gqa(c), &c.rope),
     };
     let shared = json!({
+        "architectures": [config.family().class],
         "model_type": config.model_type(),
         "vocab_size": config.vocab_size(),
         "hidden_size": config.hidden_size(),
@@ -32,35 +33,24 @@ pub(super) fn config(config: &ModelConfig) -> Value {
         "attention_dropout": 0.0,
         "use_cache": true,
     });
-    if let (Value::Object(map), Value::Object(shared)) = (&mut value, shared) {
-        map.extend(shared);
+    for more in [shared, (config.family().own_keys)(config)] {
+        if let (Value::Object(map), Value::Object(more)) = (&mut value, more) {
+            map.extend(more);
+        }
     }
     value
 }
 
-fn dense(c: &DenseConfig) -> Value {
-    let mut value = json!({
+fn gqa(c: &GqaConfig) -> Value {
+    json!({
         "intermediate_size": c.intermediate_size,
         "num_key_value_heads": c.num_key_value_heads,
         "head_dim": c.head_dim,
-    });
-    let (architecture, own) = match c.model_type {
-        DenseFamily::Llama => ("LlamaForCausalLM", json!({ "attention_bias": false, "mlp_bias": false })),
-        DenseFamily::Qwen2 => ("Qwen2ForCausalLM", json!({ "use_sliding_window": false })),
-        DenseFamily::Qwen3 => {
-            ("Qwen3ForCausalLM", json!({ "attention_bias": false, "use_sliding_window": false }))
-        }
-    };
-    value["architectures"] = json!([architecture]);
-    if let (Value::Object(map), Value::Object(own)) = (&mut value, own) {
-        map.extend(own);
-    }
-    value
+    })
 }
 
-fn deepseek(c: &DeepseekConfig) -> Value {
+fn mla(c: &MlaConfig) -> Value {
     json!({
-        "architectures": ["DeepseekV3ForCausalLM"],
         "intermediate_size": c.intermediate_size,
         "moe_intermediate_size": c.moe_intermediate_size,
         "num_key_value_heads": c.num_attention_heads,
@@ -74,14 +64,11 @@ fn deepseek(c: &DeepseekConfig) -> Value {
         "num_experts_per_tok": c.num_experts_per_tok,
         "n_group": c.n_group,
         "topk_group": c.topk_group,
-        "topk_method": "noaux_tc",
-        "scoring_func": "sigmoid",
         "norm_topk_prob": c.norm_topk_prob,
         "routed_scaling_factor": c.routed_scaling_factor,
         "first_k_dense_replace": c.first_k_dense_replace,
         "moe_layer_freq": 1,
         "num_nextn_predict_layers": c.num_nextn_predict_layers,
-        "rope_interleave": c.rope_interleave,
         "attention_bias": false,
     })
 }

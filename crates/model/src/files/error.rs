@@ -124,6 +124,14 @@ pub enum FileError {
         /// NaN or an infinity.
         value: f32,
     },
+    /// The model does not run on the chosen device.
+    #[error("{path}: {reason}")]
+    Device {
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// An adapter cannot be used, or does not fit.
     #[error("the adapter of {path} cannot be used: {reason}")]
     Adapter {

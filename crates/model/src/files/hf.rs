@@ -92,7 +92,7 @@ impl ModelFolder {
             return Ok(ModelFolder { config, generation, weights, report, notices: Vec::new() });
         }
         let weights = WeightsReader::open(dir)?;
-        if let ModelConfig::Deepseek(c) = &mut config {
+        if let ModelConfig::Mla(c) = &mut config {
             let first_mtp = format!("model.layers.{}.", c.num_hidden_layers);
             if !weights.names().any(|name| name.starts_with(&first_mtp)) {
                 c.num_nextn_predict_layers = 0;

@@ -252,7 +252,7 @@ fn mtp_layers_that_were_not_saved_are_not_expected() {
     let kept = tensor_specs(&folder.config).into_iter().filter(|spec| spec.layer != Some(2));
     let tensors: Tensors = kept.map(|s| (s.name.clone(), s.shape.clone(), vec![0.5; s.elements()])).collect();
     write(dir.path(), &tensors, WeightType::F32, u64::MAX).unwrap();
-    let ModelConfig::Deepseek(c) = ModelFolder::open(dir.path()).unwrap().config else {
+    let ModelConfig::Mla(c) = ModelFolder::open(dir.path()).unwrap().config else {
         panic!("another family");
     };
     assert_eq!(c.num_nextn_predict_layers, 0);

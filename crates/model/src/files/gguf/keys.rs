@@ -3,7 +3,7 @@
 use ground::gguf::{Gguf, Keys, Value as Field};
 use serde_json::{Map, Value, json};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, ModelConfig};
 
 /// A file's keys under its architecture's prefix.
 pub(crate) struct Fields<'a> {
@@ -161,87 +161,15 @@ impl<'a> Fields<'a> {
 
 /// The `config.json` of a file.
 pub(crate) fn to_config(file: &Gguf) -> Result<Value, ConfigError> {
-    let fields = Fields::of(file)?;
-    let (class, mut map) = match fields.arch {
-        "llama" => ("LlamaForCausalLM", llama(&fields)?),
-        "qwen2" => ("Qwen2ForCausalLM", fields.grouped()?),
-        "qwen3" => ("Qwen3ForCausalLM", fields.grouped()?),
-        "deepseek2" => ("DeepseekV3ForCausalLM", deepseek(&fields)?),
-        other => {
-            let known = "supported are llama, qwen2, qwen3 and deepseek2";
-            return Err(ConfigError::unsupported("general.architecture", other, known));
-        }
-    };
-    map.insert("architectures".into(), json!([class]));
-    Ok(Value::Object(map))
+    crate::family::of_gguf(&Fields::of(file)?)
 }
 
-fn llama(fields: &Fields) -> Result<Map<String, Value>, ConfigError> {
-    if fields.int("expert_count")?.is_some_and(|n| n > 0) {
-        let key = fields.key("expert_count");
-        return Err(ConfigError::unsupported(
-            &key,
-            "above zero",
-            "experts of the llama family are not supported",
-        ));
-    }
-    fields.grouped()
-}
-
-fn deepseek(fields: &Fields) -> Result<Map<String, Value>, ConfigError> {
-    let mut map = fields.shared()?;
-    let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
-    // Files for absorbed decoding state the latent's width as that of a key, and the true ones beside it.
-    let key = fields.int("attention.key_length_mla")?;
-    let key = if key.is_some() { key } else { fields.int("attention.key_length")? };
-    let value = fields.int("attention.value_length_mla")?;
-    let value = if value.is_some() { value } else { fields.int("attention.value_length")? };
-    let rope = fields.need("rope.dimension_count")?;
-    let nope = key.and_then(|k| k.checked_sub(rope)).filter(|&n| n > 0);
-    let nope = nope.ok_or_else(|| {
-        ConfigError::unsupported(
-            &fields.key("attention.key_length"),
-            json!(key),
-            "must exceed rope.dimension_count",
-        )
-    })?;
-    put("qk_rope_head_dim", json!(rope));
-    put("qk_nope_head_dim", json!(nope));
-    put("v_head_dim", json!(value));
-    put("q_lora_rank", json!(fields.int("attention.q_lora_rank")?.filter(|&rank| rank > 0)));
-    put("kv_lora_rank", json!(fields.need("attention.kv_lora_rank")?));
-    put("n_routed_experts", json!(fields.need("expert_count")?));
-    put("num_experts_per_tok", json!(fields.need("expert_used_count")?));
-    put("n_shared_experts", json!(fields.int("expert_shared_count")?.unwrap_or(0)));
-    put("moe_intermediate_size", json!(fields.need("expert_feed_forward_length")?));
-    put("first_k_dense_replace", json!(fields.int("leading_dense_block_count")?.unwrap_or(0)));
-    put("routed_scaling_factor", json!(fields.float("expert_weights_scale")?.unwrap_or(1.0)));
-    put("norm_topk_prob", json!(fields.flag("expert_weights_norm")?.unwrap_or(false)));
-    put("n_group", json!(fields.int("expert_group_count")?.unwrap_or(1)));
-    put("topk_group", json!(fields.int("expert_group_used_count")?.unwrap_or(1)));
-    put("rope_interleave", json!(true));
-    if fields.int("expert_gating_func")? != Some(2) {
-        let key = fields.key("expert_gating_func");
-        let found = json!(fields.int("expert_gating_func")?);
-        return Err(ConfigError::unsupported(&key, found, "only 2, sigmoid (DeepSeek-V3), is supported"));
-    }
-    Ok(map)
-}
-
-/// The keys of a model's GGUF file, its tokenizer's apart, from its `config.json`.
-pub(crate) fn of_config(config: &Value) -> Result<Keys, ConfigError> {
-    let class = config["architectures"][0].as_str().unwrap_or_default();
-    let arch = match class {
-        "LlamaForCausalLM" => "llama",
-        "Qwen2ForCausalLM" => "qwen2",
-        "Qwen3ForCausalLM" => "qwen3",
-        "DeepseekV3ForCausalLM" => "deepseek2",
-        other => {
-            return Err(ConfigError::unsupported("architectures", other, "GGUF files of it are not written"));
-        }
-    };
-    let mut keys = Written { arch, config, keys: Keys::new() };
-    keys.keys.push(("general.architecture".into(), Field::Text(arch.to_owned())));
+/// The keys of a model's GGUF file, its tokenizer's apart.
+pub(crate) fn of_config(config: &ModelConfig) -> Result<Keys, ConfigError> {
+    let family = config.family();
+    let config = config.to_json();
+    let mut keys = Written { arch: family.gguf, config: &config, keys: Keys::new() };
+    keys.keys.push(("general.architecture".into(), Field::Text(family.gguf.to_owned())));
     for (gguf, hf) in [
         ("block_count", "num_hidden_layers"),
         ("context_length", "max_position_embeddings"),
@@ -256,18 +184,15 @@ pub(crate) fn of_config(config: &Value) -> Result<Keys, ConfigError> {
         keys.number(gguf, hf);
     }
     keys.rope_scaling()?;
-    if class == "DeepseekV3ForCausalLM" {
-        keys.latent()?
-    } else {
-        keys.heads()
-    }
+    (family.to_gguf)(&mut keys)?;
     Ok(keys.keys)
 }
 
 /// Keys under construction.
-struct Written<'a> {
+pub(crate) struct Written<'a> {
     arch: &'static str,
-    config: &'a Value,
+    /// The `config.json`.
+    pub(crate) config: &'a Value,
     keys: Keys,
 }
 
@@ -276,9 +201,11 @@ impl Written<'_> {
         self.keys.push((format!("{}.{key}", self.arch), value));
     }
     /// A number under its Hugging Face key, if it is there; those that llama.cpp reads as fractions are written so.
-    fn number(&mut self, key: &str, hf: &str) {
+    pub(crate) fn number(&mut self, key: &str, hf: &str) {
         match (self.config[hf].as_i64(), self.config[hf].as_f64()) {
-            (Some(n), _) if !matches!(key, "rope.freq_base" | "expert_weights_scale") => {
+            (Some(n), _)
+                if !matches!(key, "rope.freq_base" | "rope.freq_base_swa" | "expert_weights_scale") =>
+            {
                 self.put(key, Field::Int(n))
             }
             (_, Some(x)) => self.put(key, Field::Float(x)),
@@ -292,15 +219,18 @@ impl Written<'_> {
         self.config[hf].as_i64().unwrap_or(0)
     }
 
-    fn heads(&mut self) {
+    /// Grouped-query attention.
+    pub(crate) fn heads(&mut self) -> Result<(), ConfigError> {
         let dim = self.size("head_dim");
         for key in ["attention.key_length", "attention.value_length", "rope.dimension_count"] {
             self.int(key, dim);
         }
+        Ok(())
     }
 
-    /// DeepSeek's latent attention, with keys and values expanded, and experts.
-    fn latent(&mut self) -> Result<(), ConfigError> {
+    /// DeepSeek's latent attention, with keys and values expanded, and experts whose affinities are had by ggml's function of that
+    /// number (1 softmax, 2 sigmoid).
+    pub(crate) fn latent(&mut self, gating: i64) -> Result<(), ConfigError> {
         if self.config["rope_interleave"] == false {
             return Err(ConfigError::unsupported("rope_interleave", "false", "GGUF files know true alone"));
         }
@@ -326,7 +256,7 @@ impl Written<'_> {
             self.number("expert_group_used_count", "topk_group");
         }
         self.put("expert_weights_norm", Field::Bool(self.config["norm_topk_prob"] == true));
-        self.int("expert_gating_func", 2);
+        self.int("expert_gating_func", gating);
         Ok(())
     }
 

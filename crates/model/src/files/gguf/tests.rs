@@ -43,6 +43,53 @@ fn models_survive_the_format_to_the_bit() {
     }
 }
 
+/// Families whose files do not state all that a configuration may say: what they take for granted goes both ways, the rest is
+/// refused.
+#[test]
+fn every_family_goes_both_ways() {
+    use serde_json::{Value, json};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let cases = [
+        ("qwen3_moe", json!({}), ""),
+        ("olmoe", json!({}), ""),
+        ("deepseek_v2", json!({}), ""),
+        ("mistral_window", json!({"sliding_window": null}), "sliding_window"),
+        ("smollm3", json!({"no_rope_layers": [1, 1, 1, 0]}), "no_rope_layers"),
+        ("gemma3", json!({"query_pre_attn_scalar": 8}), "query_pre_attn_scalar"),
+    ];
+    for (case, changes, refused) in cases {
+        let text = std::fs::read_to_string(golden(case).join("config.json")).unwrap();
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        if !refused.is_empty() {
+            let model = Model::load(&golden(case)).unwrap();
+            let values = |name: &str| model.params().get(model.params().weight(name));
+            let kind = GgufType::Plain(Format::F32);
+            let error =
+                write_gguf(&path, model.config(), "test", Vec::new(), kind, values).unwrap_err().to_string();
+            assert!(error.contains(refused), "{case}: {error}");
+        }
+        for (key, to) in changes.as_object().unwrap() {
+            value[key] = to.clone();
+        }
+        let mut model = Model::random(crate::ModelConfig::from_value(&value).unwrap(), 7);
+        let mut rng = tensor::Rng::new(2);
+        model.params_mut().data_mut().iter_mut().for_each(|x| *x += 0.1 * rng.normal());
+        written(&model, &path, GgufType::Plain(Format::F32));
+        let back = Model::load(&path).unwrap();
+        assert_eq!(back.params().data(), model.params().data(), "{case}");
+        assert_eq!(logits(&back), logits(&model), "{case}");
+        let folder = dir.path().join(case);
+        std::fs::create_dir(&folder).unwrap();
+        back.save(&folder).unwrap();
+        let again = Model::load(&folder).unwrap();
+        // A scale is stored from one, with the rounding of that difference.
+        let close =
+            again.params().data().iter().zip(model.params().data()).all(|(a, b)| (a - b).abs() <= 2e-7);
+        assert!(close, "{case}: as a folder");
+    }
+}
+
 /// Quantised values are exact numbers once unpacked: a file and the folder made of it compute the same bits.
 #[test]
 fn a_quantised_file_equals_its_unpacked_folder() {

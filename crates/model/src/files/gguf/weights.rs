@@ -65,7 +65,7 @@ impl GgufWeights {
         let mut used = vec![false; file.tensors.len()];
         let mut sources = HashMap::new();
         for spec in tensor_specs(config) {
-            let Some(place) = place(&spec.name, config.gguf_names()) else { continue };
+            let Some(place) = place(&spec.name, config.family().gguf_names) else { continue };
             let (Place::Whole(name) | Place::Expert { name, .. }) = &place;
             let Some(&held) = by_name.get(name.as_str()) else { continue };
             used[held.entry] = true;

@@ -106,7 +106,7 @@ pub fn write_gguf<'a>(
 ) -> Result<(), FileError> {
     let in_file =
         |source: ConfigError| ConfigError::InFile { path: path.to_path_buf(), source: Box::new(source) };
-    let mut keys = of_config(&config.to_json()).map_err(in_file)?;
+    let mut keys = of_config(config).map_err(in_file)?;
     keys.push(("general.name".into(), Field::Text(name.to_owned())));
     keys.push(("general.file_type".into(), Field::Int(kind.number())));
     keys.push(("general.quantization_version".into(), Field::Int(2)));
@@ -142,7 +142,7 @@ fn parts(config: &ModelConfig, kind: GgufType) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     let main = |spec: &TensorSpec| spec.layer.is_none_or(|layer| layer < config.num_hidden_layers());
     for spec in tensor_specs(config).into_iter().filter(main) {
-        let Some(place) = place(&spec.name, config.gguf_names()) else { continue };
+        let Some(place) = place(&spec.name, config.family().gguf_names) else { continue };
         let (Place::Whole(name) | Place::Expert { name, .. }) = place.clone();
         let format = kind.of(&spec, config);
         let cols = spec.shape[spec.shape.len() - 1];
