@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use data::{Message, TrainOptions, encode_prompt, render_chat};
+use data::{Conversation, Message, TrainOptions, encode_prompt, render_chat};
 
 const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
@@ -171,7 +171,7 @@ fn saved_tokenizers_and_templates_agree() {
         let mut chats = Vec::new();
         for messages in &conversations {
             for generate in [false, true] {
-                let rendered = render_chat(&tok, messages, generate).unwrap();
+                let rendered = render_chat(&tok, &Conversation::of(messages.as_slice()), generate).unwrap();
                 let ids = generate.then(|| encode_prompt(&tok, messages).unwrap());
                 chats.push(serde_json::json!(
                     {"messages": messages, "generate": generate, "rendered": rendered, "ids": ids}

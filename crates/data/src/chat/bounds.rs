@@ -10,6 +10,8 @@
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::jinja;
+
 /// The written-out size that a named value may have besides what the messages explain, in items and 16-byte units.
 pub(super) const BASE_WEIGHT: u64 = 4_096;
 
@@ -31,6 +33,7 @@ const PLAIN_MAP: &str = "map without limits";
 pub(super) fn instrument(template: &str) -> std::result::Result<String, String> {
     let mut out = String::with_capacity(template.len() + template.len() / 4);
     let mut rest = template;
+    let safe = jinja::safe_names(template);
     let (mut depth, mut branches) = (0usize, 0usize);
     while let Some(start) = rest.find('{') {
         out.push_str(&rest[..start]);
@@ -49,6 +52,19 @@ pub(super) fn instrument(template: &str) -> std::result::Result<String, String> 
         }
         refuse_products(tag)?;
         refuse_long(tag)?;
+        match jinja::safe_sum(tag, &safe) {
+            jinja::Sum::No => {}
+            jinja::Sum::Checked(tag) => {
+                out.push_str(&tag);
+                continue;
+            }
+            jinja::Sum::Refused => {
+                return Err(format!(
+                    "`{}` adds to text of the filter `safe` with `+`, for which Jinja would escape the rest as HTML: expected `~`",
+                    tag.chars().take(60).collect::<String>()
+                ));
+            }
+        }
         let Some(inner) = tag.strip_prefix("{%").and_then(|t| t.strip_suffix("%}")) else {
             out.push_str(tag);
             continue;
@@ -85,7 +101,8 @@ pub(super) fn instrument(template: &str) -> std::result::Result<String, String> 
                 rest = &rest[close..];
             }
             _ => {
-                out.push_str(tag);
+                let checked = if word == "for" { jinja::checked_loop(tag) } else { None };
+                out.push_str(checked.as_deref().unwrap_or(tag));
                 for name in names_bound(word, arguments) {
                     out.push_str(&format!("{{% set {name} = {name}|{CHECK} {end}"));
                 }
@@ -108,6 +125,7 @@ pub(super) fn install(env: &mut Environment<'_>, max_weight: u64) {
         env.remove_filter(filter);
     }
     env.remove_global("debug");
+    jinja::install(env);
     env.add_filter(PLAIN_MAP, minijinja::filters::map);
     env.add_filter("map", |state: &mut State, value: Value, args: Rest<Value>, kwargs: Kwargs| {
         let multiplies = |a: &Value| matches!(a.as_str(), Some("default" | "d" | "map"));
@@ -168,7 +186,7 @@ fn code_length(tag: &str, close: &str) -> usize {
 }
 
 /// The position of the quote that closes a string, or the last byte.
-fn string_end(bytes: &[u8], start: usize, quote: u8) -> usize {
+pub(super) fn string_end(bytes: &[u8], start: usize, quote: u8) -> usize {
     let mut at = start + 1;
     while at < bytes.len() && bytes[at] != quote {
         at += if bytes[at] == b'\\' { 2 } else { 1 };

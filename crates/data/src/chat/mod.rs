@@ -8,6 +8,7 @@
 
 mod bounds;
 mod date;
+mod jinja;
 mod json;
 mod render;
 mod trace;
@@ -40,18 +41,23 @@ pub const DEFAULT_TEMPLATE: &str = "\
 pub const DEFAULT_SPECIAL_TOKENS: [&str; 5] =
     ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"];
 
+/// The names that files give to the thought of a turn, the present one first.
+const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// One turn of a conversation.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(try_from = "Fields")]
 pub struct Message {
     /// Who speaks, one of [`ROLES`].
     pub role: String,
     /// What is said; nothing where a turn consists of calls alone.
-    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     /// Whether an assistant's turn is to be learned; in files `"weight": 0` says no.
-    #[serde(rename = "weight", default = "yes", with = "weight", skip_serializing_if = "is_yes")]
+    #[serde(rename = "weight", serialize_with = "weight::serialize", skip_serializing_if = "is_yes")]
     pub learned: bool,
-    /// What else stands in it, for the template: `reasoning_content`, `tool_calls`, `name`, …
+    /// What else stands in it, for the template: `reasoning_content`, `tool_calls`, `name`, … A `content` of null is among it,
+    /// since templates can tell it from none.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
@@ -62,6 +68,35 @@ fn yes() -> bool {
 
 fn is_yes(learned: &bool) -> bool {
     *learned
+}
+
+/// A message as files have it.
+#[derive(Deserialize)]
+struct Fields {
+    role: String,
+    #[serde(rename = "weight", default = "yes", deserialize_with = "weight::deserialize")]
+    learned: bool,
+    #[serde(flatten)]
+    more: Map<String, Value>,
+}
+
+impl TryFrom<Fields> for Message {
+    type Error = String;
+
+    fn try_from(fields: Fields) -> std::result::Result<Message, String> {
+        let Fields { role, learned, mut more } = fields;
+        let content = match more.get_mut("content") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(std::mem::take(text)),
+            Some(_) => {
+                return Err("a turn's `content` is neither null nor text, expected a string".to_owned());
+            }
+        };
+        if content.is_some() {
+            more.shift_remove("content");
+        }
+        Ok(Message { role, content, learned, more })
+    }
 }
 
 /// Whether a turn is learned, as the number that files have.
@@ -121,12 +156,22 @@ impl Message {
         self.text().len() + self.fields().map(|(_, value)| value.to_string().len()).sum::<usize>()
     }
 
-    /// What a template sees.
+    /// What a template sees: as in `transformers`, a thought has the names that templates know it by, and fields that say
+    /// nothing, but for the content, are left out.
     fn to_value(&self) -> minijinja::Value {
         let mut seen = Map::new();
+        let thought = THOUGHTS.iter().find_map(|name| self.more.get(*name).filter(|value| !value.is_null()));
+        if let Some(thought) = thought {
+            seen.insert("thinking".to_owned(), thought.clone());
+        }
         seen.insert("role".to_owned(), self.role.clone().into());
-        seen.insert("content".to_owned(), self.content.clone().into());
+        if self.content.is_some() || self.more.contains_key("content") {
+            seen.insert("content".to_owned(), self.content.clone().into());
+        }
         seen.extend(self.fields().map(|(key, value)| (key.clone(), value.clone())));
+        if let Some(thought) = thought {
+            seen.insert("reasoning_content".to_owned(), thought.clone());
+        }
         minijinja::Value::from(minijinja::value::Serde(&seen))
     }
 }
@@ -197,9 +242,9 @@ pub struct Sample {
 ///
 /// # Errors
 /// No template, an unknown role, a template that fails, or one that uses up its fuel or its output allowance.
-pub fn render_chat(tok: &Tokenizer, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-    check_roles(messages)?;
-    render::render(tok, messages, &Given::default(), add_generation_prompt)
+pub fn render_chat(tok: &Tokenizer, chat: &Conversation, add_generation_prompt: bool) -> Result<String> {
+    check_roles(&chat.messages)?;
+    render::render(tok, &chat.messages, &chat.given, add_generation_prompt)
 }
 
 /// The ids after which the model writes the next assistant turn: the conversation with the generation prompt.

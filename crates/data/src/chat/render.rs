@@ -72,15 +72,14 @@ pub(super) fn render(
     let template = env.template_from_named_str("chat_template", &source).map_err(|e| problem(&e))?;
     let none = Value::from(());
     let tools = if given.tools.is_empty() { none.clone() } else { Value::from(Serde(&given.tools)) };
+    let mut variables = tok.named_tokens();
+    variables.extend(given.chat_template_kwargs.clone());
     let context = context! {
         messages => messages.iter().map(Message::to_value).collect::<Vec<Value>>(),
         add_generation_prompt => add_generation_prompt,
-        bos_token => tok.bos_token().unwrap_or_default(),
-        eos_token => tok.eos_token().unwrap_or_default(),
-        pad_token => tok.pad_token().unwrap_or_default(),
         tools => tools,
         documents => none,
-        ..Value::from(Serde(&given.chat_template_kwargs)),
+        ..Value::from(Serde(&variables))
     };
     let mut output = Limited { bytes: Vec::new(), limit: BASE_OUTPUT + 4 * content };
     let limit = output.limit;

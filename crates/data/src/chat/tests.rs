@@ -27,6 +27,11 @@ fn encode(tok: &Tokenizer, messages: &[Message]) -> Result<Sample> {
     encode_chat(tok, &Conversation::of(messages))
 }
 
+/// A conversation of nothing but turns as text.
+fn rendered(tok: &Tokenizer, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    render_chat(tok, &Conversation::of(messages), add_generation_prompt)
+}
+
 fn default() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
     TOKENIZER.get_or_init(|| with_template(DEFAULT_TEMPLATE))
@@ -41,7 +46,7 @@ fn learned(tok: &Tokenizer, sample: &Sample) -> String {
 #[test]
 fn default_template_renders() {
     let messages = [Message::system("S"), Message::user("U\n"), Message::assistant("A")];
-    let text = render_chat(default(), &messages, true).unwrap();
+    let text = rendered(default(), &messages, true).unwrap();
     assert_eq!(text, "<|system|>S<|end|><|user|>U\n<|end|><|assistant|>A<|end|><|assistant|>");
     let ids = encode_prompt(default(), &messages[..2]).unwrap();
     assert_eq!(ids, default().encode("<|system|>S<|end|><|user|>U\n<|end|><|assistant|>").unwrap());
@@ -61,7 +66,7 @@ fn loss_mask_is_exact() {
     let sample = encode(tok, &messages).unwrap();
     assert_eq!(sample.ids.len(), sample.loss.len());
     assert_eq!(learned(tok, &sample), "<think>two and two</think>4<|end|>Yes.<|end|>");
-    assert_eq!(tok.decode(&sample.ids, false).unwrap(), render_chat(tok, &messages, false).unwrap());
+    assert_eq!(tok.decode(&sample.ids, false).unwrap(), rendered(tok, &messages, false).unwrap());
     let think = tok.token_id("<think>").unwrap();
     assert_eq!(sample.ids.iter().filter(|&&id| id == think).count(), 1);
     // What is trained is what is generated: both prompts are beginnings of the sample.
@@ -74,7 +79,7 @@ fn loss_mask_is_exact() {
     let tok = with_template(CHATML);
     let sample = encode(&tok, &messages).unwrap();
     assert_eq!(learned(&tok, &sample), "<think>two and two</think>4<|im_end|>Yes.<|im_end|>");
-    assert_eq!(tok.decode(&sample.ids, false).unwrap(), render_chat(&tok, &messages, false).unwrap());
+    assert_eq!(tok.decode(&sample.ids, false).unwrap(), rendered(&tok, &messages, false).unwrap());
 }
 
 /// Protects: a template without control tokens still gives a mask: the whole turn.
@@ -123,7 +128,7 @@ fn inconsistent_templates_are_refused() {
     assert_eq!(learned(&tok, &encode(&tok, &turns[..2]).unwrap()), "<think>x</think>b<|end|>");
     // For prompts it is fine, and the mark that the template cut in half does no harm.
     let ids = encode_prompt(&tok, &turns[..3]).unwrap();
-    assert_eq!(tok.decode(&ids, false).unwrap(), render_chat(&tok, &turns[..3], true).unwrap());
+    assert_eq!(tok.decode(&ids, false).unwrap(), rendered(&tok, &turns[..3], true).unwrap());
 }
 
 fn hostile() -> impl Strategy<Value = String> {
@@ -158,7 +163,7 @@ proptest! {
             vec![Message::system(s), Message::user(u), Message::assistant(a), Message::user(u)]
         };
         let messages = conversation(&system, &user, &assistant);
-        let rendered = render_chat(tok, &messages, true).unwrap();
+        let rendered = rendered(tok, &messages, true).unwrap();
         let ids = match encode_prompt(tok, &messages) {
             Ok(ids) => ids,
             // Refusing is safe; it must not happen to templates that leave contents alone.
@@ -194,7 +199,7 @@ proptest! {
 fn unknown_roles_are_refused() {
     let message = Message::new("end", "");
     for e in [
-        render_chat(default(), std::slice::from_ref(&message), true).unwrap_err(),
+        rendered(default(), std::slice::from_ref(&message), true).unwrap_err(),
         encode_prompt(default(), std::slice::from_ref(&message)).unwrap_err(),
         encode(default(), std::slice::from_ref(&message)).unwrap_err(),
     ] {
@@ -369,7 +374,7 @@ fn python_habits_of_templates() {
     ];
     for (template, expected) in cases {
         let tok = Tokenizer::with_chat_template(default().clone(), template.to_owned());
-        let text = render_chat(&tok, &[Message::user(" hi <b> é")], false);
+        let text = rendered(&tok, &[Message::user(" hi <b> é")], false);
         assert_eq!(text.as_deref().map_err(|e| e.to_string()), Ok(expected), "{template}");
     }
 }
@@ -377,7 +382,7 @@ fn python_habits_of_templates() {
 /// Protects: the reason that a template gives reaches the person.
 #[test]
 fn raise_exception_speaks() {
-    let e = render_chat(default(), &[Message::new("tool", "x")], true).unwrap_err();
+    let e = rendered(default(), &[Message::new("tool", "x")], true).unwrap_err();
     assert!(e.to_string().contains("knows the roles system, user and assistant, not tool"), "{e}");
 }
 
@@ -464,7 +469,7 @@ fn text_with_a_lone_angle_spells_no_token() {
 /// Protects: templates see what Jinja and transformers show them: line ends, `tojson` and its arguments, the date.
 #[test]
 fn templates_are_read_as_jinja_reads_them() {
-    let show = |template: &str| render_chat(&with_template(template), &[Message::user("x")], false).unwrap();
+    let show = |template: &str| rendered(&with_template(template), &[Message::user("x")], false).unwrap();
     assert_eq!(
         show("{% if true %}\r\na\r\nb{% endif %}\rc\r\n"),
         "a\nbc",
@@ -487,7 +492,7 @@ fn templates_are_read_as_jinja_reads_them() {
     let iterable = "{{ none is iterable }} {{ tools is iterable }} {{ 'x' is iterable }} {{ [] is iterable }} {{ 1 is iterable }}";
     assert_eq!(show(iterable), "False False True True False");
     assert_eq!(show("{{ nothing | length }}{{ 'äb' | length }}{{ {'a': 1} | count }}"), "021");
-    assert!(render_chat(&with_template("{{ none | length }}"), &[Message::user("x")], false).is_err());
+    assert!(rendered(&with_template("{{ none | length }}"), &[Message::user("x")], false).is_err());
 }
 
 /// Protects: what the engine's compiler would go down too deeply, for which there is no error to catch, is refused before.
@@ -501,7 +506,7 @@ fn deep_templates_are_refused() {
         "{% if a %}".repeat(9_000),
         format!("{{{{ a{} }}}}", "|trim".repeat(20_000)),
     ] {
-        let e = render_chat(&with_template(&template), &[Message::user("x")], true).unwrap_err();
+        let e = rendered(&with_template(&template), &[Message::user("x")], true).unwrap_err();
         assert!(matches!(e, DataError::Template { .. }), "{e}");
     }
 }

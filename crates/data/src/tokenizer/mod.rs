@@ -112,6 +112,17 @@ impl Tokenizer {
         self.pad.as_deref()
     }
 
+    /// The control tokens that have names, by them: `bos_token`, `unk_token`, …
+    pub(crate) fn named_tokens(&self) -> serde_json::Map<String, serde_json::Value> {
+        let known = [("bos_token", &self.bos), ("eos_token", &self.eos), ("pad_token", &self.pad)];
+        let known = known.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?)));
+        let others = ["unk_token", "sep_token", "cls_token", "mask_token"].into_iter().filter_map(|name| {
+            let token = self.config.get(name)?;
+            Some((name, token.as_str().or_else(|| token["content"].as_str())?))
+        });
+        known.chain(others).map(|(name, token)| (name.to_owned(), token.into())).collect()
+    }
+
     /// The chat template, in Jinja.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
@@ -185,9 +196,10 @@ impl Tokenizer {
 
         // The library can switch off special tokens only, so in this copy every protected token is special.
         let mut plain_vocabulary = AddedVocabulary::new();
-        let marked: Vec<tokenizers::AddedToken> =
-            added.iter().map(|(_, t)| t.clone().special(is_protected(t))).collect();
-        plain_vocabulary.add_tokens(&marked, inner.get_model(), inner.get_normalizer());
+        let marked = added.iter().map(|(_, t)| t.clone().special(is_protected(t)));
+        plain_vocabulary
+            .add_tokens(marked, inner.get_model(), inner.get_normalizer())
+            .map_err(|e| e.to_string())?;
         plain_vocabulary.set_encode_special_tokens(true);
         for (id, token) in &added {
             let copied = plain_vocabulary.get_vocab().get(&token.content).copied();

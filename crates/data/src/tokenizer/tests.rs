@@ -340,7 +340,7 @@ fn whole_texts_begin_as_the_post_processor_says() {
 fn ids_without_a_row_are_neither_typed_nor_named() {
     let vocabulary = small().inner.get_vocab(false).into_values().max().unwrap() as usize + 1;
     let mut inner = small().inner.clone();
-    inner.add_tokens(&[tokenizers::AddedToken::from("<more>", false)]);
+    inner.add_tokens([tokenizers::AddedToken::from("<more>", false)]).unwrap();
     let names = Names {
         eos: Some("<more>".to_owned()),
         bos: None,
