@@ -1,4 +1,6 @@
-//! The same bits on every instruction set: children of this test run the same work, each on its own set.
+//! The same bits on every instruction set: children of this test run the same work, each on its own set. A build of this
+//! test for another processor can be one more of them, by way of an emulator:
+//! `SHOESTRING_TEST_ALSO="qemu-aarch64 -L /usr/aarch64-linux-gnu target/aarch64-unknown-linux-gnu/release/deps/isa-…"`.
 
 mod common;
 
@@ -11,6 +13,8 @@ use tensor::{Buf, Params, Rng, Tape, Tensor, ops};
 
 /// Set in the children.
 const CHILD: &str = "SHOESTRING_TEST_PRINTS_HASHES";
+/// A command, its words between blanks, that runs another build of this test.
+const ALSO: &str = "SHOESTRING_TEST_ALSO";
 
 /// Values that differ where an implementation is careless: zeros of both signs, subnormals, ends of the range.
 fn awkward(rng: &mut Rng, n: usize) -> Vec<f32> {
@@ -155,32 +159,38 @@ fn print_hashes() {
     }
 }
 
+/// The hashes that a child prints, the name of its instruction set first.
+fn hashes(mut command: Command, isa: Option<String>) -> Vec<String> {
+    command.args(["--exact", "every_instruction_set_gives_the_same_bits", "--nocapture"]);
+    command.env(CHILD, "1").envs(isa.map(|isa| ("SHOESTRING_ISA", isa)));
+    let out = command.output().expect("a test can run itself");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&out.stderr));
+    text.lines().filter_map(|l| l.find("hash ").map(|at| l[at..].to_owned())).collect()
+}
+
 #[test]
 fn every_instruction_set_gives_the_same_bits() {
     if std::env::var_os(CHILD).is_some() {
         return print_hashes();
     }
-    let children: Vec<_> = simd::available()
-        .into_iter()
-        .map(|isa| {
-            let mut command = Command::new(std::env::current_exe().expect("a test has a path"));
-            command.args(["--exact", "every_instruction_set_gives_the_same_bits", "--nocapture"]);
-            command.env(CHILD, "1").env("SHOESTRING_ISA", format!("{isa:?}"));
-            let out = command.output().expect("a test can run itself");
-            let text = String::from_utf8_lossy(&out.stdout).into_owned();
-            assert!(out.status.success(), "on {isa:?}: {text}{}", String::from_utf8_lossy(&out.stderr));
-            let lines: Vec<String> =
-                text.lines().filter_map(|l| l.find("hash ").map(|at| l[at..].to_owned())).collect();
-            assert_eq!(lines[0], format!("hash isa {isa:?}"), "the variable names the instruction set");
-            lines[1..].to_vec()
-        })
-        .collect();
-    assert!(children[0].len() > 8, "{:?}", children[0]);
-    for (lines, isa) in children.iter().zip(simd::available()) {
-        assert_eq!(
-            lines,
-            children.last().expect("the fallback is always there"),
-            "{isa:?} against the fallback"
-        );
+    let itself = || Command::new(std::env::current_exe().expect("a test has a path"));
+    let mut children = Vec::new();
+    for isa in simd::available() {
+        let lines = hashes(itself(), Some(format!("{isa:?}")));
+        assert_eq!(lines[0], format!("hash isa {isa:?}"), "the variable names the instruction set");
+        children.push(lines);
+    }
+    let fallback = children.last().expect("the fallback is always there").clone();
+    assert!(fallback.len() > 9, "{fallback:?}");
+    if let Ok(also) = std::env::var(ALSO) {
+        let mut words = also.split_whitespace();
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words);
+        children.push(hashes(command, None));
+        println!("{also}: {}", children[children.len() - 1][0]);
+    }
+    for lines in &children {
+        assert_eq!(lines[1..], fallback[1..], "{} against the fallback", lines[0]);
     }
 }

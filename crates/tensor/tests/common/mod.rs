@@ -190,10 +190,12 @@ pub fn dot_all(out: &[Vec<f64>], slopes: &[Vec<f32>]) -> f64 {
     out.iter().zip(slopes).flat_map(|(o, s)| o.iter().zip(s)).map(|(o, s)| o * f64::from(*s)).sum()
 }
 
-/// A hash of bits: equal for equal bits, `-0.0` and `0.0` apart.
+/// A hash of bits: equal for equal bits, `-0.0` and `0.0` apart. What is no number is one value: its sign is the processor's
+/// choice, minus on x86 and plus on ARM.
 pub fn hash(values: &[f32]) -> u64 {
     values.iter().fold(0xcbf2_9ce4_8422_2325, |h, v| {
-        let h = (h ^ u64::from(v.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
+        let bits = if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
+        let h = (h ^ u64::from(bits)).wrapping_mul(0x0000_0100_0000_01b3);
         h ^ (h >> 29)
     })
 }
