@@ -181,13 +181,14 @@ fn an_eval_stage_of_a_model_from_outside_is_in_the_table() {
     }
 }
 
-/// A problem that leaves no room for an answer is named before the first step.
+/// A problem that leaves no room for an answer is named before the first step, or left out with a count where the recipe, or
+/// the option of `eval`, says so.
 #[test]
-fn a_prompt_that_is_too_long_is_named_before_the_first_step() {
+fn a_prompt_that_is_too_long_is_named_before_the_first_step_or_left_out() {
     let tokenizer = tokenizer();
     let dir = puppet(&tokenizer, "<|assistant|><think></think><answer>4</answer><|end|>");
     let line = |i: usize| {
-        let prompt = format!("Number {i}: {}", "x".repeat(if i == 17 { 400 } else { 4 }));
+        let prompt = format!("Number {i}: {}", "x".repeat(if [17, 20].contains(&i) { 400 } else { 4 }));
         json!({"prompt": prompt, "answer": "4"}).to_string() + "\n"
     };
     std::fs::write(dir.path().join("mine.jsonl"), (1..=30).map(line).collect::<String>()).expect("written");
@@ -197,10 +198,29 @@ fn a_prompt_that_is_too_long_is_named_before_the_first_step() {
         arg(&dir.path().join("mine.jsonl")),
         arg(dir.path()),
     );
-    std::fs::write(&recipe, text).expect("written");
+    std::fs::write(&recipe, &text).expect("written");
     let done = shoestring(&["run", arg(&recipe), "--out", arg(&dir.path().join("out"))]);
     let said = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(2), "{said}");
     assert!(said.contains("problem 17 has ") && said.contains("the limit is 248"), "{said}");
     assert!(!dir.path().join("out/metrics.jsonl").exists(), "nothing was trained");
+
+    let set = "problems.too_long=\"leave_out\"";
+    let evaluated = text.replace("steps = 40", "steps = 1")
+        + &format!("[[stage]]\nkind = 'eval'\nof = {:?}\nmax_new = 8\n", arg(dir.path()));
+    std::fs::write(&recipe, evaluated).expect("written");
+    let out = dir.path().join("again");
+    let done = shoestring(&["run", arg(&recipe), "--out", arg(&out), "--set", set]);
+    let said = String::from_utf8(done.stdout).expect("UTF-8") + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    assert!(said.contains("1 of 27 problems and 1 of 3 held-out ones are left out"), "{said}");
+    let ended = std::fs::read_to_string(out.join("grpo/done.json")).expect("read");
+    assert!(ended.contains("\"problems_left_out\": 1.0"), "{ended}");
+
+    let mine = dir.path().join("mine.jsonl");
+    let eval =
+        ["eval", arg(dir.path()), "--problems", arg(&mine), "--samples", "1", "--max-new", "8", "--json"];
+    assert!(refusal(&eval).contains("problem 17 has "));
+    let found = object(&[&eval[..], &["--leave-out-too-long"]].concat());
+    assert_eq!((&found["left_out"], &found["problems"]), (&json!(2), &json!(28)));
 }

@@ -18,6 +18,11 @@ use crate::speaker;
 /// Positions that training prepares for, where a model's context is longer.
 const MOST_POSITIONS: usize = 1 << 15;
 
+/// Positions that training prepares a model for.
+pub fn positions(config: &ModelConfig) -> usize {
+    config.max_position_embeddings().min(MOST_POSITIONS)
+}
+
 /// Where a stage stands.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
@@ -141,7 +146,7 @@ impl Context<'_> {
         let dir = self.dir(reference)?;
         let note = |text: &str| self.reporter.note(text);
         let (mut model, tokenizer) = speaker::load(&dir, None, wanted, note)?;
-        model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
+        model.reserve_positions(positions(model.config()));
         Ok((model, tokenizer))
     }
 
@@ -156,7 +161,7 @@ impl Context<'_> {
             )));
         }
         let mut model = Model::random(config, self.seed);
-        model.reserve_positions(model.config().max_position_embeddings().min(MOST_POSITIONS));
+        model.reserve_positions(positions(model.config()));
         Ok(model)
     }
 

@@ -163,7 +163,7 @@ pub enum EvaluateError {
     /// A prompt that leaves no room for an answer.
     #[error(
         "the prompt of problem {problem} has {tokens} tokens, but the model's context is {context}: \
-         shorten the problem or take a model with a longer context"
+         shorten the problem, have such problems left out, or take a model with a longer context"
     )]
     TooLong {
         /// The problem, counted from 1.
@@ -256,6 +256,35 @@ pub fn evaluate(
     })
 }
 
+/// The tokens of a problem's prompt, and whether they leave room for an answer in the model's context.
+fn prompt_of(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    (i, problem): (usize, &Problem),
+) -> Result<(Vec<u32>, bool), EvaluateError> {
+    let context = model.config().max_position_embeddings().min(model.positions());
+    let prompt = encode_prompt(tokenizer, &asked(problem))
+        .map_err(|source| EvaluateError::Data { problem: i + 1, source })?;
+    let fits = prompt.len() < context;
+    Ok((prompt, fits))
+}
+
+/// Drops the problems whose prompts leave no room for an answer, and says how many they were.
+///
+/// # Errors
+/// A prompt that the tokenizer or its template refuses.
+pub fn leave_out_too_long(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    problems: &mut Vec<Problem>,
+) -> Result<usize, EvaluateError> {
+    let before = problems.len();
+    let fits = problems.iter().enumerate().map(|p| Ok(prompt_of(model, tokenizer, p)?.1));
+    let mut fits = fits.collect::<Result<Vec<bool>, EvaluateError>>()?.into_iter();
+    problems.retain(|_| fits.next().unwrap_or(false));
+    Ok(before - problems.len())
+}
+
 /// Two requests for each problem: the greedy one and the samples.
 fn requests(
     model: &Model,
@@ -268,9 +297,8 @@ fn requests(
     let wished = Sampling::wished(model.generation(), 1.0);
     let mut requests = Vec::with_capacity(2 * problems.len());
     for (i, problem) in problems.iter().enumerate() {
-        let prompt = encode_prompt(tokenizer, &asked(problem))
-            .map_err(|source| EvaluateError::Data { problem: i + 1, source })?;
-        if prompt.len() >= context {
+        let (prompt, fits) = prompt_of(model, tokenizer, (i, problem))?;
+        if !fits {
             return Err(EvaluateError::TooLong { problem: i + 1, tokens: prompt.len(), context });
         }
         let path: Vec<u64> = prompt.iter().map(|&id| u64::from(id)).collect();

@@ -17,6 +17,7 @@ pub mod problems;
 pub mod recipe;
 pub mod report;
 pub mod rollout;
+mod room;
 pub mod run;
 pub mod settings;
 pub mod source;

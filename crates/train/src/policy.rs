@@ -9,7 +9,7 @@ use tensor::ops;
 use crate::objective::kl::KlKind;
 use crate::objective::{Clip, Norm, Objective, Sequence};
 use crate::optim::{Optimizer, StepReport};
-use crate::step::{Balance, Descent, StepOptions, descend};
+use crate::step::{Balance, Descent, StepOptions, descend, score};
 
 /// Tokens of one pass; more rollouts are worked off in several passes.
 const PASS_TOKENS: usize = 8192;
@@ -31,6 +31,11 @@ impl Sampled {
     /// An answer of which nothing is known yet but how it was sampled.
     pub fn new(tokens: Vec<u32>, old: Vec<f32>) -> Sampled {
         Sampled { tokens, old, reference: None, advantage: 0.0 }
+    }
+
+    /// Whether a policy step trains on it, where a divergence is charged with this weight.
+    pub fn teaches(&self, kl_coefficient: f32) -> bool {
+        self.advantage != 0.0 || kl_coefficient != 0.0
     }
 }
 
@@ -75,7 +80,7 @@ pub struct PolicyStats {
     /// Share of tokens whose ratio was clipped.
     pub clip_share: f64,
     /// Tokens whose log-probability differs by a bit from the sampler's, of those trained on. On the first step after
-    /// sampling this is zero by the engine's contract.
+    /// sampling this is zero by the engine's contract; [`mismatched`] looks at what that step leaves out.
     pub mismatched: usize,
     /// Tokens trained on.
     pub trained_tokens: usize,
@@ -92,7 +97,7 @@ pub fn policy_step(
     s: &PolicySettings,
     lr_factor: f32,
 ) -> PolicyStats {
-    let teaches = |a: &&Sampled| a.advantage != 0.0 || s.kl_coefficient != 0.0;
+    let teaches = |a: &&Sampled| a.teaches(s.kl_coefficient);
     let active = groups
         .iter()
         .map(|g| Prompted { prompt: g.prompt, answers: g.answers.iter().copied().filter(teaches).collect() });
@@ -116,6 +121,24 @@ pub fn policy_step(
         trained_tokens: sums.tokens,
         report,
     }
+}
+
+/// Computes the log-probabilities of all tokens of answers, at their temperature, and counts those that differ by a bit from
+/// the sampler's.
+pub fn mismatched(model: &Model, groups: &[Prompted], temperature: f32) -> usize {
+    let passes = passes(groups.iter().cloned());
+    let count = |groups: &Vec<Prompted>| -> usize {
+        let flat = flatten(groups);
+        let stats = score(model, &flat.tokens, &flat.targets, &flat.segments, temperature);
+        let answers = groups.iter().flat_map(|g| &g.answers).zip(flat.predictions);
+        answers.map(|(a, rows)| differing(&stats.logprobs[rows], &a.old)).sum()
+    };
+    passes.iter().map(count).sum()
+}
+
+/// Values that are not the same bits.
+fn differing(a: &[f32], b: &[f32]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| a.to_bits() != b.to_bits()).count()
 }
 
 #[derive(Default)]
@@ -182,7 +205,7 @@ fn pass(model: &Model, groups: &[Prompted], s: &PolicySettings, sums: &mut Sums,
     let stats = ops::seed_log_probs(params, &out.hidden, head, &targets, &gradients, s.temperature);
     for (a, range) in answers().zip(predictions) {
         let new = &stats.logprobs[range.clone()];
-        sums.mismatched += new.iter().zip(&a.old).filter(|(new, old)| new.to_bits() != old.to_bits()).count();
+        sums.mismatched += differing(new, &a.old);
         sums.entropy += stats.entropies[range].iter().map(|&e| f64::from(e)).sum::<f64>();
         sums.tokens += new.len();
     }
@@ -337,6 +360,12 @@ mod tests {
             let stats = policy_step(&mut model, &mut optimizer, &all, &settings, 1.0);
             (stats, model.params().data().to_vec())
         };
+        let sampled = tiny();
+        assert_eq!(mismatched(&sampled, &all, 0.7), 0, "also of the answer without advantage");
+        let mut other = answers.clone();
+        other[2].old[3] += 1e-3;
+        assert_eq!(mismatched(&sampled, &[prompted(&prompt, &other)], 0.7), 1);
+
         let (computed, taken) = (step(false), step(true));
         assert!(computed.0.report.grad_norm > 0.0 && computed.0.mismatched == 0);
         assert_eq!(computed, taken);

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use data::{Conversation, Message, Tokenizer, encode_prompt, hash_bytes};
-use model::Model;
+use data::{Conversation, Message, hash_bytes};
 use tasks::verify::external;
 use tasks::{AnswerPlace, Mix, MixEntry, Placed, Problem, Split, Style, Verifier, corpus};
 
 use crate::TrainError;
-use crate::source::{HELD_OUT, PROMPT_SLOT, Problems, TaskMix, Verifier as VerifierChoice, VerifierCommand};
+use crate::source::{
+    HELD_OUT, PROMPT_SLOT, Problems, TaskMix, TooLong, Verifier as VerifierChoice, VerifierCommand,
+};
 
 /// Of a file's problems, one in so many is held out where the recipe does not say how many, and so many at most.
 const HELD_OUT_ONE_IN: usize = 10;
@@ -25,6 +26,7 @@ pub struct ProblemSource {
     held_out: Vec<(usize, Problem)>,
     verifier: Box<dyn Verifier>,
     seed: u64,
+    too_long: TooLong,
 }
 
 /// How problems are put to a model, and how it is to answer.
@@ -67,11 +69,8 @@ enum Origin {
 }
 
 /// What to do about a prompt that leaves no room for an answer.
-pub const PROMPT_REMEDY: &str =
-    "shorten it or leave it out, lower `max_new`, or take a model with a longer context";
-
-/// Of an endless mix, the problems whose length is looked at beforehand.
-const MEASURED: u64 = 1000;
+pub const PROMPT_REMEDY: &str = "shorten it, set `problems.too_long = \"leave_out\"` (problems of a `mix`: lower their `level`), \
+     lower `max_new`, or take a model with a longer context";
 
 /// The mix of a recipe's entries.
 pub fn mix(entries: &[TaskMix]) -> Result<Mix, TrainError> {
@@ -89,6 +88,7 @@ fn start(c: &VerifierCommand) -> Result<external::ExternalVerifier, TrainError> 
     let mut command = external::Command::new(c.command.clone());
     command.workers = c.workers;
     command.timeout = Duration::from_secs_f64(c.timeout_seconds);
+    command.env = c.env.clone();
     Ok(external::ExternalVerifier::start(command)?)
 }
 
@@ -125,8 +125,8 @@ impl ProblemSource {
                 .map_err(|what| TrainError::Recipe(format!("{}: {what}", path.display())))?;
             (Origin::List(train), held)
         } else if !p.command.is_empty() {
-            let command = VerifierCommand { command: p.command.clone(), workers: 2, timeout_seconds: 10.0 };
-            let external = start(&command)?;
+            let (command, env) = (p.command.clone(), p.env.clone());
+            let external = start(&VerifierCommand { command, env, workers: 2, timeout_seconds: 10.0 })?;
             let draw = |split, count: usize| -> Result<Vec<Problem>, TrainError> {
                 let each = count.div_ceil(p.tasks.len().max(1));
                 let mut lists = Vec::new();
@@ -165,7 +165,7 @@ impl ProblemSource {
             let what = format!("no answer could score on the problem {:?}: {fault}", problem.prompt);
             return Err(TrainError::Recipe(what));
         }
-        Ok(ProblemSource { origin, form, held_out, verifier, seed })
+        Ok(ProblemSource { origin, form, held_out, verifier, seed, too_long: p.too_long })
     }
 
     /// The same with other tasks drawn for training.
@@ -197,57 +197,27 @@ impl ProblemSource {
         Ok(Conversation::of(turns))
     }
 
+    /// What is done about problems that leave no room for an answer.
+    pub fn too_long(&self) -> TooLong {
+        self.too_long
+    }
+
+    /// The problems that training draws from, each with its number, where that is a list.
+    pub fn list(&self, mix: Option<&Mix>) -> Option<&[(usize, Problem)]> {
+        match (&self.origin, mix) {
+            (Origin::List(list), None) => Some(list),
+            _ => None,
+        }
+    }
+
+    /// The problems kept for evaluation, each with its number.
+    pub fn numbered_held_out(&self) -> impl Iterator<Item = (usize, &Problem)> {
+        self.held_out.iter().map(|(n, problem)| (*n, problem))
+    }
+
     /// The problems kept for evaluation.
     pub fn held_out(&self) -> impl Iterator<Item = &Problem> {
         self.held_out.iter().map(|(_, problem)| problem)
-    }
-
-    /// Refuses problems whose prompts leave no room for answers of `max_new` tokens: all of a list, and of an endless mix
-    /// some from `first` on.
-    ///
-    /// # Errors
-    /// The first prompt that is too long or cannot be encoded, with its number and how many others there are.
-    pub fn check_lengths(
-        &self,
-        model: &Model,
-        tokenizer: &Tokenizer,
-        mix: Option<&Mix>,
-        first: u64,
-        max_new: usize,
-    ) -> Result<(), TrainError> {
-        let context = model.config().max_position_embeddings().min(model.positions());
-        let limit = context.saturating_sub(max_new);
-        let drawn: Vec<(usize, Problem)>;
-        let list = match (&self.origin, mix) {
-            (Origin::List(list), None) => list,
-            _ => {
-                drawn = (1..).zip((0..MEASURED).map(|i| self.train(mix, first + i))).collect();
-                &drawn
-            }
-        };
-        let mut found: Option<(String, usize)> = None;
-        let mut others = 0;
-        for (kind, number, problem) in list
-            .iter()
-            .map(|(n, p)| ("problem", n, p))
-            .chain(self.held_out.iter().map(|(n, p)| ("held-out problem", n, p)))
-        {
-            let name = format!("{kind} {number}");
-            let prompt = encode_prompt(tokenizer, &asked(problem))
-                .map_err(|error| TrainError::Recipe(format!("{name}: {error}")))?;
-            if prompt.len() > limit {
-                others += usize::from(found.is_some());
-                found.get_or_insert((name, prompt.len()));
-            }
-        }
-        let Some((name, tokens)) = found else { return Ok(()) };
-        let others = match others {
-            0 => String::new(),
-            1 => " (and one other is too long)".to_owned(),
-            n => format!(" (and {n} others are too long)"),
-        };
-        let what = format!("the prompt of {name}{others}");
-        Err(TrainError::TooLong { what, tokens, limit, remedy: PROMPT_REMEDY })
     }
 
     /// What scores completions.

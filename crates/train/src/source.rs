@@ -29,11 +29,16 @@ pub struct Problems {
     /// The tasks that `command` is asked for.
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
+    /// Environment variables that `command` is given, beside those that any program needs (PATH, HOME, LANG, …).
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
     /// Problems to train on that `command` is asked for.
     pub count: usize,
     /// Problems kept for evaluation: 200 by default, and one in ten of a file that has fewer than 2000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out: Option<usize>,
+    /// What is done about problems of a file or a command whose prompts leave no room for an answer.
+    pub too_long: TooLong,
     /// What scores an answer; by default what the task or the problem itself names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
@@ -57,14 +62,26 @@ impl Default for Problems {
             jsonl: None,
             command: Vec::new(),
             tasks: Vec::new(),
+            env: Vec::new(),
             count: 10_000,
             held_out: None,
+            too_long: TooLong::Refuse,
             verifier: None,
             answer: "tags".to_owned(),
             system: None,
             prompt: None,
         }
     }
+}
+
+/// What is done about prompts that leave no room for an answer of a stage's `max_new` tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLong {
+    /// The stage does not begin, and names the first of them.
+    Refuse,
+    /// The stage does without them, and says how many they are.
+    LeaveOut,
 }
 
 /// A procedural task in a mix.
@@ -138,6 +155,9 @@ pub struct VerifierCommand {
     /// The program and its arguments.
     #[serde(deserialize_with = "one_or_many")]
     pub command: Vec<String>,
+    /// Environment variables that it is given, beside those that any program needs (PATH, HOME, LANG, …).
+    #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
     /// How many of them run at a time.
     #[serde(default = "two")]
     pub workers: usize,

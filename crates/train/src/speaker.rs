@@ -6,7 +6,7 @@ use std::path::Path;
 use data::answer::{completion_text, opening};
 use data::{Document, Tokenizer};
 use model::load::{base_path, config_of};
-use model::{Model, Use};
+use model::{Model, ModelConfig, Use};
 
 use crate::TrainError;
 
@@ -22,10 +22,29 @@ pub fn load(
     notice: impl Fn(&str),
 ) -> Result<(Model, Tokenizer), TrainError> {
     // The tokenizer is small: what is wrong with it is said before the weights are read. An adapter's folder may have one.
+    let (_, tokenizer) = load_tokenizer(dir, adapter, &notice)?;
+    let model = match adapter {
+        Some(adapter) => Model::open_with(dir, adapter, wanted)?,
+        None => Model::open(dir, wanted)?,
+    };
+    model.notices().iter().for_each(|text| notice(text));
+    Ok((model, tokenizer))
+}
+
+/// Reads the tokenizer of a model, as [`load`] does, and the model's configuration.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_tokenizer(
+    dir: &Path,
+    adapter: Option<&Path>,
+    notice: impl Fn(&str),
+) -> Result<(ModelConfig, Tokenizer), TrainError> {
     let places = [adapter, Some(dir)].into_iter().flatten();
     let own = places.clone().find(|place| place.join("tokenizer.json").exists());
     let tokenizer = Tokenizer::load(&own.map_or_else(|| base_path(dir), |own| Ok(own.to_path_buf()))?)?;
-    let (tokens, vocab) = (tokenizer.vocab_size(), config_of(dir)?.vocab_size());
+    let config = config_of(dir)?;
+    let (tokens, vocab) = (tokenizer.vocab_size(), config.vocab_size());
     let mismatch = || TrainError::TokenizerMismatch { path: dir.to_path_buf(), tokens, vocab };
     let (tokenizer, beyond) = tokenizer.with_rows(vocab).ok_or_else(mismatch)?;
     if let Some(first) = beyond.first() {
@@ -35,12 +54,7 @@ pub fn load(
             dir.display()
         ));
     }
-    let model = match adapter {
-        Some(adapter) => Model::open_with(dir, adapter, wanted)?,
-        None => Model::open(dir, wanted)?,
-    };
-    model.notices().iter().for_each(|text| notice(text));
-    Ok((model, tokenizer))
+    Ok((config, tokenizer))
 }
 
 /// The tokens that end an answer: those of the tokenizer, of the model, and of its `generation_config.json`.

@@ -12,7 +12,7 @@ use tasks::verify::external::Command;
 use tasks::{
     ExternalVerifier, Level, Mix, MixEntry, Problem, Split, Verdict, Verifier, load_problems, verifier,
 };
-use train::evaluate::{EvalSettings, Evaluation, Scores, evaluate};
+use train::evaluate::{EvalSettings, Evaluation, Scores, evaluate, leave_out_too_long};
 use train::stats::Estimate;
 
 use super::{ranges, words};
@@ -66,6 +66,13 @@ pub struct Eval {
     /// Seconds that the program may take for one answer (to start, and for the first answer, six times as long more).
     #[arg(long, value_name = "S", default_value = "10", value_parser = ranges::seconds)]
     verifier_timeout: f32,
+    /// An environment variable that the program is given (repeatable). Beside those named it gets PATH, HOME, USER, LANG,
+    /// LC_ALL, LC_CTYPE, TZ, TMPDIR and VIRTUAL_ENV alone.
+    #[arg(long, value_name = "NAME", requires = "verifier_cmd")]
+    verifier_env: Vec<String>,
+    /// Leave out problems whose prompts leave no room for an answer, and say how many (by default the first is refused).
+    #[arg(long)]
+    leave_out_too_long: bool,
     /// Sampled answers of each problem (K).
     #[arg(long, value_name = "K", default_value_t = 8, value_parser = ranges::count)]
     samples: usize,
@@ -88,7 +95,7 @@ pub struct Eval {
 
 /// Runs the command.
 pub fn run(a: &Eval) -> Result<()> {
-    let problems = problems(a)?;
+    let mut problems = problems(a)?;
     let scorer = Scorer::open(a)?;
     let mut loaded = a.from.open()?;
     if loaded.tokenizer.chat_template().is_none() {
@@ -106,6 +113,13 @@ pub fn run(a: &Eval) -> Result<()> {
     let longest = problems.iter().map(|p| p.prompt.len()).max().unwrap_or(0);
     // A token is a byte or more; what a template adds is far below this.
     reserve(&mut loaded.model, longest.saturating_add(a.max_new).saturating_add(4096));
+    let mut left_out = 0;
+    if a.leave_out_too_long {
+        left_out = leave_out_too_long(&loaded.model, &loaded.tokenizer, &mut problems)?;
+        if left_out > 0 {
+            tell(&format!("{left_out} problems are left out: their prompts leave no room for an answer"));
+        }
+    }
     let settings =
         EvalSettings { samples: a.samples, temperature: a.temperature, max_new: a.max_new, seed: a.seed };
     let progress = Progress::new(!a.json);
@@ -117,7 +131,9 @@ pub fn run(a: &Eval) -> Result<()> {
     let found = found?;
     let stats = scorer.check()?;
     if a.json {
-        return json_line(&to_json(&found, stats, started.elapsed().as_secs_f64()));
+        let mut out = to_json(&found, stats, started.elapsed().as_secs_f64());
+        out["left_out"] = json!(left_out);
+        return json_line(&out);
     }
     print(&found, &problems, started.elapsed())
 }
@@ -148,6 +164,7 @@ impl Scorer {
         let mut command = Command::new(argv);
         command.timeout = Duration::from_secs_f32(a.verifier_timeout);
         command.startup = 6 * command.timeout;
+        command.env = a.verifier_env.clone();
         Ok(Scorer::Command(Box::new(ExternalVerifier::start(command)?), text.clone()))
     }
 

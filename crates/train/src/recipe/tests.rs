@@ -259,6 +259,8 @@ fn names_and_ranges_are_checked() {
         ("stage.sft.seq_len=100000", "fewer than one sequence"),
         ("stage.pretrain.from=./x", "give either `model` or `from`, not both"),
         ("stage.distill.epochs=0", "say how long to train"),
+        ("problems.too_long=\"leave_out\"", "none is left out: lower their `level`"),
+        ("problems.env=HOME", "`env` goes with `command`"),
         ("problems.jsonl=x.jsonl", "give one of `mix`, `jsonl` and `command`"),
         ("problems.mix=[{task=\"gcd\",weight=0}]", "every weight is 0"),
         ("problems.mix=[{task=\"gdc\"}]", "did you mean `gcd`?"),

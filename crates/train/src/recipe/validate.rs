@@ -4,7 +4,7 @@ use super::{Recipe, resolve};
 use crate::claims::{ClaimSettings, Figure};
 use crate::settings::check::{At, Check, Checked};
 use crate::settings::node;
-use crate::source::{PROMPT_SLOT, Problems, Verifier, check_mix};
+use crate::source::{PROMPT_SLOT, Problems, TooLong, Verifier, check_mix};
 use crate::stages::{AnyStage, Earlier, NamedStage, is_path};
 
 /// Names that a run folder uses itself.
@@ -155,6 +155,12 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
         &["problems", "tasks"],
         "`tasks` goes with `command`; the tasks of a mix stand in `mix`",
     )?;
+    let env = problems.env.is_empty() || !problems.command.is_empty();
+    let which = "`env` goes with `command`; that of a verifier stands in its table";
+    check.that(env, &["problems", "env"], which)?;
+    let listed = problems.mix.is_empty() || problems.too_long == TooLong::Refuse;
+    let which = "problems of a mix are drawn without end, and none is left out: lower their `level` instead";
+    check.that(listed, &["problems", "too_long"], which)?;
     // Held in memory, all of them.
     for (key, count) in [("count", problems.count), ("held_out", problems.held_out.unwrap_or(1))] {
         let message = format!("expected 1 to {MOST_PROBLEMS}, found {count}");

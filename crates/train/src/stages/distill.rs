@@ -19,6 +19,7 @@ use crate::finished::Figures;
 use crate::learner::{Learner, Now, StepOutcome, Steps};
 use crate::policy::flatten;
 use crate::rollout::{Group, SampleSettings, sample};
+use crate::room::StageProblems;
 use crate::run::metrics::{Metrics, keys};
 use crate::settings::check::{At, Checked, POSITIVE};
 use crate::settings::one_table;
@@ -171,6 +172,7 @@ impl Stage for DistillStage {
             steps => steps,
         };
         let mix = ctx.problems.as_ref().map(|p| p.training_mix(&self.own.mix)).transpose()?.flatten();
+        let mut rollouts = None;
         let note = |text: &str| ctx.reporter.note(text);
         match self.own.method {
             DistillMethod::Traces => teach_ends(&note, name, &mut model, &tokenizer, &traces),
@@ -182,8 +184,9 @@ impl Stage for DistillStage {
             }
             DistillMethod::OnPolicy => {
                 note_unfiltered(ctx, name, &model);
-                let (source, max_new) = (ctx.problems()?, self.own.max_new);
-                source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, max_new)?;
+                let (of, max_new) = ((&model, &tokenizer), self.own.max_new);
+                let own_mix = &self.own.mix;
+                rollouts = Some(StageProblems::with_room(ctx, name, own_mix, of, FIRST_PROBLEM, max_new)?);
             }
         }
         let held_out = match self.training.eval_every {
@@ -192,7 +195,9 @@ impl Stage for DistillStage {
         };
         let kept = traces.len();
         let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
-        let mut steps = Distilling { ctx, name, stage: self, teacher, traces, mix, held_out, limit: seq_len + 1 };
+        let limit = seq_len + 1;
+        let mut steps =
+            Distilling { ctx, name, stage: self, teacher, traces, mix, rollouts, held_out, limit };
         let cost = learner.run(ctx, name, &self.training, (total, total), &mut steps)?;
         let summary = format!("{total} steps, {kept} traces{}", left_out_words(&learner));
         let figures = Figures::of([("steps", total as f64), ("traces", kept as f64)]);
@@ -234,6 +239,8 @@ struct Distilling<'a> {
     teacher: Model,
     traces: Vec<Document>,
     mix: Option<Mix>,
+    /// What the student answers (method `on_policy`).
+    rollouts: Option<StageProblems<'a>>,
     held_out: Vec<Document>,
     /// Token ids of a document at most.
     limit: usize,
@@ -309,7 +316,8 @@ impl Distilling<'_> {
     fn on_policy_step(&self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
         let (source, own, teacher) = (self.ctx.problems()?, &self.stage.own, &self.teacher);
         let drawn = FIRST_PROBLEM + l.cursor..FIRST_PROBLEM + l.cursor + own.prompts as u64;
-        let problems = drawn.map(|i| source.train(self.mix.as_ref(), i)).collect();
+        let problems = self.rollouts.as_ref().expect("opened for this method");
+        let problems = drawn.map(|i| problems.train(i)).collect();
         l.cursor += own.prompts as u64;
         let temperature = own.temperature as f32;
         let settings = SampleSettings {

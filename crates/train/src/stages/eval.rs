@@ -8,6 +8,7 @@ use crate::context::{Context, Progress};
 use crate::evaluate::{EvalSettings, EvaluateError, Graded, evaluate};
 use crate::finished::{Answered, Figures, Measured};
 use crate::report::Completion;
+use crate::room::held_out_with_room;
 use crate::settings::check::{At, Checked};
 use crate::settings::one_or_many;
 
@@ -72,7 +73,7 @@ impl Stage for EvalStage {
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
     let source = ctx.problems()?;
     let limit = if self.limit == 0 { usize::MAX } else { self.limit };
-    let problems: Vec<_> = source.held_out().take(limit).cloned().collect();
+    let problems = held_out_with_room(ctx, name, &self.of, limit)?;
     let mut meter = ctx.meter(name, None);
     let clock = std::time::Instant::now();
     let (mut measured, mut words) = (Vec::new(), Vec::new());

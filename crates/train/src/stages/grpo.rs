@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use engine::Sampling;
 use model::{Model, Use};
 use serde::{Deserialize, Serialize};
-use tasks::{Mix, Reward, RewardConfig};
+use tasks::{Reward, RewardConfig};
 
 use super::{Earlier, Makes, Stage, StageResult, Work, guess};
 use crate::TrainError;
@@ -15,8 +15,9 @@ use crate::finished::Figures;
 use crate::learner::{Learner, Now, StepOutcome, Steps};
 use crate::objective::kl::KlKind;
 use crate::objective::{Clip, Norm, ObjectiveKind, objective};
-use crate::policy::{PolicySettings, PolicyStats, Prompted, flatten, policy_step};
+use crate::policy::{PolicySettings, PolicyStats, Prompted, flatten, mismatched, policy_step};
 use crate::rollout::{Answer, Group, SampleSettings, sample};
+use crate::room::StageProblems;
 use crate::run::metrics::{Metrics, keys};
 use crate::settings::check::{At, Checked, POSITIVE};
 use crate::settings::{UNSET, one_or_many, one_table, set};
@@ -175,9 +176,9 @@ impl Stage for GrpoStage {
         let wanted = self.adapting.wanted();
         let (model, tokenizer) = ctx.model(&own.from, wanted.clone())?;
         note_unfiltered(ctx, name, &model);
-        let source = ctx.problems()?;
-        let mix = source.training_mix(&own.mix)?;
-        source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, own.max_new)?;
+        let of = (&model, &tokenizer);
+        let problems = StageProblems::with_room(ctx, name, &own.mix, of, FIRST_PROBLEM, own.max_new)?;
+        let left_out = problems.left_out() as f64;
         let reference = if own.kl_coefficient > 0.0 {
             let dir = ctx.folder.stage_dir(name)?.join("reference");
             let model = ctx.model(&own.from, wanted.clone())?.0;
@@ -187,11 +188,16 @@ impl Stage for GrpoStage {
         };
         let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
         let budget = own.budget(ctx)?;
-        let mut steps = Reinforcing { ctx, s: own, recompute: self.training.recompute, mix, reference, budget };
+        let recompute = self.training.recompute;
+        let mut steps = Reinforcing { ctx, s: own, recompute, problems, reference, budget };
         let cost = learner.run(ctx, name, &self.training, (own.steps, own.steps), &mut steps)?;
         let [reward, accuracy] = [keys::REWARD, keys::ACCURACY].map(|key| learner.figure(key));
         let summary = format!("reward {reward:.3}, accuracy of samples {:.1} %", 100.0 * accuracy);
-        let figures = Figures::of([(keys::REWARD, reward), (keys::ACCURACY, accuracy)]);
+        let figures = Figures::of([
+            (keys::REWARD, reward),
+            (keys::ACCURACY, accuracy),
+            ("problems_left_out", left_out),
+        ]);
         Ok(StageResult { cost, summary, figures })
     }
 }
@@ -292,7 +298,7 @@ struct Reinforcing<'a> {
     ctx: &'a Context<'a>,
     s: &'a Grpo,
     recompute: bool,
-    mix: Option<Mix>,
+    problems: StageProblems<'a>,
     reference: Option<Reference>,
     budget: Option<u64>,
 }
@@ -303,7 +309,7 @@ impl Steps for Reinforcing<'_> {
         if let Some(reference) = &mut self.reference {
             reference.renew(l, now.step)?;
         }
-        let (mut groups, sampled, drawn) = self.collect(l, now.step)?;
+        let Collected { mut groups, replaced, tokens: sampled, drawn } = self.collect(l, now.step)?;
         let found = RolloutStats::of(&groups, drawn);
         let objective = objective(self.s.objective);
         for group in &mut groups {
@@ -316,7 +322,7 @@ impl Steps for Reinforcing<'_> {
         if let Some(reference) = &self.reference {
             with_reference(&reference.model, &mut groups, self.s.temperature as f32);
         }
-        let stats = self.update(l, &groups, now.lr_factor);
+        let stats = self.update(l, &groups, &replaced, now.lr_factor);
         l.set_figure(keys::REWARD, found.reward);
         l.set_figure(keys::ACCURACY, found.accuracy);
         Ok(StepOutcome {
@@ -346,7 +352,7 @@ impl Steps for Reinforcing<'_> {
     /// Greedy accuracy on some of the held-out problems.
     fn measure(&mut self, l: &Learner, step: u64, metrics: &mut Metrics) -> Result<(), TrainError> {
         let source = self.ctx.problems()?;
-        let problems: Vec<_> = source.held_out().take(EVAL_PROBLEMS).cloned().collect();
+        let problems: Vec<_> = self.problems.held_out().take(EVAL_PROBLEMS).cloned().collect();
         let n = problems.len().max(1) as f64;
         let sampling = Sampling { temperature: 0.0, ..Sampling::wished(l.model.generation(), 1.0) };
         let settings = SampleSettings { group: 1, max_new: self.s.max_new, sampling, seed: 0 };
@@ -357,18 +363,27 @@ impl Steps for Reinforcing<'_> {
     }
 }
 
-/// Groups to learn from, the tokens sampled for them, and the reward of every answer drawn.
-type Collected = (Vec<Group>, u64, Vec<Reward>);
+/// What was sampled for one step.
+struct Collected {
+    /// To learn from.
+    groups: Vec<Group>,
+    /// Without variance, and not learned from.
+    replaced: Vec<Group>,
+    tokens: u64,
+    /// The reward of every answer.
+    drawn: Vec<Reward>,
+}
 
 impl Reinforcing<'_> {
     /// Groups for one step. With dynamic sampling, groups without variance are replaced by fresh ones, in a few rounds.
     fn collect(&self, l: &mut Learner, step: u64) -> Result<Collected, TrainError> {
         let (s, source) = (self.s, self.ctx.problems()?);
-        let (mut groups, mut tokens, mut drawn) = (Vec::new(), 0, Vec::new());
+        let (mut groups, mut replaced) = (Vec::new(), Vec::new());
+        let (mut tokens, mut drawn) = (0, Vec::new());
         for round in 0..if s.dynamic_sampling { ROUNDS } else { 1 } {
             let first = FIRST_PROBLEM + l.cursor;
             let want = (s.prompts - groups.len()) as u64;
-            let problems = (first..first + want).map(|i| source.train(self.mix.as_ref(), i)).collect();
+            let problems = (first..first + want).map(|i| self.problems.train(i)).collect();
             let settings = SampleSettings {
                 group: s.group,
                 max_new: s.max_new,
@@ -380,20 +395,30 @@ impl Reinforcing<'_> {
             tokens += n;
             drawn.extend(fresh.iter().flat_map(|g| &g.answers).map(|a| a.reward.clone()));
             let last = round + 1 == ROUNDS;
-            groups.extend(fresh.into_iter().filter(|g| !s.dynamic_sampling || last || varies(g)));
+            let teaches = |g: &Group| !s.dynamic_sampling || last || varies(g);
+            let (kept, flat): (Vec<Group>, Vec<Group>) = fresh.into_iter().partition(teaches);
+            groups.extend(kept);
+            replaced.extend(flat);
             if groups.len() >= s.prompts {
                 break;
             }
         }
-        Ok((groups, tokens, drawn))
+        Ok(Collected { groups, replaced, tokens, drawn })
     }
 
-    /// `epochs · minibatches` optimizer steps.
-    fn update(&self, l: &mut Learner, groups: &[Group], lr_factor: f32) -> Updates {
+    /// `epochs · minibatches` optimizer steps. The first one compares the log-probabilities that it trains on with the
+    /// sampler's; those of all other tokens, of groups without advantage, of other minibatches and of `replaced`, are
+    /// computed before it.
+    fn update(&self, l: &mut Learner, groups: &[Group], replaced: &[Group], lr_factor: f32) -> Updates {
         let s = self.s;
         let size = groups.len().div_ceil(s.minibatches).max(1);
         let tokens = |part: &[Group]| part.iter().map(Group::tokens).sum::<usize>();
         let mean_tokens = tokens(groups) as f32 / groups.len().div_ceil(size) as f32;
+        let (first, later) = groups.split_at(size.min(groups.len()));
+        let mut left_out: Vec<Prompted> = first.iter().map(Group::prompted).collect();
+        left_out.iter_mut().for_each(|g| g.answers.retain(|a| !a.teaches(s.kl_coefficient as f32)));
+        left_out.extend(later.iter().chain(replaced).map(Group::prompted));
+        let differing = mismatched(&l.model, &left_out, s.temperature as f32);
         let mut steps: Vec<PolicyStats> = Vec::new();
         for _ in 0..s.epochs {
             for part in groups.chunks(size) {
@@ -425,8 +450,9 @@ impl Reinforcing<'_> {
             entropy: mean(&|u| u.entropy),
             kl: mean(&|u| u.kl),
             clip_share: mean(&|u| u.clip_share),
-            checked: steps.first().map_or(0, |u| u.trained_tokens),
-            mismatched: steps.first().map_or(0, |u| u.mismatched),
+            checked: left_out.iter().flat_map(|g| &g.answers).map(|a| a.tokens.len()).sum::<usize>()
+                + steps.first().map_or(0, |u| u.trained_tokens),
+            mismatched: differing + steps.first().map_or(0, |u| u.mismatched),
             grad_norm: steps.iter().map(|u| f64::from(u.report.grad_norm)).sum::<f64>()
                 / steps.len().max(1) as f64,
         }
@@ -465,8 +491,8 @@ struct Updates {
     entropy: f64,
     kl: f64,
     clip_share: f64,
-    /// Of the first step, the only one whose weights are the sampler's: tokens whose log-probability was compared with
-    /// the sampler's, and those that differ.
+    /// Tokens sampled, whose log-probabilities at the weights that sampled were all compared with the sampler's, and those
+    /// that differ.
     checked: usize,
     mismatched: usize,
     /// The mean norm; not finite if that of any step was not.

@@ -11,6 +11,7 @@ use crate::context::{Context, Progress};
 use crate::finished::Figures;
 use crate::problems::asked;
 use crate::rollout::{SampleSettings, sample};
+use crate::room::StageProblems;
 use crate::settings::check::{At, Checked};
 use crate::source::{TaskMix, check_own_mix};
 
@@ -99,8 +100,8 @@ impl Stage for RejectStage {
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
     let (model, tokenizer) = ctx.reader(&self.from)?;
     let source = ctx.problems()?;
-    let mix = source.training_mix(&self.mix)?;
-    source.check_lengths(&model, &tokenizer, mix.as_ref(), FIRST_PROBLEM, self.max_new)?;
+    let of = (&model, &tokenizer);
+    let problems = StageProblems::with_room(ctx, name, &self.mix, of, FIRST_PROBLEM, self.max_new)?;
     let sampling =
         Sampling { temperature: self.temperature as f32, ..Sampling::wished(model.generation(), 1.0) };
     let mut meter = ctx.meter(name, None);
@@ -108,13 +109,12 @@ impl Stage for RejectStage {
     let clock = std::time::Instant::now();
     for start in (0..self.problems).step_by(CHUNK) {
         let count = CHUNK.min(self.problems - start);
-        let problems =
-            (start..start + count).map(|i| source.train(mix.as_ref(), FIRST_PROBLEM + i as u64)).collect();
+        let drawn_now = (start..start + count).map(|i| problems.train(FIRST_PROBLEM + i as u64)).collect();
         let seed = tensor::Rng::at(ctx.seed, &[FIRST_PROBLEM, start as u64]).next_u64();
         let settings = SampleSettings { group: self.samples, max_new: self.max_new, sampling, seed };
         let counts = tensor::operations::counts();
         let (groups, tokens) =
-            sample(&model, &tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+            sample(&model, &tokenizer, drawn_now, source.verifier(), &RewardConfig::default(), settings)?;
         meter.add(tokens, tensor::operations::counts().since(&counts).total());
         for g in groups {
             drawn += g.answers.len();
@@ -159,7 +159,11 @@ impl Stage for RejectStage {
     Ok(StageResult {
         cost: meter.stop(),
         summary,
-        figures: Figures::of([("traces", kept.len() as f64), ("accepted_share", share)]),
+        figures: Figures::of([
+            ("traces", kept.len() as f64),
+            ("accepted_share", share),
+            ("problems_left_out", problems.left_out() as f64),
+        ]),
     })
     }
 }

@@ -27,6 +27,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use worker::{Failure, Worker};
 
+/// Environment variables that every external program is given, where we have them: those without which programs are not found,
+/// cannot write a temporary file, or print in another language.
+pub const ALWAYS_GIVEN: [&str; 9] =
+    ["PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV"];
+
 /// How an external program is run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Command {
@@ -38,6 +43,9 @@ pub struct Command {
     pub timeout: Duration,
     /// Added to the first answer of a process, which may have much to import.
     pub startup: Duration,
+    /// Environment variables that it is given beside [`ALWAYS_GIVEN`]: whatever else is in ours, keys and tokens among it, it
+    /// does not see.
+    pub env: Vec<String>,
     /// Whether completions without an answer score zero unseen. With `false` the command may judge the whole
     /// completion; a blank completion scores zero all the same.
     pub needs_answer: bool,
@@ -51,6 +59,7 @@ impl Command {
             workers: 2,
             timeout: Duration::from_secs(10),
             startup: Duration::from_secs(60),
+            env: Vec::new(),
             needs_answer: true,
         }
     }
@@ -105,6 +114,10 @@ impl ExternalVerifier {
     pub fn start(command: Command) -> Result<ExternalVerifier> {
         if command.argv.is_empty() || command.workers == 0 {
             return Err(command.fail("it needs a program and at least one worker"));
+        }
+        if let Some(name) = command.env.iter().find(|name| std::env::var_os(name).is_none()) {
+            return Err(command
+                .fail(format!("it is to be given the environment variable {name:?}, which is not set")));
         }
         let mut workers: Vec<Worker> = (0..command.workers).map(|_| Worker::new(&command)).collect();
         let first = workers.last_mut().expect("at least one");

@@ -205,6 +205,24 @@ fn a_command_can_be_the_source_of_problems() {
     );
 }
 
+/// Of our environment a command sees what any program needs and what it is named to be given; a name that is not set is an
+/// error before anything runs.
+#[test]
+fn a_command_sees_the_variables_it_is_named() {
+    // Cargo sets these for every test.
+    let (secret, wanted) = ("CARGO_MANIFEST_DIR", "CARGO_PKG_NAME");
+    assert!(std::env::var_os(secret).is_some());
+    let script =
+        format!(r#"test -z "${secret}" && test -n "${wanted}" && test -n "$PATH" || exit 9; {}"#, honest(""));
+    let mut command = Command::new(["sh", "-c", script.as_str()]);
+    command.env = vec![wanted.to_owned()];
+    let verifier = ExternalVerifier::start(command.clone()).unwrap();
+    assert_eq!(verifier.score(&problem(), RIGHT).score, 1.0);
+    command.env = vec!["SHOESTRING_NO_SUCH_VARIABLE".into()];
+    let error = ExternalVerifier::start(command).err().expect("refused").to_string();
+    assert!(error.contains("SHOESTRING_NO_SUCH_VARIABLE") && error.contains("not set"), "{error}");
+}
+
 /// The real package: `GYM_PYTHON=/path/to/venv/bin/python cargo test -p shoestring-tasks -- --ignored`.
 #[test]
 #[ignore = "needs a Python with reasoning-gym, named by GYM_PYTHON"]

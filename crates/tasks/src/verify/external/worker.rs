@@ -1,6 +1,6 @@
 //! One process of an external command: lines in, lines out, with a deadline for each.
 
-use super::Command;
+use super::{ALWAYS_GIVEN, Command};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Stdio};
@@ -58,7 +58,7 @@ impl Worker {
             if let Some(then) = self.not_before.take() {
                 std::thread::sleep(then.saturating_duration_since(Instant::now()));
             }
-            self.process = Some(Process::start(&self.command.argv)?);
+            self.process = Some(Process::start(&self.command)?);
         }
         Ok(self.process.as_mut().expect("started above"))
     }
@@ -105,9 +105,11 @@ impl Worker {
 }
 
 impl Process {
-    fn start(argv: &[String]) -> std::io::Result<Process> {
-        let mut command = std::process::Command::new(&argv[0]);
-        command.args(&argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    fn start(of: &Command) -> std::io::Result<Process> {
+        let mut command = std::process::Command::new(&of.argv[0]);
+        let given = ALWAYS_GIVEN.iter().copied().chain(of.env.iter().map(String::as_str));
+        command.env_clear().envs(given.filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.args(&of.argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: Ctrl-C lets a run save without its workers dying first, and a kill reaches their children.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
