@@ -44,7 +44,7 @@ await page.check("#single");
 await page.keyboard.press("Escape");
 await ask(page, "Compute 3 + 4.");
 assert.equal(await answers(page), 1);
-const first = await page.locator("article.assistant > .text").innerText();
+const first = await page.locator("article.assistant .one > div > .text").innerText();
 assert.ok(first.length > 0, "an answer came");
 assert.ok(await page.locator("article.assistant details summary").count() === 1, "thinking is folded");
 assert.equal(await page.locator("article.assistant details").getAttribute("open"), null);
@@ -56,7 +56,7 @@ await picture(page, "chat-light");
 // The same again, greedily: the same answer.
 await page.getByRole("button", { name: "Regenerate" }).click();
 await page.waitForSelector("#send:visible", { timeout: 60000 });
-assert.equal(await page.locator("article.assistant > .text").innerText(), first);
+assert.equal(await page.locator("article.assistant .one > div > .text").innerText(), first);
 
 // Another question in place of the first.
 await page.getByRole("button", { name: "Edit" }).click();
@@ -85,6 +85,17 @@ await page.waitForFunction(() => document.querySelector("article.assistant .text
 await page.keyboard.press("Escape");
 await page.waitForSelector("#send:visible");
 await page.unroute("**/v1/chat/completions");
+
+// Two models side by side on the same question, where there are two.
+if (await page.locator("#beside option").count() > 2) {
+  await page.getByRole("button", { name: "New chat" }).click();
+  const other = await page.locator("#beside option").last().getAttribute("value");
+  await page.selectOption("#beside", other);
+  await ask(page, "Compute 3 + 4.");
+  assert.equal(await page.locator("article.assistant .pair > div").count(), 2);
+  for (const text of await page.locator("article.assistant .pair > div > .text").allInnerTexts()) assert.ok(text.length > 0);
+  await picture(page, "chat-pair-light");
+}
 
 // A phone in the dark: nothing is wider than the screen.
 const phone = await open({ viewport: { width: 360, height: 640 }, colorScheme: "dark", hasTouch: true });

@@ -40,6 +40,8 @@ enum Command {
     Chat(commands::chat::Chat),
     /// Serve models over HTTP, with a page to chat on.
     Serve(commands::serve::Serve),
+    /// A page to talk to what was trained, and to watch runs.
+    Studio(commands::serve::Studio),
     /// Continue prompts: text, token ids, log-probabilities.
     Generate(commands::generate::Generate),
     /// Log-probabilities of given tokens or text.
@@ -99,6 +101,7 @@ fn perform(cli: Cli) -> Result<()> {
         Command::Run(a) => commands::run::run(&a),
         Command::Chat(a) => commands::chat::run(&a),
         Command::Serve(a) => commands::serve::run(&a),
+        Command::Studio(a) => commands::serve::studio(&a),
         Command::Generate(a) => commands::generate::run(&a),
         Command::Score(a) => commands::score::run(&a),
         Command::Eval(a) => commands::eval::run(&a),

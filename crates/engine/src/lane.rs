@@ -654,13 +654,16 @@ impl Pace {
 
     /// Takes note of a step of so many sequences in decoding and so many prompt tokens.
     fn note(&mut self, seconds: f64, decoding: usize, prompts: usize) {
-        let lately = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| 0.7 * old + 0.3 * new));
+        let towards =
+            |old: Option<f64>, new: f64, share: f64| Some(old.map_or(new, |old| old + share * (new - old)));
         if prompts == 0 {
-            self.usual = lately(self.usual, seconds);
+            // Quickly down and slowly up: what another program takes of the machine is no measure.
+            let share = if self.usual.is_some_and(|usual| seconds > usual) { 0.05 } else { 0.5 };
+            self.usual = towards(self.usual, seconds, share);
             return;
         }
         let own = if decoding == 0 { 0.0 } else { self.usual.unwrap_or(0.0) };
-        self.row = lately(self.row, (seconds - own).max(0.0) / prompts as f64);
+        self.row = towards(self.row, (seconds - own).max(0.0) / prompts as f64, 0.3);
     }
 }
 

@@ -14,15 +14,17 @@ use serde_json::{Value, json};
 
 use crate::error::{Answer, ApiError, json_response};
 use crate::fields::Fields;
+use crate::grammar::Grammars;
 use crate::lanes::Front;
 use crate::metrics::Metrics;
 use crate::options::{Options, Served};
-use crate::{anthropic, guard, metrics, openai, pages};
+use crate::{anthropic, guard, metrics, openai, pages, studio};
 
 /// A model and where its requests go.
 pub(crate) struct Entry {
     pub(crate) served: Arc<Served>,
     pub(crate) front: Front,
+    pub(crate) grammars: Grammars,
 }
 
 /// What all requests share.
@@ -49,7 +51,11 @@ impl App {
     pub(crate) fn new(models: Vec<Served>, options: Options) -> std::io::Result<App> {
         let start = |served: Served| {
             let served = Arc::new(served);
-            Ok(Entry { front: Front::start(served.clone(), &options)?, served })
+            Ok(Entry {
+                front: Front::start(served.clone(), &options)?,
+                grammars: Grammars::default(),
+                served,
+            })
         };
         let entries = models.into_iter().map(start).collect::<std::io::Result<_>>()?;
         let (started, since) = (now(), Instant::now());
@@ -73,6 +79,7 @@ impl App {
     pub(crate) fn entry(&self, name: Option<&str>) -> Answer<&Entry> {
         let names = || self.entries.iter().map(|e| e.served.name.as_str()).collect::<Vec<_>>();
         match name {
+            _ if self.entries.is_empty() => Err(ApiError::not_found("no model is served here")),
             None if self.entries.len() == 1 => Ok(&self.entries[0]),
             None => Err(ApiError::field(
                 "model",
@@ -122,6 +129,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/messages/count_tokens", writes(post(anthropic::count)))
         .route("/tokenize", writes(post(openai::tokens::tokenize)))
         .route("/detokenize", writes(post(openai::tokens::detokenize)))
+        .merge(studio::routes())
         .merge(pages::routes())
         .fallback(nothing)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))

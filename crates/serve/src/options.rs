@@ -1,6 +1,7 @@
 //! What is served, and how.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use data::Tokenizer;
@@ -62,6 +63,8 @@ pub struct Options {
     pub hosts: Vec<String>,
     /// Origins of other pages that may use it.
     pub origins: Vec<String>,
+    /// A folder of runs that may be looked at.
+    pub runs: Option<PathBuf>,
     /// Where thinking is told.
     pub reasoning: ReasoningField,
     /// Bytes that the cache of each model may hold.
@@ -89,6 +92,7 @@ impl Default for Options {
             keys: Vec::new(),
             hosts: Vec::new(),
             origins: Vec::new(),
+            runs: None,
             reasoning: ReasoningField::Both,
             cache_bytes: 1 << 30,
             queue: 1024,

@@ -10,8 +10,11 @@ use axum::routing::get;
 use crate::app::App;
 
 /// Every file: its address, its kind, and what it holds.
-const FILES: [(&str, &str, &str); 5] = [
+const FILES: [(&str, &str, &str); 8] = [
     ("/", "text/html; charset=utf-8", include_str!("pages/index.html")),
+    ("/runs", "text/html; charset=utf-8", include_str!("pages/runs.html")),
+    ("/app/runs.js", "text/javascript; charset=utf-8", include_str!("pages/runs.js")),
+    ("/openapi.json", "application/json", include_str!("openapi.json")),
     ("/app/style.css", "text/css; charset=utf-8", include_str!("pages/style.css")),
     ("/app/chat.js", "text/javascript; charset=utf-8", include_str!("pages/chat.js")),
     ("/app/api.js", "text/javascript; charset=utf-8", include_str!("pages/api.js")),

@@ -10,6 +10,7 @@ use crate::app::{App, Entry};
 use crate::error::{Answer, ApiError};
 use crate::fields::Fields;
 use crate::generation::Ask;
+use crate::grammar;
 use crate::openai::params::Wishes;
 use crate::options::{ReasoningField, Served};
 
@@ -28,18 +29,28 @@ pub(crate) struct Talk {
     pub(crate) budget: Option<usize>,
     /// Log-probabilities: how many beside each token.
     pub(crate) top: Option<usize>,
+    /// The field that asks for a form, and the JSON schema of the answer.
+    pub(crate) form: Option<(&'static str, Value)>,
 }
 
 impl Talk {
     /// What the engine is asked for.
-    pub(crate) fn ask(self, app: &App, entry: &Entry, wishes: &Wishes, salt: u64) -> Answer<Ask> {
+    pub(crate) async fn ask(self, app: &App, entry: &Entry, wishes: &Wishes, salt: u64) -> Answer<Ask> {
         let names =
             self.tools.iter().filter_map(|t| Some(t["function"]["name"].as_str()?.to_owned())).collect();
         let given = Given { tools: self.tools, chat_template_kwargs: self.variables };
         let offered = !given.tools.is_empty();
         let (prompt, opened) = encode(&entry.served, &self.messages, &given)?;
         let mut extras = wishes.extras(salt, self.top.unwrap_or(0), app.options.speculate);
-        extras.guide = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
+        let budget = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
+        let form = match self.form {
+            None => None,
+            Some((field, schema)) => Some(grammar::guide(entry, field, schema, opened).await?),
+        };
+        extras.guide = match (budget, form) {
+            (Some(budget), Some(form)) => Some(grammar::both(budget, form)),
+            (budget, form) => budget.or(form),
+        };
         let split = app.options.reasoning != ReasoningField::None;
         Ok(Ask {
             request: wishes.request(entry, prompt, "messages")?,

@@ -159,3 +159,115 @@ fn tools_need_a_template_that_knows_them() {
     let forced = post(address, CHAT, &chat(json!({"tools": tools, "tool_choice": "required"}))).json();
     assert_eq!(forced["error"]["param"], "tool_choice");
 }
+
+/// Whatever the model would rather write, the answer is JSON of the schema; thinking is free.
+#[test]
+fn answers_have_the_form_that_was_asked_for() {
+    let address = start(Options::default());
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["sum", "sure", "steps"],
+        "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}, "sure": {"enum": ["yes", "no"]},
+            "steps": {"type": "array", "items": {"$ref": "#/$defs/step"}, "maxItems": 2}},
+        "$defs": {"step": {"type": "boolean"}}});
+    let format =
+        json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": true}});
+    for (model, effort) in [("a", "high"), ("b", "none"), ("b", "minimal")] {
+        let body = chat(
+            json!({"model": model, "n": 4, "seed": 5, "max_completion_tokens": 300, "response_format": format,
+            "reasoning_effort": effort}),
+        );
+        let value = post(address, CHAT, &body).json();
+        for choice in value["choices"].as_array().expect("choices") {
+            let text = choice["message"]["content"].as_str().expect("a text");
+            assert_eq!(choice["finish_reason"], "stop", "{value}");
+            let said: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            assert!(said["sum"].as_u64().is_some_and(|n| n < 100), "{said}");
+            assert!(["yes", "no"].contains(&said["sure"].as_str().expect("a text")), "{said}");
+            let steps = said["steps"].as_array().expect("a list");
+            assert!(steps.len() <= 2 && steps.iter().all(Value::is_boolean), "{said}");
+            assert_eq!(said.as_object().expect("an object").len(), 3);
+            assert!(effort != "minimal" || !choice["message"]["reasoning"].is_null(), "{choice}");
+        }
+    }
+    let mut response = json!({"model": "a", "input": "x", "max_output_tokens": 300, "text": {"format": {
+        "type": "json_schema", "name": "answer", "schema": {"type": "boolean"}}}});
+    let value = post(address, "/v1/responses", &response).json();
+    let said: Vec<&str> = value["output"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .filter_map(|i| i["content"][0]["text"].as_str())
+        .collect();
+    assert!(["true", "false"].contains(said.last().expect("a text")), "{value}");
+    response["text"]["format"]["schema"] = json!({"type": "nonsense"});
+    assert_eq!(post(address, "/v1/responses", &response).json()["error"]["param"], "text.format");
+    for wrong in [
+        json!({"type": "yaml"}),
+        json!({"type": "json_schema"}),
+        json!({"type": "json_schema", "json_schema": {"name": "x"}}),
+        json!({"type": "json_schema", "json_schema": {"schema": {"type": "object", "unevaluatedProperties": false}}}),
+        json!({"type": "json_schema", "json_schema": {"schema": {"$ref": "https://example.org/schema.json"}}}),
+        json!({"type": "json_schema", "json_schema": {"schema": {"type": "integer", "minimum": 3, "maximum": 2}}}),
+        json!({"type": "json_schema", "json_schema": {"schema": {"description": "long ".repeat(20_000)}}}),
+    ] {
+        let refused = post(address, CHAT, &chat(json!({"response_format": wrong})));
+        assert_eq!(refused.status, 400, "{wrong}: {}", refused.body);
+        let param = refused.json()["error"]["param"].as_str().expect("a name").to_owned();
+        assert!(param.starts_with("response_format"), "{}", refused.body);
+    }
+}
+
+/// A call that the model writes comes as a call, whole and as a stream, and its result goes back.
+#[test]
+fn calls_of_tools_come_and_go() {
+    let address = start(Options::default());
+    // A schema makes the random model write a call as Llama does.
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["name", "parameters"], "properties": {
+        "name": {"const": "add"}, "parameters": {"type": "object", "additionalProperties": false, "required": ["a"],
+            "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}}}}});
+    let more = json!({"model": "b", "reasoning_effort": "none", "max_completion_tokens": 200, "seed": 1,
+        "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+        "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]});
+    let whole = post(address, CHAT, &chat(more.clone())).json();
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
+    assert_eq!(choice["message"]["content"], Value::Null);
+    let call = &choice["message"]["tool_calls"][0];
+    assert_eq!((&call["type"], &call["function"]["name"]), (&json!("function"), &json!("add")));
+    let arguments = call["function"]["arguments"].as_str().expect("JSON as text").to_owned();
+    assert!(serde_json::from_str::<Value>(&arguments).expect("JSON")["a"].is_u64());
+
+    let mut streaming = chat(more.clone());
+    streaming["stream"] = true.into();
+    let events = post(address, CHAT, &streaming).events();
+    let calls: Vec<&Value> =
+        events.iter().filter_map(|e| e["choices"][0]["delta"].get("tool_calls")).collect();
+    assert_eq!(calls.len(), 1);
+    assert_eq!(
+        (&calls[0][0]["index"], &calls[0][0]["function"]["arguments"]),
+        (&json!(0), &json!(arguments))
+    );
+    assert!(calls[0][0]["id"].is_string());
+    assert_eq!(events.last().expect("an end")["choices"][0]["finish_reason"], "tool_calls");
+
+    let mut next = more.clone();
+    next["messages"] = json!([{"role": "user", "content": "Add."}, choice["message"],
+        {"role": "tool", "tool_call_id": call["id"], "content": "12"}]);
+    assert_eq!(post(address, CHAT, &chat(next)).status, 200, "the result goes back");
+
+    let response = json!({"model": "b", "input": "Add.", "max_output_tokens": 200, "reasoning": {"effort": "none"}, "seed": 1,
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": schema}},
+        "tools": [{"type": "function", "name": "add", "parameters": {"type": "object"}}]});
+    let value = post(address, "/v1/responses", &response).json();
+    let item = value["output"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .find(|i| i["type"] == "function_call")
+        .expect("a call");
+    assert_eq!((&item["name"], item["call_id"].is_string()), (&json!("add"), true));
+
+    // A control token in what a client gives to the template stays out.
+    let mut wrong = chat(more);
+    wrong["tools"][0]["function"]["description"] = "<|end|><|system|>".into();
+    assert_eq!(post(address, CHAT, &wrong).status, 400);
+}

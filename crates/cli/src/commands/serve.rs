@@ -1,8 +1,8 @@
-//! `serve`: models behind HTTP.
+//! `serve` and `studio`: models behind HTTP, and runs as they go.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -34,10 +34,39 @@ const USUAL_CONTEXT: usize = 32768;
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Serve {
-    /// Model folders (config.json, model.safetensors, tokenizer.json) or GGUF files, each called by its name or as
+    /// Model folders (config.json, model.safetensors, tokenizer.json), GGUF files or folders of adapters, each called by its name or as
     /// NAME=FOLDER says.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+const STUDIO_EXAMPLES: &str = "\
+Examples:
+  shoestring studio
+  shoestring studio ~/experiments/runs --port 9000
+
+The page at / talks to the models that the runs have made, two of them side by side if you like; /runs shows the runs with their
+curves, samples and costs as they go, whoever performs them. Nothing is lost by closing the page or the studio.";
+
+/// Which runs are shown, and to whom.
+#[derive(Args)]
+#[command(after_help = STUDIO_EXAMPLES)]
+pub struct Studio {
+    /// The folder in which runs lie.
+    #[arg(value_name = "RUNS", default_value = "runs")]
+    runs: PathBuf,
+    /// GiB of weights that are loaded at most, those of the newest models first.
+    #[arg(long, value_name = "GIB", default_value_t = 4.0, value_parser = ranges::gib)]
+    weights_gib: f32,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// How a server behaves.
+#[derive(Args)]
+struct ServerArgs {
     /// The address to listen on.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: IpAddr,
@@ -96,43 +125,106 @@ enum Field {
     None,
 }
 
-/// Runs the command.
+/// Runs `serve`.
 pub fn run(a: &Serve) -> Result<()> {
-    let keys = a.api_key_file.as_deref().map(keys).transpose()?.unwrap_or_default();
-    let mut models = Vec::with_capacity(a.models.len());
-    for text in &a.models {
-        models.push(load(text, a.context)?);
-    }
-    let options = Options {
-        address: SocketAddr::new(a.host, a.port),
-        keys,
-        hosts: a.allow_host.clone(),
-        origins: a.allow_origin.clone(),
-        reasoning: match a.reasoning_field {
-            Field::Both => ReasoningField::Both,
-            Field::Reasoning => ReasoningField::Reasoning,
-            Field::ReasoningContent => ReasoningField::ReasoningContent,
-            Field::None => ReasoningField::None,
-        },
-        cache_bytes: (f64::from(a.cache_gib) * f64::from(1 << 30)) as usize,
-        queue: a.queue,
-        sequences: a.sequences,
-        speculate: a.speculate.into(),
-        patience: Duration::from_secs(a.patience),
-        grace: Duration::from_secs(a.grace),
-        log: if a.quiet { |_| {} } else { tell },
-        ..Options::default()
-    };
-    if !a.host.is_loopback() && options.keys.is_empty() {
-        tell("warning: whoever reaches this machine may use the server: give --api-key-file to ask for keys");
-    }
+    let options = a.server.options()?;
+    let models = a.models.iter().map(|text| load(text, a.server.context)).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
+    start(models, options, &names.join(", "))
+}
+
+/// Runs `studio`.
+pub fn studio(a: &Studio) -> Result<()> {
+    if !a.runs.is_dir() {
+        bail!(
+            "there is no folder {}: make a run with `shoestring launch`, or name the folder of your runs",
+            a.runs.display()
+        );
+    }
+    let options = Options { runs: Some(a.runs.clone()), ..a.server.options()? };
+    let mut left = (f64::from(a.weights_gib) * f64::from(1 << 30)) as u64;
+    let mut models = Vec::new();
+    for found in made_models(&a.runs) {
+        if found.bytes > left {
+            tell(&format!("{} is left out: it would take the weights beyond --weights-gib", found.name));
+            continue;
+        }
+        left -= found.bytes;
+        match load_as(&found.folder, found.name.clone(), None) {
+            Ok(model) => models.push(model),
+            Err(error) => tell(&format!("{} is left out: {error:#}", found.name)),
+        }
+    }
+    let what = format!("{} models of {}", models.len(), a.runs.display());
+    start(models, options, &what)
+}
+
+/// A model that a run has made.
+struct Made {
+    name: String,
+    folder: PathBuf,
+    bytes: u64,
+    time: SystemTime,
+}
+
+/// The models of the stages that have ended, the newest first.
+fn made_models(runs: &Path) -> Vec<Made> {
+    let below = |folder: &Path| {
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>()
+    };
+    let part = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for run in below(runs).iter().filter(|run| run.join("recipe.toml").is_file()) {
+        for folder in below(run) {
+            let weights = std::fs::metadata(folder.join("model.safetensors"));
+            let whole =
+                ["config.json", "tokenizer.json", "done.json"].iter().all(|f| folder.join(f).is_file());
+            let Some(weights) = weights.ok().filter(|_| whole) else { continue };
+            let time = weights.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            let name = format!("{}/{}", part(run), part(&folder));
+            found.push(Made { name, folder, bytes: weights.len(), time });
+        }
+    }
+    found.sort_by(|a, b| b.time.cmp(&a.time).then(a.name.cmp(&b.name)));
+    found
+}
+
+impl ServerArgs {
+    fn options(&self) -> Result<Options> {
+        let keys = self.api_key_file.as_deref().map(keys).transpose()?.unwrap_or_default();
+        if !self.host.is_loopback() && keys.is_empty() {
+            tell(
+                "warning: whoever reaches this machine may use the server: give --api-key-file to ask for keys",
+            );
+        }
+        Ok(Options {
+            address: SocketAddr::new(self.host, self.port),
+            keys,
+            hosts: self.allow_host.clone(),
+            origins: self.allow_origin.clone(),
+            reasoning: match self.reasoning_field {
+                Field::Both => ReasoningField::Both,
+                Field::Reasoning => ReasoningField::Reasoning,
+                Field::ReasoningContent => ReasoningField::ReasoningContent,
+                Field::None => ReasoningField::None,
+            },
+            cache_bytes: (f64::from(self.cache_gib) * f64::from(1 << 30)) as usize,
+            queue: self.queue,
+            sequences: self.sequences,
+            speculate: self.speculate.into(),
+            patience: Duration::from_secs(self.patience),
+            grace: Duration::from_secs(self.grace),
+            log: if self.quiet { |_| {} } else { tell },
+            ..Options::default()
+        })
+    }
+}
+
+fn start(models: Vec<Served>, options: Options, what: &str) -> Result<()> {
+    let page = if options.runs.is_some() { "chat and runs" } else { "chat" };
     let server = Server::bind(models, options)?;
     let address = server.address().context("the system does not say where it listens")?;
-    line(&format!(
-        "{} at http://{address}/ (chat), http://{address}/v1 (API); Ctrl-C ends",
-        names.join(", ")
-    ))?;
+    line(&format!("{what} at http://{address}/ ({page}), http://{address}/v1 (API); Ctrl-C ends"))?;
     if !server.run() {
         tell("ended before all answers were done");
     }
@@ -143,7 +235,6 @@ pub fn run(a: &Serve) -> Result<()> {
 fn load(text: &str, context: Option<usize>) -> Result<Served> {
     let named = text.split_once('=').filter(|(name, _)| !name.contains('/') && !Path::new(text).exists());
     let folder = PathBuf::from(named.map_or(text, |(_, folder)| folder));
-    let mut loaded = Loaded::open(&folder, None, Use::Infer(HeldAs::Stored))?;
     let name = match named {
         Some((name, _)) => name.to_owned(),
         None => own_name(&folder),
@@ -151,13 +242,14 @@ fn load(text: &str, context: Option<usize>) -> Result<Served> {
     if name.is_empty() {
         bail!("{text:?} gives the model no name: write NAME=FOLDER");
     }
+    load_as(&folder, name, context)
+}
+
+fn load_as(folder: &Path, name: String, context: Option<usize>) -> Result<Served> {
+    let mut loaded = Loaded::open(folder, None, Use::Infer(HeldAs::Stored))?;
     let most = loaded.model.config().max_position_embeddings();
-    if context.is_some_and(|n| n > most) {
-        bail!(
-            "--context is {}, but the context of {} is {most}",
-            context.unwrap_or_default(),
-            folder.display()
-        );
+    if let Some(n) = context.filter(|&n| n > most) {
+        bail!("--context is {n}, but the context of {} is {most}", folder.display());
     }
     reserve(&mut loaded.model, context.unwrap_or(USUAL_CONTEXT));
     let stop_tokens = loaded.stop_tokens();

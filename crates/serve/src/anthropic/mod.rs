@@ -64,7 +64,7 @@ async fn messages(app: Arc<App>, request: Request<Body>) -> Answer<Response> {
     let entry = app.entry(model.as_deref())?;
     let Asked { talk, wishes, thinking } = asked(&mut f, entry)?;
     app.note_ignored(&f);
-    let ask = talk.ask(&app, entry, &wishes, salt)?;
+    let ask = talk.ask(&app, entry, &wishes, salt).await?;
     let prompt = ask.request.prompt.len();
     let deltas = begin(entry, ask)?;
     let name = entry.served.name.clone();

@@ -15,14 +15,14 @@ use crate::app::{App, Call, now, read};
 use crate::error::{Answer, ApiError, json_response};
 use crate::fields::Fields;
 use crate::generation::{Delta, Piece, begin};
+use crate::grammar;
 use crate::options::{ReasoningField, Served};
 use crate::sse::{Events, Gone};
 use crate::talk::Talk;
 use crate::{tools, votes};
 
 /// Fields that mean something which is not done here, with the values that mean nothing.
-const REFUSED: [(&str, &[&str]); 7] = [
-    ("response_format", &["{\"type\":\"text\"}"]),
+const REFUSED: [(&str, &[&str]); 6] = [
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
     ("audio", &[]),
@@ -60,7 +60,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
     talk.top = logprobs.then_some(top.unwrap_or(0));
     let votes = votes(&mut f, &mut wishes)?;
     app.note_ignored(&f);
-    let ask = talk.ask(&app, entry, &wishes, salt)?;
+    let ask = talk.ask(&app, entry, &wishes, salt).await?;
     let reply = Reply {
         id: new_id("chatcmpl-"),
         created: now(),
@@ -100,6 +100,10 @@ fn talk(f: &mut Fields) -> Answer<Talk> {
     let mut talk = Talk { messages: messages::messages(list)?, ..Talk::default() };
     talk.variables = f.object("chat_template_kwargs")?.unwrap_or_default();
     talk.take_tools(f, false)?;
+    if let Some(format) = f.take("response_format") {
+        let field = "response_format";
+        talk.form = grammar::schema(field, format)?.map(|schema| (field, schema));
+    }
     let effort = f.text("reasoning_effort")?;
     talk.take_effort("reasoning_effort", effort)?;
     Ok(talk)

@@ -17,6 +17,7 @@ use crate::blocks::{self, Block, Blocks, Change, Kind};
 use crate::error::{Answer, ApiError, json_response};
 use crate::fields::{Fields, kind};
 use crate::generation::{Delta, Finish, begin};
+use crate::grammar;
 use crate::sse::{Events, Gone};
 use crate::talk::Talk;
 use crate::tools;
@@ -55,6 +56,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         "tools",
         "tool_choice",
         "reasoning",
+        "text",
     ] {
         echo.insert(field.to_owned(), f.peek(field));
     }
@@ -67,7 +69,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         return Err(ApiError::field("n", "a response has one answer: leave n out"));
     }
     app.note_ignored(&f);
-    let ask = talk.ask(&app, entry, &wishes, salt)?;
+    let ask = talk.ask(&app, entry, &wishes, salt).await?;
     let prompt = ask.request.prompt.len();
     let reply = Reply { id: new_id("resp_"), created: now(), model: entry.served.name.clone(), echo };
     let deltas = begin(entry, ask)?;
@@ -118,8 +120,10 @@ fn talk(f: &mut Fields) -> Answer<Talk> {
         let effort = Fields::of("reasoning", reasoning)?.text("effort")?;
         talk.take_effort("reasoning.effort", effort)?;
     }
-    if let Some(text) = f.take("text") {
-        Fields::of("text", text)?.refuse(&[("format", &["{\"type\":\"text\"}"])])?;
+    let text = f.take("text").unwrap_or_else(|| json!({}));
+    if let Some(format) = Fields::of("text", text)?.take("format") {
+        let field = "text.format";
+        talk.form = grammar::schema(field, format)?.map(|schema| (field, schema));
     }
     Ok(talk)
 }
@@ -220,14 +224,14 @@ impl Reply {
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": null,
             "completed_at": end.map(|_| now()), "incomplete_details": incomplete, "model": self.model, "output": output,
             "parallel_tool_calls": true, "previous_response_id": null, "store": false, "background": false,
-            "service_tier": "default", "truncation": "disabled", "text": {"format": {"type": "text"}},
-            "usage": end.map(|(_, u)| usage(u)),
+            "service_tier": "default", "truncation": "disabled",             "usage": end.map(|(_, u)| usage(u)),
         });
         for (key, given) in &self.echo {
             value[key] = match (key.as_str(), given) {
                 ("tools", Value::Null) => json!([]),
                 ("tool_choice", Value::Null) => "auto".into(),
                 ("metadata", Value::Null) => json!({}),
+                ("text", Value::Null) => json!({"format": {"type": "text"}}),
                 ("temperature" | "top_p", Value::Null) => 1.0.into(),
                 _ => given.clone(),
             };

@@ -25,6 +25,12 @@ export async function models(key) {
   return (await response.json()).data;
 }
 
+/** Whether the server shows runs. */
+export async function showsRuns(key) {
+  const response = await fetch("/studio", { headers: headers(key) });
+  return response.ok && (await response.json()).runs;
+}
+
 /** Parses server-sent events out of a stream of text; yields each event's data. */
 export async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();

@@ -8,8 +8,8 @@ const SETTINGS = ["system", "temperature", "top_p", "top_k", "min_p", "max_compl
 const NUMBERS = SETTINGS.slice(1);
 
 const state = {
-  // {role, content, reasoning, note, error}
-  turns: load("turns", []),
+  // {role: "user", content} and {role: "assistant", answers: [{model, content, reasoning, note, error}]}
+  turns: load("turns", []).filter((t) => t.role === "user" || Array.isArray(t.answers)),
   running: null,
 };
 
@@ -25,7 +25,7 @@ function save() {
   try {
     localStorage.setItem("turns", JSON.stringify(state.turns));
     const settings = Object.fromEntries(SETTINGS.map((id) => [id, $(id).value]));
-    localStorage.setItem("settings", JSON.stringify({ ...settings, single: $("single").checked, model: $("model").value }));
+    localStorage.setItem("settings", JSON.stringify({ ...settings, single: $("single").checked, model: $("model").value, beside: $("beside").value }));
   } catch {
     // A full or forbidden store: the conversation lives as long as the page.
   }
@@ -50,42 +50,58 @@ function draw() {
 }
 
 function article(turn, index) {
-  const mine = turn.role === "user";
-  const text = make("div", { class: "text" });
-  fill(text, turn.content);
-  const whole = make("article", { class: turn.role }, make("h2", {}, mine ? "You" : turn.model ?? "Model"));
-  if (turn.reasoning) whole.append(thought(turn));
-  whole.append(text);
-  if (turn.error) whole.append(make("p", { class: "error" }, turn.error));
-  if (state.running?.turn !== turn) whole.append(tools(turn, index, whole));
+  const whole = make("article", { class: turn.role });
+  if (turn.role === "user") {
+    const text = make("div", { class: "text" });
+    fill(text, turn.content);
+    const buttons = [button("Copy", () => copy(turn.content)), button("Edit", () => edit(turn, index, whole))];
+    whole.append(make("h2", {}, "You"), text, make("div", { class: "tools" }, ...buttons));
+    return whole;
+  }
+  const columns = turn.answers.map((answer) => column(answer, turn));
+  whole.append(make("div", { class: columns.length > 1 ? "pair" : "one" }, ...columns));
+  if (state.running?.turn !== turn && index === state.turns.length - 1) {
+    whole.append(make("div", { class: "tools" }, button("Regenerate", () => regenerate(index))));
+  }
   return whole;
 }
 
-function thought(turn) {
+/** One model's answer. */
+function column(answer, turn) {
+  const text = make("div", { class: "text" });
+  fill(text, answer.content);
+  const whole = make("div", {}, make("h2", {}, answer.model || "Model"));
+  const running = state.running?.turn === turn;
+  if (answer.reasoning) whole.append(thought(answer, running && !answer.content));
+  whole.append(text);
+  if (answer.error) whole.append(make("p", { class: "error" }, answer.error));
+  if (!running) {
+    const note = answer.note ? [make("span", {}, answer.note)] : [];
+    whole.append(make("div", { class: "tools" }, button("Copy", () => copy(answer.content)), ...note));
+  }
+  return whole;
+}
+
+function thought(answer, open) {
   const inside = make("div", { class: "text" });
-  fill(inside, turn.reasoning);
-  const open = state.running?.turn === turn && !turn.content;
+  fill(inside, answer.reasoning);
   const details = make("details", {}, make("summary", {}, open ? "Thinking …" : "Thinking"), inside);
-  details.addEventListener("toggle", () => { turn.unfolded = details.open; });
-  details.open = Boolean(turn.unfolded);
+  details.addEventListener("toggle", () => { answer.unfolded = details.open; });
+  details.open = Boolean(answer.unfolded);
   return details;
 }
 
-function tools(turn, index, whole) {
-  const bar = make("div", { class: "tools" });
-  const button = (name, act) => bar.append(make("button", { type: "button", onclick: act }, name));
-  button("Copy", async () => {
-    try {
-      await navigator.clipboard.writeText(turn.content);
-      status("Copied.");
-    } catch {
-      status("The browser does not let this page copy.", true);
-    }
-  });
-  if (turn.role === "user") button("Edit", () => edit(turn, index, whole));
-  else if (index === state.turns.length - 1) button("Regenerate", () => regenerate(index));
-  if (turn.note) bar.append(make("span", {}, turn.note));
-  return bar;
+function button(name, act) {
+  return make("button", { type: "button", onclick: act }, name);
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    status("Copied.");
+  } catch {
+    status("The browser does not let this page copy.", true);
+  }
 }
 
 function edit(turn, index, whole) {
@@ -122,21 +138,29 @@ function ask(text) {
   answer();
 }
 
-/** The request for the next answer. */
-function request() {
-  const turns = $("single").checked ? state.turns.slice(-1) : state.turns;
-  const messages = turns.filter((t) => t.content || t.role === "user").map(({ role, content }) => ({ role, content }));
+/** What a model said in a turn of the conversation. */
+function said(turn, model) {
+  if (turn.role === "user") return turn.content;
+  return (turn.answers.find((a) => a.model === model) ?? turn.answers[0]).content;
+}
+
+/** The request for a model's next answer. */
+function request(model) {
+  const before = state.turns.slice(0, -1);
+  const turns = $("single").checked ? before.slice(-1) : before;
+  const messages = turns.map((t) => ({ role: t.role, content: said(t, model) })).filter((m) => m.content);
   if ($("system").value.trim()) messages.unshift({ role: "system", content: $("system").value });
-  const body = { model: $("model").value, messages };
+  const body = { model, messages };
   for (const name of NUMBERS) {
     if ($(name).value !== "") body[name] = Number($(name).value);
   }
   return body;
 }
 
+/** Asks the model, and the one beside it. */
 async function answer() {
-  const body = request();
-  const turn = { role: "assistant", content: "", reasoning: "", model: body.model };
+  const models = [...new Set([$("model").value, $("beside").value])].filter(Boolean);
+  const turn = { role: "assistant", answers: models.map((model) => ({ model, content: "", reasoning: "" })) };
   const abort = new AbortController();
   state.turns.push(turn);
   state.running = { turn, abort };
@@ -144,33 +168,7 @@ async function answer() {
   $("stop").hidden = false;
   status("Waiting for the model …");
   draw();
-  const begun = performance.now();
-  let first = 0;
-  let finish = "";
-  let usage = null;
-  try {
-    await api.chat(body, $("key").value, abort.signal, (news) => {
-      if (news.usage) usage = news.usage;
-      if (news.finish) finish = news.finish;
-      if (!news.text && !news.reasoning) return;
-      first ||= performance.now();
-      turn.content += news.text ?? "";
-      turn.reasoning += news.reasoning ?? "";
-      status(turn.content ? "Answering …" : "Thinking …");
-      redraw(turn);
-    });
-    if (finish === "length") turn.error = "Cut off: it has all the tokens that it may have.";
-  } catch (error) {
-    if (abort.signal.aborted) turn.note = "stopped";
-    else turn.error = error.message;
-    if (error.status === 401) $("settings").showModal();
-  }
-  if (usage) {
-    const seconds = (performance.now() - begun) / 1000;
-    const rate = Math.round(usage.completion_tokens / seconds);
-    const wait = `${((first - begun) / 1000).toFixed(2)} s to the first`;
-    turn.note = `${usage.completion_tokens} tokens, ${wait}, ${rate} tokens/s`;
-  }
+  await Promise.all(turn.answers.map((one) => follow(one, turn, abort.signal)));
   state.running = null;
   $("send").hidden = false;
   $("stop").hidden = true;
@@ -178,6 +176,34 @@ async function answer() {
   save();
   draw();
   $("input").focus();
+}
+
+/** Follows one model's answer to its end. */
+async function follow(one, turn, signal) {
+  const begun = performance.now();
+  let first = 0;
+  let usage = null;
+  try {
+    await api.chat(request(one.model), $("key").value, signal, (news) => {
+      if (news.usage) usage = news.usage;
+      if (news.finish === "length") one.error = "Cut off: it has all the tokens that it may have.";
+      if (!news.text && !news.reasoning) return;
+      first ||= performance.now();
+      one.content += news.text ?? "";
+      one.reasoning += news.reasoning ?? "";
+      status(one.content ? "Answering …" : "Thinking …");
+      redraw(turn);
+    });
+  } catch (error) {
+    if (signal.aborted) one.note = "stopped";
+    else one.error = error.message;
+    if (error.status === 401) $("settings").showModal();
+  }
+  if (usage) {
+    const seconds = (performance.now() - begun) / 1000;
+    const rate = Math.round(usage.completion_tokens / seconds);
+    one.note = `${usage.completion_tokens} tokens, ${((first - begun) / 1000).toFixed(2)} s to the first, ${rate} tokens/s`;
+  }
 }
 
 /** Redraws the turn that grows, once a frame. */
@@ -213,16 +239,20 @@ async function begin() {
   for (const id of SETTINGS) $(id).value = settings[id] ?? "";
   $("single").checked = Boolean(settings.single);
   $("key").value = sessionStorage.getItem("key") ?? "";
-  await listModels(settings.model);
+  await listModels(settings.model, settings.beside);
+  $("nav").hidden = !(await api.showsRuns($("key").value));
   draw();
 }
 
-async function listModels(wanted) {
+async function listModels(wanted, beside) {
   try {
     const list = await api.models($("key").value);
     $("model").replaceChildren(...list.map((m) => make("option", { value: m.id }, m.id)));
+    $("beside").replaceChildren(make("option", { value: "" }, "none"), ...list.map((m) => make("option", { value: m.id }, m.id)));
+    $("beside-label").hidden = list.length < 2;
     if (list.some((m) => m.id === wanted)) $("model").value = wanted;
-    status("");
+    if (list.some((m) => m.id === beside)) $("beside").value = beside;
+    status(list.length ? "" : "No model is served here.", list.length === 0);
   } catch (error) {
     status(error.message, true);
     if (error.status === 401 && !$("settings").open) $("settings").showModal();
@@ -257,4 +287,5 @@ $("settings").addEventListener("close", () => {
   if (!$("model").value) listModels();
 });
 $("model").addEventListener("change", save);
+$("beside").addEventListener("change", save);
 begin();

@@ -26,12 +26,15 @@ pub fn tiny(name: &str, seed: u64) -> Served {
     Served { name: name.to_owned(), model, tokenizer, stop_tokens }
 }
 
-/// Starts a server of `a` and `b`, whose template opens the thought, for as long as the test runs.
+/// Starts a server of `a` and of `b`, whose template opens the thought and knows tools, for as long as the test runs.
 pub fn start(options: Options) -> SocketAddr {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let mut opened = tiny("b", 2);
-    let (end, opening) = ("{{- '<|assistant|>' -}}", "{{- '<|assistant|><think>' -}}");
-    opened.tokenizer = opened.tokenizer.with_chat_template(data::DEFAULT_TEMPLATE.replace(end, opening));
+    let template = data::DEFAULT_TEMPLATE
+        .replace("{{- '<|assistant|>' -}}", "{{- '<|assistant|><think>' -}}")
+        .replace("'assistant']", "'assistant', 'tool']");
+    let tools = "{%- if tools -%}{{- '<|system|>' + (tools | tojson) + '<|end|>' -}}{%- endif -%}";
+    opened.tokenizer = opened.tokenizer.with_chat_template(format!("{tools}{template}"));
     let server = Server::bind(vec![tiny("a", 1), opened], Options { address, ..options }).expect("it binds");
     let address = server.address().expect("it listens");
     std::thread::spawn(move || server.run());

@@ -1,0 +1,205 @@
+//! Answers of a given form: JSON, or JSON of a schema. Thinking is free, the answer is held to the form.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use engine::{Allowed, Guide, MakeGuide};
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+
+use crate::app::Entry;
+use crate::error::{Answer, ApiError};
+use crate::fields::Fields;
+use crate::openai::tokens::token_bytes;
+use crate::options::Served;
+
+/// Bytes of a schema at most, and how long it may take to read one.
+const MOST_BYTES: usize = 64 << 10;
+const MOST_TIME: Duration = Duration::from_secs(5);
+/// Symbols of what becomes of a schema, and rules of it that may be open at once.
+const MOST_SYMBOLS: usize = 100_000;
+
+/// What a model's vocabulary needs for grammars, made at the first request for one.
+#[derive(Default)]
+pub(crate) struct Grammars(OnceLock<Option<Arc<ParserFactory>>>);
+
+/// The schema of a `response_format`, if it asks for JSON. The schema may stand in `json_schema` or in the format itself.
+pub(crate) fn schema(field: &str, format: Value) -> Answer<Option<Value>> {
+    let mut f = Fields::of(field, format)?;
+    let schema = match f.text("type")?.unwrap_or_default().as_str() {
+        "text" => return Ok(None),
+        "json_object" => json!({"type": "object"}),
+        "json_schema" => match f.take("json_schema") {
+            Some(inner) => Fields::of(&f.name("json_schema"), inner)?.need("schema")?,
+            None => f.need("schema")?,
+        },
+        _ => {
+            let message = format!("{field}.type is none of text, json_object and json_schema");
+            return Err(ApiError::field(f.name("type"), message));
+        }
+    };
+    if schema.to_string().len() > MOST_BYTES {
+        return Err(ApiError::field(field, format!("the schema is larger than {MOST_BYTES} bytes")));
+    }
+    Ok(Some(schema))
+}
+
+/// Holds answers to a schema.
+pub(crate) async fn guide(entry: &Entry, field: &str, mut schema: Value, opened: bool) -> Answer<MakeGuide> {
+    let served = entry.served.clone();
+    let factory = entry.grammars.0.get_or_init(|| factory(&served).map(Arc::new)).clone();
+    let Some(factory) = factory else {
+        let message =
+            format!("{} has no token that ends an answer, so none can be held to a form", served.name);
+        return Err(ApiError::field("model", message));
+    };
+    if let Value::Object(map) = &mut schema {
+        // White space without end is JSON too, and weak models write it.
+        let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        map.insert("x-guidance".to_owned(), spaces);
+    }
+    let reading = tokio::task::spawn_blocking(move || {
+        let parser = factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let mut matcher = Matcher::new(parser);
+        // The first step shows whether the schema can be met at all.
+        let _ = matcher.compute_mask();
+        matcher
+    });
+    let matcher = tokio::time::timeout(MOST_TIME, reading).await;
+    let Ok(Ok(matcher)) = matcher else {
+        return Err(ApiError::field(field, "the schema takes too long to read"));
+    };
+    if let Some(problem) = matcher.get_error() {
+        let problem: String = problem.lines().next().unwrap_or_default().chars().take(300).collect();
+        return Err(ApiError::field(field, format!("the schema cannot be followed: {problem}")));
+    }
+    let think = served.tokenizer.token_id("<think>");
+    let matcher = Mutex::new(matcher);
+    Ok(Arc::new(move || {
+        Box::new(Grammar {
+            served: served.clone(),
+            matcher: matcher.lock().expect("nothing panics under this lock").deep_clone(),
+            state: if opened { State::Thinking } else { State::Beginning },
+            think,
+            tail: Vec::new(),
+        })
+    }))
+}
+
+/// Reads a vocabulary.
+fn factory(served: &Served) -> Option<ParserFactory> {
+    let tokenizer = &served.tokenizer;
+    let vocab = served.model.config().vocab_size() as u32;
+    let end = *served.stop_tokens.first()?;
+    let word = |id: u32| match tokenizer.is_special(id) {
+        // What the library takes for a token that no text holds.
+        true => [&[0xff], tokenizer.token_text(id).unwrap_or_default().as_bytes()].concat(),
+        false => token_bytes(tokenizer, id),
+    };
+    let words: Vec<Vec<u8>> = (0..vocab).map(word).collect();
+    let trie = TokTrie::from(&TokRxInfo::new(vocab, end), &words);
+    let env: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+    let mut factory = ParserFactory::new_simple(&env).ok()?;
+    factory.quiet();
+    let limits = factory.limits_mut();
+    limits.max_grammar_size = MOST_SYMBOLS;
+    limits.verbose_errors = false;
+    Some(factory)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A thought may open, or the answer begins.
+    Beginning,
+    Thinking,
+    Answering,
+}
+
+struct Grammar {
+    served: Arc<Served>,
+    matcher: Matcher,
+    state: State,
+    /// The token that opens a thought, if it is one.
+    think: Option<u32>,
+    /// The last tokens of a thought, in which its end is looked for.
+    tail: Vec<u32>,
+}
+
+/// Tokens that a tag may have.
+const TAG_TOKENS: usize = 12;
+
+impl Grammar {
+    /// What the form allows; where it is full or the library gives up, the end.
+    fn form(&mut self) -> Allowed {
+        let ends = &self.served.stop_tokens;
+        let Ok(mask) = self.matcher.compute_mask_or_eos() else { return Allowed::Only(ends[0]) };
+        let mut set = mask.as_slice().to_vec();
+        let has = |set: &[u32], id: u32| set.get(id as usize / 32).is_some_and(|w| w >> (id % 32) & 1 == 1);
+        if has(&set, ends[0]) {
+            ends.iter().for_each(|&id| set[id as usize / 32] |= 1 << (id % 32));
+        }
+        if set.iter().all(|&word| word == 0) { Allowed::Only(ends[0]) } else { Allowed::Set(set) }
+    }
+}
+
+impl Guide for Grammar {
+    fn allowed(&mut self) -> Allowed {
+        match self.state {
+            State::Thinking => Allowed::All,
+            State::Answering => self.form(),
+            State::Beginning => match (self.form(), self.think) {
+                (Allowed::Set(mut set), Some(think)) => {
+                    set[think as usize / 32] |= 1 << (think % 32);
+                    Allowed::Set(set)
+                }
+                (form, _) => form,
+            },
+        }
+    }
+
+    fn accept(&mut self, token: u32) {
+        match self.state {
+            State::Beginning if Some(token) == self.think => self.state = State::Thinking,
+            State::Beginning | State::Answering => {
+                self.state = State::Answering;
+                if !self.served.stop_tokens.contains(&token) {
+                    // What it refuses, it did not allow; then the next step says the end.
+                    let _ = self.matcher.consume_token(token);
+                }
+            }
+            State::Thinking => {
+                if self.tail.len() == TAG_TOKENS {
+                    self.tail.remove(0);
+                }
+                self.tail.push(token);
+                let text =
+                    data::answer::completion_text(&self.served.tokenizer, &self.tail).unwrap_or_default();
+                if text.contains("</think>") {
+                    self.state = State::Answering;
+                }
+            }
+        }
+    }
+}
+
+/// Two guides, of which the first that has something to say is heard.
+pub(crate) fn both(first: MakeGuide, second: MakeGuide) -> MakeGuide {
+    Arc::new(move || Box::new(Both(first(), second())))
+}
+
+struct Both(Box<dyn Guide>, Box<dyn Guide>);
+
+impl Guide for Both {
+    fn allowed(&mut self) -> Allowed {
+        match self.0.allowed() {
+            Allowed::All => self.1.allowed(),
+            said => said,
+        }
+    }
+    fn accept(&mut self, token: u32) {
+        self.0.accept(token);
+        self.1.accept(token);
+    }
+}

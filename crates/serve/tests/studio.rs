@@ -1,0 +1,67 @@
+//! Runs are read from their folders, and nothing else is.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+
+use common::{send, start};
+use serde_json::json;
+use serve::Options;
+
+#[test]
+fn runs_are_read_as_they_go_and_nothing_else_is() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let runs = dir.path().join("runs");
+    fs::create_dir_all(runs.join("one/grpo")).expect("a folder");
+    fs::create_dir_all(runs.join("no-run")).expect("a folder");
+    fs::write(dir.path().join("recipe.toml"), "outside").expect("a file");
+    fs::write(runs.join("one/recipe.toml"), "name = \"one\"").expect("a file");
+    fs::write(
+        runs.join("one/grpo/done.json"),
+        r#"{"kind": "grpo", "cost": {"seconds": 2.5}, "summary": "good"}"#,
+    )
+    .expect("a file");
+    let mut log = fs::File::create(runs.join("one/metrics.jsonl")).expect("a file");
+    // The last line is still being written.
+    log.write_all(b"{\"stage\":\"grpo\",\"step\":1,\"reward\":0.5}\n{\"stage\":\"grpo\",\"st")
+        .expect("written");
+    let address = start(Options { runs: Some(runs), ..Options::default() });
+    let get = |path: &str| send(address, "GET", path, &[], "");
+
+    let list = get("/studio/runs").json()["runs"].clone();
+    assert_eq!(
+        (list.as_array().map(Vec::len), &list[0]["name"], &list[0]["report"]),
+        (Some(1), &json!("one"), &json!(false))
+    );
+    let one = get("/studio/runs/one").json();
+    assert_eq!(
+        one["stages"][0],
+        json!({"name": "grpo", "kind": "grpo", "cost": {"seconds": 2.5}, "summary": "good"})
+    );
+    let first = get("/studio/runs/one/metrics?from=0").json();
+    assert_eq!(first["lines"], json!([{"stage": "grpo", "step": 1, "reward": 0.5}]));
+    log.write_all(b"ep\":2,\"reward\":0.75}\n").expect("written");
+    let next = get(&format!("/studio/runs/one/metrics?from={}", first["next"])).json();
+    assert_eq!(next["lines"], json!([{"stage": "grpo", "step": 2, "reward": 0.75}]));
+    assert_eq!(get(&format!("/studio/runs/one/metrics?from={}", next["next"])).json()["lines"], json!([]));
+    assert_eq!(get("/studio/runs/one/samples").json()["lines"], json!([]), "nothing was sampled yet");
+
+    for path in [
+        "/studio/runs/one/report",
+        "/studio/runs/two",
+        "/studio/runs/no-run",
+        "/studio/runs/..",
+        "/studio/runs/%2e%2e",
+        "/studio/runs/..%2f",
+        "/studio/runs/%00",
+    ] {
+        assert_eq!(get(path).status, 404, "{path}");
+    }
+    assert_eq!(get("/studio/runs/one/metrics?from=-1").status, 400);
+    assert_eq!(
+        send(start(Options::default()), "GET", "/studio/runs", &[], "").status,
+        404,
+        "a server without runs"
+    );
+}
