@@ -6,7 +6,7 @@ use model::inspect::inspect;
 
 use crate::TrainError;
 use crate::context::fresh_config;
-use crate::optim::{OptimizerKind, muon_operations};
+use crate::optim::update_flops;
 use crate::recipe::{Recipe, Reference};
 use crate::stages::{AnyStage, Makes, NamedStage};
 
@@ -71,10 +71,7 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage) -> Result<Option<StagePlan>, 
     let Some((w, model)) = stage.work(&traces).zip(stage.model()) else { return Ok(None) };
     let Some(config) = config_of(recipe, model)? else { return Ok(None) };
     let i = inspect(&config, CONTEXT);
-    let update = match w.optimizer {
-        Some(o) if o.kind == OptimizerKind::Muon => muon_operations(&config),
-        _ => 0.0,
-    };
+    let update = w.optimizer.map_or(0.0, |optimizer| update_flops(optimizer.kind, &config));
     let training =
         i.training_operations_per_token as f64 + w.mtp_share * i.mtp_training_operations_per_token as f64;
     Ok(Some(StagePlan {

@@ -1,16 +1,35 @@
-//! AdamW and Muon over a model's flat arenas, with clipping folded into the same pass.
+//! An optimizer at work: whose rule moves which part of a model's flat arenas, and the guard before it.
 
 use model::Model;
-use tensor::ops::{self, AdamW, Muon};
+use tensor::ops;
 use tensor::{Data, Params, Weight};
 
-use super::{OptimizerKind, OptimizerSettings, muon};
+use super::{Arenas, OptimizerKind, OptimizerSettings, Piece, Rule, Update};
 
-/// Neighbouring parameters that are treated alike.
-struct Run {
-    weight: Weight,
-    decay: bool,
-    muon: bool,
+/// The tensors of one rule.
+struct Group {
+    rule: &'static dyn Rule,
+    /// The highest learning rate.
+    peak: f64,
+    pieces: Vec<Piece>,
+}
+
+impl Group {
+    fn new(kind: OptimizerKind, peak: f64) -> Group {
+        Group { rule: kind.rule(), peak, pieces: Vec::new() }
+    }
+
+    /// Adds a tensor, to its neighbour where the rule cannot tell.
+    fn add(&mut self, weight: Weight, decays: bool) {
+        let last = self.pieces.last_mut().filter(|last| {
+            let weight_ends = last.weight.offset + last.weight.len();
+            self.rule.is_elementwise() && last.decays == decays && weight_ends == weight.offset
+        });
+        match last.map(|last| &mut last.weight) {
+            Some(last) => *last = Weight { offset: last.offset, rows: 1, cols: last.len() + weight.len() },
+            None => self.pieces.push(Piece { weight, decays }),
+        }
+    }
 }
 
 /// What a step did.
@@ -25,7 +44,8 @@ pub struct StepReport {
 /// An optimizer's state: both moments (Muon's momentum is the first) and the number of steps taken.
 pub struct Optimizer {
     config: OptimizerSettings,
-    runs: Vec<Run>,
+    /// What is AdamW's for want of another, then what the optimizer itself takes.
+    groups: [Group; 2],
     first: Data,
     second: Data,
     steps: u64,
@@ -34,28 +54,16 @@ pub struct Optimizer {
 impl Optimizer {
     /// Fresh state for a model.
     pub fn new(model: &Model, config: OptimizerSettings) -> Optimizer {
-        let mut runs: Vec<Run> = Vec::new();
-        for (spec, p) in model.specs().iter().zip(model.params().list()) {
-            if !p.trained {
-                continue;
-            }
-            let muon = config.kind == OptimizerKind::Muon && muon::is_hidden_matrix(spec);
-            let decay = spec.shape.len() > 1;
-            match runs.last_mut() {
-                Some(r)
-                    if !muon
-                        && !r.muon
-                        && r.decay == decay
-                        && r.weight.offset + r.weight.len() == p.weight.offset =>
-                {
-                    r.weight =
-                        Weight { offset: r.weight.offset, rows: 1, cols: r.weight.len() + p.weight.len() };
-                }
-                _ => runs.push(Run { weight: p.weight, decay, muon }),
-            }
+        let mut groups = [
+            Group::new(OptimizerKind::AdamW, config.adam_learning_rate),
+            Group::new(config.kind, config.learning_rate),
+        ];
+        for (spec, p) in model.specs().iter().zip(model.params().list()).filter(|(_, p)| p.trained) {
+            let taken = groups[1].rule.takes(spec);
+            groups[usize::from(taken)].add(p.weight, spec.shape.len() > 1);
         }
         let moment = || Data::zeros(model.params().gpu(), model.params().trained_len());
-        Optimizer { config, runs, first: moment(), second: moment(), steps: 0 }
+        Optimizer { config, groups, first: moment(), second: moment(), steps: 0 }
     }
 
     /// Steps taken.
@@ -82,33 +90,15 @@ impl Optimizer {
         self.steps += 1;
         let grad_scale =
             if c.clip > 0.0 && f64::from(grad_norm) > c.clip { c.clip as f32 / grad_norm } else { 1.0 };
-        let t = self.steps.min(1 << 20) as i32;
-        let adam = AdamW {
-            lr: factor
-                * if c.kind == OptimizerKind::Muon { c.adam_learning_rate } else { c.learning_rate } as f32,
-            beta1: c.beta1 as f32,
-            beta2: c.beta2 as f32,
-            eps: c.eps as f32,
-            weight_decay: 0.0,
-            correction1: (1.0 - c.beta1.powi(t)) as f32,
-            correction2: (1.0 - c.beta2.powi(t)) as f32,
-            grad_scale,
-        };
-        for run in self.runs.iter().filter(|run| !run.muon) {
-            let weight_decay = if run.decay { c.weight_decay as f32 } else { 0.0 };
-            let range = run.weight.offset..run.weight.offset + run.weight.len();
-            let moments = (&mut self.first, &mut self.second);
-            ops::adamw(data, grads, moments, range, AdamW { weight_decay, ..adam });
-        }
-        let matrices: Vec<Weight> = self.runs.iter().filter(|run| run.muon).map(|run| run.weight).collect();
-        if !matrices.is_empty() {
-            let rule = Muon {
-                lr: factor * c.learning_rate as f32,
-                decay: c.weight_decay as f32,
-                momentum: c.momentum as f32,
-                grad_scale,
+        for group in self.groups.iter().filter(|group| !group.pieces.is_empty()) {
+            let arenas = Arenas {
+                weights: &mut *data,
+                gradients: grads,
+                first: &mut self.first,
+                second: &mut self.second,
             };
-            ops::muon(data, grads, &mut self.first, &matrices, rule);
+            let now = Update { lr: factor * group.peak as f32, grad_scale, step: self.steps };
+            group.rule.step(&group.pieces, arenas, c, now);
         }
         StepReport { grad_norm, skipped: false }
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::OptimizerKind;
 use crate::settings::check::{At, Checked, POSITIVE};
 use crate::settings::{UNSET, set};
 
@@ -13,7 +14,7 @@ pub struct OptimizerSettings {
     pub kind: OptimizerKind,
     /// The highest learning rate; by default one that suits the kind of stage.
     pub learning_rate: f64,
-    /// With Muon, the AdamW learning rate of what is no matrix of a layer: embeddings, head, norms, biases.
+    /// AdamW's learning rate for what the optimizer does not take; with Muon embeddings, head, norms, biases.
     pub adam_learning_rate: f64,
     /// Decay of the first moment.
     pub beta1: f64,
@@ -48,10 +49,9 @@ impl Default for OptimizerSettings {
 impl OptimizerSettings {
     /// Fills in the learning rates, of which `rate` suits AdamW.
     pub(crate) fn resolve(&mut self, rate: f64) {
-        let muon = self.kind == OptimizerKind::Muon;
-        set(&mut self.learning_rate, if muon { 10.0 * rate } else { rate });
-        let learning_rate = self.learning_rate;
-        set(&mut self.adam_learning_rate, if muon { rate } else { learning_rate });
+        set(&mut self.learning_rate, self.kind.rule().rate() * rate);
+        let own = if self.kind == OptimizerKind::AdamW { self.learning_rate } else { rate };
+        set(&mut self.adam_learning_rate, own);
     }
 
     pub(crate) fn check(&self, at: &At) -> Checked {
@@ -73,14 +73,4 @@ impl OptimizerSettings {
         )?;
         at.numbers(&[("optimizer.weight_decay", self.weight_decay), ("optimizer.clip", self.clip)], 0.0..)
     }
-}
-
-/// The optimizers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// Adam with decoupled weight decay.
-    AdamW,
-    /// Orthogonalised momentum for matrices, AdamW for the rest.
-    Muon,
 }
