@@ -70,3 +70,17 @@ fn a_closed_stderr_does_not_end_a_run() {
     assert!(child.wait().expect("it ends").success());
     assert!(dir.path().join("out/pretrain/done.json").is_file());
 }
+
+/// Some stages now and the others later, in the same folder.
+#[test]
+fn stages_can_be_performed_apart() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let done = |stage: &str| dir.path().join("out").join(stage).join("done.json").is_file();
+    let run = |stages: &[&str]| command(dir.path(), &[]).args(stages).output().expect("the program starts");
+    refused(&run(&["--stages", "pretrian"]), &["no stage `pretrian`", "tokenizer, pretrain"]);
+    assert!(run(&["--stages", "tokenizer"]).status.success());
+    assert!(done("tokenizer") && !done("pretrain"));
+    assert!(run(&["--stages", "pretrain"]).status.success());
+    assert!(done("pretrain"));
+    assert!(run(&[]).status.success());
+}

@@ -1,6 +1,7 @@
 //! Prints problems of a task with a careful and a hurried solution, and some pretraining text.
 //! `cargo run -p shoestring-tasks --example show -- countdown 3`
 
+use tasks::corpus::Blend;
 use tasks::{Level, Mix, Split, Style, corpus, task};
 
 fn main() -> Result<(), tasks::Error> {
@@ -21,11 +22,12 @@ fn main() -> Result<(), tasks::Error> {
         println!();
     }
     println!("== pretraining text");
+    let (mix, blend) = (Mix::launch(), Blend { hurried: 0.3, ..Blend::default() });
     for index in 0..count {
-        println!("{}", corpus::document(&Mix::launch(), 1, index, 0.3));
+        println!("{}", corpus::document(&mix, Some(&mix), 1, index, blend));
     }
     for index in 0..8 {
-        println!("{}", corpus::drill(&Mix::launch(), 1, index));
+        println!("{}", corpus::drill(&mix, 1, index));
     }
     Ok(())
 }

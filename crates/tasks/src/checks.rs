@@ -1,10 +1,11 @@
 //! Properties of every built-in task, over thousands of its problems.
 
-use crate::corpus::{self, token_estimate};
+use crate::corpus::{self, Blend, DRILL_SHARE, token_estimate};
 use crate::verify::{ByTask, evaluate};
 use crate::{Level, Mix, Problem, Split, Style, Task, Verifier, task, task_names};
 use std::collections::HashSet;
 
+const HURRIED: Blend = Blend { drills: DRILL_SHARE, questions: 0.0, hurried: 0.3 };
 const STYLES: [Style; 2] = [Style::Careful, Style::Hurried];
 
 fn tasks() -> Vec<&'static dyn Task> {
@@ -100,7 +101,10 @@ fn problems_are_pure_functions() {
     let mix = Mix::launch();
     for index in 0..300 {
         assert_eq!(mix.problem(Split::Train, 5, index), mix.problem(Split::Train, 5, index));
-        assert_eq!(corpus::document(&mix, 5, index, 0.3), corpus::document(&mix, 5, index, 0.3));
+        assert_eq!(
+            corpus::document(&mix, Some(&mix), 5, index, HURRIED),
+            corpus::document(&mix, Some(&mix), 5, index, HURRIED)
+        );
         let problem = mix.problem(Split::Train, 5, index);
         let read_back: Problem = serde_json::from_str(&serde_json::to_string(&problem).unwrap()).unwrap();
         assert_eq!(
@@ -143,7 +147,8 @@ fn the_launch_corpus_needs_few_words() {
     let mix = Mix::launch();
     let mut words = HashSet::new();
     for index in 0..5000 {
-        for word in corpus::document(&mix, 1, index, 0.3).split(|c: char| !c.is_alphabetic()) {
+        for word in corpus::document(&mix, Some(&mix), 1, index, HURRIED).split(|c: char| !c.is_alphabetic())
+        {
             words.insert(word.to_owned());
         }
     }

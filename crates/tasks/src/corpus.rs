@@ -6,7 +6,7 @@ use crate::steps::{Op, worked};
 use crate::verify::AnswerPlace;
 use crate::{Mix, Problem, Split, Style, task};
 
-/// Share of [`document`]s that are drills.
+/// The usual share of [`document`]s that are drills.
 pub const DRILL_SHARE: f64 = 0.15;
 
 /// Openings of the three parts of a pretraining document: question, work, result.
@@ -18,16 +18,43 @@ const HEADINGS: [[&str; 3]; 5] = [
     ["", "", "So the result is "],
 ];
 
-/// Training text number `index` of a pretraining corpus: a problem of the mix's train half with its worked
-/// solution, or a drill. `hurried_share` is the share of solutions without the work.
-pub fn document(mix: &Mix, seed: u64, index: u64, hurried_share: f64) -> String {
-    let mut rng = Rng::new(&[seed, index, hash_text("document")]);
-    if rng.chance(DRILL_SHARE) {
-        return drill(mix, seed, index);
+/// What a pretraining corpus is made of beside solved problems.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blend {
+    /// The share of documents that are drills.
+    pub drills: f64,
+    /// The share of documents that are questions alone.
+    pub questions: f64,
+    /// Of the solutions, the share without the work.
+    pub hurried: f64,
+}
+
+impl Default for Blend {
+    fn default() -> Self {
+        Blend { drills: DRILL_SHARE, questions: 0.0, hurried: 0.0 }
     }
-    let problem = mix.problem(Split::Train, seed, index);
-    let style = if rng.chance(hurried_share) { Style::Hurried } else { Style::Careful };
-    pretrain_document(&problem, style, &mut rng)
+}
+
+/// Training text number `index` of a pretraining corpus: a drill, a question of the `unsolved` mix, or a problem of the `solved`
+/// one with its solution; without a solved mix a question in its place. All are of the train half.
+pub fn document(unsolved: &Mix, solved: Option<&Mix>, seed: u64, index: u64, blend: Blend) -> String {
+    let mut rng = Rng::new(&[seed, index, hash_text("document")]);
+    let part = rng.unit();
+    if part < blend.drills {
+        return drill(solved.unwrap_or(unsolved), seed, index);
+    }
+    let Some(solved) = solved.filter(|_| part >= blend.drills + blend.questions) else {
+        return question(&unsolved.problem(Split::Train, seed, index), &mut rng);
+    };
+    let style = if rng.chance(blend.hurried) { Style::Hurried } else { Style::Careful };
+    pretrain_document(&solved.problem(Split::Train, seed, index), style, &mut rng)
+}
+
+/// A question without its solution or answer, said again a line below, as text quotes text: copying is what a solver does
+/// first, and nothing else of a question can be learnt from it.
+pub fn question(problem: &Problem, rng: &mut Rng) -> String {
+    let (heading, prompt) = (rng.pick(&HEADINGS)[0], &problem.prompt);
+    format!("{heading}{prompt}\n{prompt}\n")
 }
 
 /// A problem, its solution and its answer as prose, in one of a few wordings; without the tags of a completion.
@@ -53,7 +80,7 @@ pub fn completion_in(place: &AnswerPlace, problem: &Problem, style: Style, seed:
 
 /// The problem's own solution, which a hurried solver skips, or that of its built-in task. An empty one says that none is
 /// known: problems of others, who may name a built-in task with numbers that it would never draw, come with one.
-fn reasoning(problem: &Problem, style: Style, seed: u64) -> Option<String> {
+pub fn reasoning(problem: &Problem, style: Style, seed: u64) -> Option<String> {
     match &problem.solution {
         Some(solution) if style == Style::Hurried || solution.is_empty() => None,
         Some(solution) => Some(solution.clone()),

@@ -81,6 +81,14 @@ pub enum Figure {
 }
 
 impl Figure {
+    /// Whether an evaluation with so many samples of each problem has this figure.
+    pub fn is_of(self, samples: usize) -> bool {
+        match self {
+            Figure::PassAt(k) | Figure::MajAt(k) => samples == k,
+            _ => true,
+        }
+    }
+
     /// Whether this figure of one problem is right; `None` for figures that are not of problems.
     fn of(self, outcome: &Outcome) -> Option<bool> {
         match self {

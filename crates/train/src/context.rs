@@ -1,5 +1,6 @@
 //! What all stages share: the recipe, the run folder, the way to speak, and the wish to stop.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -58,6 +59,9 @@ pub trait Reporter: Sync {
     fn stop(&self) -> bool;
 }
 
+/// Problems that one stage may draw, as a power of two.
+const ROUND_BITS: u32 = 28;
+
 /// A run under way.
 pub struct Context<'a> {
     /// What all randomness of the run comes from.
@@ -66,8 +70,8 @@ pub struct Context<'a> {
     pub machine: &'a Machine,
     /// Models that begin with random weights, by name.
     pub models: &'a toml::Table,
-    /// The names of the stages.
-    pub stages: Vec<&'a str>,
+    /// The names of the stages, each with how many others of its kind it is built on.
+    pub stages: BTreeMap<&'a str, u64>,
     /// The run folder.
     pub folder: &'a RunFolder,
     /// Who is told.
@@ -118,6 +122,17 @@ impl<'a> Ceiling<'a> {
 }
 
 impl Context<'_> {
+    /// How many stages of its own kind a stage is built on.
+    pub fn rounds_before(&self, stage: &str) -> u64 {
+        self.stages.get(stage).copied().unwrap_or(0)
+    }
+
+    /// Which problem a stage begins with, where the first of its kind begins with `first`: one that is built on others of its kind
+    /// draws problems after theirs.
+    pub fn first_problem(&self, stage: &str, first: u64) -> u64 {
+        first + (self.rounds_before(stage) << ROUND_BITS)
+    }
+
     /// The problems. Recipes that need them are checked to have them.
     pub fn problems(&self) -> Result<&ProblemSource, TrainError> {
         self.problems.as_ref().ok_or_else(|| TrainError::Recipe("this recipe has no `problems`".into()))
@@ -125,12 +140,12 @@ impl Context<'_> {
 
     /// Whether a reference means one of `[models]`. An earlier stage comes before a model of the same name.
     pub fn is_fresh(&self, reference: &str) -> bool {
-        !self.stages.contains(&reference) && self.models.contains_key(reference)
+        !self.stages.contains_key(reference) && self.models.contains_key(reference)
     }
 
     /// The folder of a reference: an earlier stage's, or a path.
     pub fn dir(&self, reference: &str) -> Result<PathBuf, TrainError> {
-        if self.stages.contains(&reference) || self.models.contains_key(reference) {
+        if self.stages.contains_key(reference) || self.models.contains_key(reference) {
             return Ok(self.folder.stage_dir(reference)?);
         }
         Ok(PathBuf::from(reference))

@@ -457,7 +457,7 @@ mod tests {
             seed: 1,
             machine: &machine,
             models: &models,
-            stages: vec!["stage"],
+            stages: BTreeMap::from([("stage", 0)]),
             folder: &folder,
             reporter: &reporter,
             problems: None,

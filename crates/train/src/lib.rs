@@ -16,6 +16,7 @@ pub mod policy;
 pub mod problems;
 pub mod recipe;
 pub mod report;
+pub mod rivals;
 pub mod rollout;
 mod room;
 pub mod run;

@@ -1,5 +1,6 @@
 //! A recipe from its first stage to its last, resuming where it stopped, and what its report says.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::TrainError;
@@ -10,14 +11,16 @@ use crate::recipe::Recipe;
 use crate::run::folder::RunFolder;
 use crate::stages::{NamedStage, StageResult};
 
-/// Performs the recipe's stages into `dir`, skipping those that are done, and writes the report after each. `ceiling`
-/// measures the operations per second of large matrix products.
+/// Performs the recipe's stages into `dir`, skipping those that are done, and writes the report after each: all of them, or
+/// those that `names` says and what they are built on. `ceiling` measures the operations per second of large matrix products.
 pub fn run(
     recipe: &Recipe,
+    names: &[String],
     dir: &Path,
     reporter: &dyn Reporter,
     ceiling: &(dyn Fn() -> f64 + Sync),
 ) -> Result<(), TrainError> {
+    let wanted = wanted(recipe, names)?;
     crate::plan::check_memory(recipe)?;
     crate::plan::check_files(recipe)?;
     let resolved = recipe.resolved_toml();
@@ -33,24 +36,41 @@ pub fn run(
         seed: recipe.seed,
         machine: &recipe.machine,
         models: &recipe.models,
-        stages: recipe.stages.iter().map(NamedStage::name).collect(),
+        stages: recipe.stages.iter().map(|s| (s.name(), recipe.rounds_before(s.name()))).collect(),
         folder: &folder,
         reporter,
         problems,
         ceiling: Ceiling::new(ceiling),
     };
-    let done = perform(recipe, &ctx);
+    let done = perform(recipe, &wanted, &ctx);
     if done.is_err() {
         folder.release()?;
     }
     done
 }
 
-fn perform(recipe: &Recipe, ctx: &Context) -> Result<(), TrainError> {
+/// The stages to perform: all, or those that are named and what they are built on.
+fn wanted<'a>(recipe: &'a Recipe, names: &'a [String]) -> Result<Vec<&'a NamedStage>, TrainError> {
+    let mut wanted = BTreeSet::new();
+    for name in names {
+        let Some(stage) = recipe.stage(name) else {
+            let known: Vec<&str> = recipe.stages.iter().map(NamedStage::name).collect();
+            let what = format!("the recipe has no stage `{name}`; it has {}", known.join(", "));
+            return Err(TrainError::Recipe(what));
+        };
+        wanted.extend(recipe.lineage(name));
+        let measured = stage.measures().map_or(&[][..], |m| m.0);
+        wanted.extend(measured.iter().flat_map(|of| recipe.lineage(of)));
+    }
+    let is_wanted = |stage: &&NamedStage| names.is_empty() || wanted.contains(stage.name());
+    Ok(recipe.stages.iter().filter(is_wanted).collect())
+}
+
+fn perform(recipe: &Recipe, stages: &[&NamedStage], ctx: &Context) -> Result<(), TrainError> {
     let (folder, reporter) = (ctx.folder, ctx.reporter);
-    let count = recipe.stages.len();
+    let count = stages.len();
     let mut at_work = !folder.path().join("report.json").exists();
-    for (i, stage) in recipe.stages.iter().enumerate() {
+    for (i, stage) in stages.iter().enumerate() {
         if ctx.finished(stage.name())?.is_some() {
             continue;
         }
@@ -78,7 +98,8 @@ fn perform(recipe: &Recipe, ctx: &Context) -> Result<(), TrainError> {
     // The report of a finished run stays that of the machine which made it.
     if at_work {
         let judged = crate::summary::write(recipe, ctx)?;
-        for claim in recipe.claims.iter().filter(|c| judged.iter().all(|j| j.name != c.name)) {
+        let all = count == recipe.stages.len();
+        for claim in recipe.claims.iter().filter(|c| all && judged.iter().all(|j| j.name != c.name)) {
             reporter.note(&format!(
                 "the claim {:?} cannot be judged: {} was not measured on the same material for {}",
                 claim.name,

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use data::{Conversation, Message, hash_bytes};
+use data::{Conversation, Message, hash_bytes, permutation};
+use tasks::corpus::Blend;
 use tasks::verify::external;
 use tasks::{AnswerPlace, Mix, MixEntry, Placed, Problem, Split, Style, Verifier, corpus};
 
@@ -24,6 +25,8 @@ pub struct ProblemSource {
     form: Form,
     /// Numbered as a list is.
     held_out: Vec<(usize, Problem)>,
+    /// All that have a worked solution, each with it, where the recipe says how many there are.
+    solved: Option<Vec<Problem>>,
     verifier: Box<dyn Verifier>,
     seed: u64,
     too_long: TooLong,
@@ -90,6 +93,24 @@ fn start(c: &VerifierCommand) -> Result<external::ExternalVerifier, TrainError> 
     command.timeout = Duration::from_secs_f64(c.timeout_seconds);
     command.env = c.env.clone();
     Ok(external::ExternalVerifier::start(command)?)
+}
+
+/// Where an endless mix has few worked solutions, they are those of the problems from this index on.
+const FIRST_SOLVED: u64 = 1 << 36;
+
+/// The first `n` problems that can have a worked solution, each with it.
+fn solve(problems: impl Iterator<Item = Problem>, n: usize) -> Result<Vec<Problem>, TrainError> {
+    let worked = problems.filter_map(|mut p| {
+        let solution = corpus::reasoning(&p, Style::Careful, 0)?;
+        p.solution = Some(solution);
+        Some(p)
+    });
+    let solved: Vec<Problem> = worked.take(n).collect();
+    if solved.len() == n {
+        return Ok(solved);
+    }
+    let what = format!("problems.solved is {n}, but only {} problems have a worked solution", solved.len());
+    Err(TrainError::Recipe(what))
 }
 
 type Numbered = Vec<(usize, Problem)>;
@@ -165,7 +186,14 @@ impl ProblemSource {
             let what = format!("no answer could score on the problem {:?}: {fault}", problem.prompt);
             return Err(TrainError::Recipe(what));
         }
-        Ok(ProblemSource { origin, form, held_out, verifier, seed, too_long: p.too_long })
+        let solved = match (p.solved, &origin) {
+            (None, _) => None,
+            (Some(n), Origin::List(list)) => Some(solve(list.iter().map(|(_, p)| p.clone()), n)?),
+            (Some(n), Origin::Mix(mix)) => {
+                Some(solve((FIRST_SOLVED..).take(n).map(|i| mix.problem(Split::Train, seed, i)), n)?)
+            }
+        };
+        Ok(ProblemSource { origin, form, held_out, solved, verifier, seed, too_long: p.too_long })
     }
 
     /// The same with other tasks drawn for training.
@@ -215,6 +243,14 @@ impl ProblemSource {
         self.held_out.iter().map(|(n, problem)| (*n, problem))
     }
 
+    /// Problem `index` to learn from by its worked solution: of few, in an order that every epoch shuffles anew, otherwise
+    /// training problem `first + index`.
+    pub fn solved(&self, mix: Option<&Mix>, first: u64, index: u64) -> Problem {
+        let Some(solved) = &self.solved else { return self.train(mix, first + index) };
+        let n = solved.len() as u64;
+        self.form.put(solved[permutation(self.seed, index / n, n)(index % n) as usize].clone())
+    }
+
     /// The problems kept for evaluation.
     pub fn held_out(&self) -> impl Iterator<Item = &Problem> {
         self.held_out.iter().map(|(_, problem)| problem)
@@ -225,11 +261,14 @@ impl ProblemSource {
         &*self.verifier
     }
 
-    /// A document for pretraining: problems and answers in prose, with the worked solution where one is known.
-    pub fn document(&self, mix: Option<&Mix>, index: u64, hurried_share: f64) -> String {
+    /// A document for pretraining: a drill, of a mix; a question; or a problem and its answer in prose, with the worked solution
+    /// where one is known. Where solutions are few, only a mix of the stage's own comes with them.
+    pub fn document(&self, mix: Option<&Mix>, index: u64, blend: Blend) -> String {
         match (&self.origin, mix) {
-            (_, Some(mix)) | (Origin::Mix(mix), None) => {
-                corpus::document(mix, self.seed, index, hurried_share)
+            (Origin::List(_), Some(mix)) => corpus::document(mix, Some(mix), self.seed, index, blend),
+            (Origin::Mix(unsolved), _) => {
+                let solved = mix.or(self.solved.is_none().then_some(unsolved));
+                corpus::document(unsolved, solved, self.seed, index, blend)
             }
             (Origin::List(_), None) => {
                 let held_out = index >= HELD_OUT_START && !self.held_out.is_empty();
@@ -239,7 +278,10 @@ impl ProblemSource {
                     self.train(None, index)
                 };
                 let mut rng = tasks::Rng::new(&[self.seed, index]);
-                let style = if rng.chance(hurried_share) { Style::Hurried } else { Style::Careful };
+                if self.solved.is_some() || (blend.questions > 0.0 && rng.chance(blend.questions)) {
+                    return corpus::question(&p, &mut rng);
+                }
+                let style = if rng.chance(blend.hurried) { Style::Hurried } else { Style::Careful };
                 corpus::pretrain_document(&p, style, &mut rng)
             }
         }
@@ -273,5 +315,35 @@ mod tests {
         assert_eq!(split(problems(5), None, 1).expect("a split").1.len(), 1);
         assert!(split(problems(100), Some(100), 1).unwrap_err().contains("100 different problems"));
         assert!(split(problems(1), None, 1).is_err());
+    }
+
+    /// `solved` bounds the worked solutions that fine-tuning ever sees, and pretraining on the recipe's problems sees none.
+    #[test]
+    fn few_solutions_are_all_there_are() {
+        let recipe =
+            Problems { mix: vec![TaskMix::plain("arithmetic")], solved: Some(7), ..Problems::default() };
+        let source = ProblemSource::open(&recipe, 3).expect("a mix");
+        let epoch = |from: u64| -> Vec<String> {
+            let worked = (from..from + 7).map(|i| source.solved(None, 1 << 32, i));
+            worked.map(|p| format!("{} {}", p.prompt, corpus::completion(&p, Style::Careful, from))).collect()
+        };
+        let (first, later) = (epoch(0), epoch(700));
+        assert_ne!(first, later, "each epoch is shuffled");
+        let all: HashSet<&String> = first.iter().chain(&later).collect();
+        assert_eq!(all.len(), 7);
+        assert!(all.iter().all(|text| text.contains(", so ")), "with the work");
+        let blend = Blend { drills: 0.0, questions: 1.0, hurried: 0.0 };
+        for i in 0..200 {
+            let text = source.document(None, i, blend);
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(lines.len() == 2 && lines[0].ends_with(lines[1]), "a question, said twice: {text}");
+        }
+        let easier = mix(&[TaskMix::plain("countdown")]).expect("a mix");
+        let solved = Blend { drills: 0.0, questions: 0.0, hurried: 0.0 };
+        assert!(
+            source.document(Some(&easier), 0, solved).contains("try"),
+            "another mix comes with its solutions"
+        );
+        assert!(solve(problems(5).into_iter(), 1).unwrap_err().to_string().contains("only 0 problems"));
     }
 }

@@ -39,6 +39,10 @@ pub struct Problems {
     pub held_out: Option<usize>,
     /// What is done about problems of a file or a command whose prompts leave no room for an answer.
     pub too_long: TooLong,
+    /// Worked solutions that there are in all, for fine-tuning: other problems have none, and pretraining on problems reads their
+    /// questions alone. By default every problem that can have a worked solution has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solved: Option<usize>,
     /// What scores an answer; by default what the task or the problem itself names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
@@ -66,6 +70,7 @@ impl Default for Problems {
             count: 10_000,
             held_out: None,
             too_long: TooLong::Refuse,
+            solved: None,
             verifier: None,
             answer: "tags".to_owned(),
             system: None,

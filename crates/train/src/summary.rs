@@ -10,6 +10,7 @@ use crate::finished::{Finished, ModelSize};
 use crate::held_out::HeldOut;
 use crate::recipe::Recipe;
 use crate::report::{self, Overlay, RunReport, Sample};
+use crate::rivals;
 use crate::run::metrics::read_lines;
 use crate::source::{Data, Source};
 use crate::stages::AnyStage;
@@ -37,6 +38,7 @@ pub(crate) fn write(recipe: &Recipe, ctx: &Context) -> Result<Vec<Claim>, TrainE
         price_per_core_hour: recipe.machine.price_per_core_hour,
         stages: done.iter().map(|(_, f)| f.cost.clone()).collect(),
         claims: claims(recipe, ctx, &done),
+        ways: rivals::ways(recipe, &done),
         taught: grpo.as_ref().and_then(|(from, name)| taught(recipe, from, name)),
         reinforcement: grpo.filter(|(a, b)| measured(a) && measured(b)),
         overlays: overlays(recipe, &done),
@@ -55,8 +57,14 @@ type ByTask = Vec<(String, Vec<(String, Scores)>)>;
 fn evaluations(done: &Done) -> (Vec<(String, Scores)>, ByTask, Vec<Sample>) {
     let (mut all, mut by_task, mut samples): (Vec<_>, ByTask, Vec<Sample>) =
         (Vec::new(), Vec::new(), Vec::new());
-    for m in done.iter().flat_map(|(_, f)| &f.figures.measured) {
-        all.push((m.stage.clone(), m.scores));
+    for (eval, m) in done.iter().flat_map(|(name, f)| f.figures.measured.iter().map(move |m| (name, m))) {
+        // A stage that is measured again, with other samples, is so under a name of its own.
+        let again = all.iter().any(|(name, _)| *name == m.stage);
+        let name = if again { format!("{} in {eval}", m.stage) } else { m.stage.clone() };
+        all.push((name, m.scores));
+        if again {
+            continue;
+        }
         for (task, scores) in &m.by_task {
             let row = (m.stage.clone(), *scores);
             match by_task.iter_mut().find(|(t, _)| t == task) {
@@ -166,13 +174,13 @@ fn claims(recipe: &Recipe, ctx: &Context, done: &Done) -> Vec<Claim> {
     recipe.claims.iter().filter_map(judge).collect()
 }
 
-/// A claim about answers, from the last stage that measured all that it compares.
+/// A claim about answers: of each side as the last stage says that measured it so.
 fn answers(recipe: &Recipe, done: &Done, claim: &ClaimSettings) -> Option<Claim> {
-    let sides: Vec<&str> = claim.sides().collect();
-    let measured = done.iter().rev().find_map(|(_, f)| {
-        let of = |name: &&str| f.figures.measured.iter().find(|m| m.stage == *name);
-        sides.iter().map(of).collect::<Option<Vec<_>>>()
-    })?;
+    let of = |name: &str| {
+        let mut all = done.iter().rev().flat_map(|(_, f)| &f.figures.measured);
+        all.find(|m| m.stage == name && claim.figure.is_of(m.scores.samples))
+    };
+    let measured = claim.sides().map(of).collect::<Option<Vec<_>>>()?;
     let flops = flops(recipe, done, claim);
     let mut sides = measured.iter().zip(flops).map(|(m, flops)| Side { outcomes: &m.outcomes, flops });
     let stage = sides.next()?;

@@ -32,6 +32,7 @@ Examples:
   shoestring run recipes/launch.toml --dry-run                  # all settings stated, and what they would take
   shoestring run recipes/smoke.toml                             # every stage in a minute, to see that all works
   shoestring run mine.toml --set stage.grpo.steps=50 --out try2
+  shoestring run recipes/launch.toml --stages grpo              # up to reinforcement; the rest with the same command later
 
 A setting of a stage is `stage.NAME.KEY`, that of a model `models.NAME.KEY`. A key that does not exist is refused, with
 the nearest one that does. A run folder belongs to one recipe: with another, name another folder.";
@@ -63,6 +64,9 @@ pub struct Run {
     /// Change a setting, e.g. --set seed=2 or --set stage.grpo.steps=50.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Perform these stages, and what they build on, instead of all.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    stages: Vec<String>,
     /// Print the whole recipe, defaults included, and what it would take; do nothing.
     #[arg(long)]
     dry_run: bool,
@@ -76,7 +80,7 @@ pub fn launch(args: &Launch) -> Result<()> {
     } else {
         args.out.clone()
     };
-    perform(&Recipe::parse(name, text, &args.set)?, &out)?;
+    perform(&Recipe::parse(name, text, &args.set)?, &[], &out)?;
     line(
         "  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text",
     )
@@ -89,7 +93,7 @@ pub fn run(args: &Run) -> Result<()> {
         return dry_run(&recipe);
     }
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
-    perform(&recipe, &out)
+    perform(&recipe, &args.stages, &out)
 }
 
 fn dry_run(recipe: &Recipe) -> Result<()> {
@@ -136,11 +140,11 @@ fn cost(recipe: &Recipe, seconds: f64) -> f64 {
     seconds / 3600.0 * recipe.machine.price_per_core_hour * tensor::threads::threads() as f64
 }
 
-fn perform(recipe: &Recipe, out: &Path) -> Result<()> {
+fn perform(recipe: &Recipe, stages: &[String], out: &Path) -> Result<()> {
     let terminal = Terminal::new();
     terminal.catch_interrupt()?;
     let parameters = plan(recipe).map_or(0, |stages| largest(&stages));
-    let done = train::pipeline::run(recipe, out, &terminal, &|| ceiling(parameters));
+    let done = train::pipeline::run(recipe, stages, out, &terminal, &|| ceiling(parameters));
     terminal.finish();
     match done {
         Ok(()) => finale(recipe, out),

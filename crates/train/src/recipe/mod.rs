@@ -145,6 +145,13 @@ impl Recipe {
         found
     }
 
+    /// How many stages of its own kind a stage is built on: each of them has drawn problems of its own.
+    pub fn rounds_before(&self, name: &str) -> u64 {
+        let kind = |name: &str| self.stage(name).map(|stage| stage.kind());
+        self.lineage(name).into_iter().filter(|other| *other != name && kind(other) == kind(name)).count()
+            as u64
+    }
+
     /// Whether any stage draws from the problems.
     pub fn draws_problems(&self) -> bool {
         self.stages.iter().any(|stage| stage.draws_problems())

@@ -21,7 +21,12 @@ pub(super) fn outlines(recipe: &Recipe) -> (Vec<Outline>, Vec<String>) {
 pub(super) fn all(recipe: &mut Recipe) {
     let (all, models) = outlines(recipe);
     for (before, stage) in recipe.stages.iter_mut().enumerate() {
-        stage.stage_mut().resolve(&Earlier { all: &all, before, models: &models });
+        stage.stage_mut().resolve(&Earlier {
+            all: &all,
+            before,
+            models: &models,
+            problems: &recipe.problems,
+        });
     }
     let draws = recipe.draws_problems();
     let problems = &mut recipe.problems;

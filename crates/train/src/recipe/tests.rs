@@ -294,7 +294,7 @@ fn claims_compare_what_is_measured() {
         ("claim.1.figure=loss", "expected \"pass@1\", \"pass@8\""),
         ("claim.1.figure=flops", "`claim.1.equal_flops`: it means nothing for `flops`"),
         ("claim.1.given=gpro", "no stage is called `gpro`; did you mean `grpo`?"),
-        ("claim.1.stage=reject", "no eval stage measures reject, distill_rl_only together"),
+        ("claim.1.stage=reject", "no eval stage measures reject;"),
         ("claim.1.above=0.5", "expected a number at least 1"),
         ("claim.1.figure=held_out_loss", "`claim.1.equal_flops`: it means nothing"),
         (
@@ -366,4 +366,33 @@ fn damaged_recipes_do_not_panic() {
         }
         let _ = parse(&LAUNCH[..at], &[]);
     }
+}
+
+/// Where worked solutions are few, a recipe that would read others is refused.
+#[test]
+fn few_solutions_are_not_read_elsewhere() {
+    let few = launch_with("held_out = 300", "held_out = 300\nsolved = 50");
+    let all = ["stage.pretrain.question_share=0.6", "stage.pretrain.drill_share=0.4"];
+    let student = ["stage.student_base.question_share=0.6", "stage.student_base.drill_share=0.4"];
+    assert!(refusal(&few, &[]).contains("`question_share` and `drill_share` to 1"));
+    assert!(refusal(&few, &all).contains("stage.student_base"));
+    let sets = [all, student].concat();
+    assert_eq!(parse(&few, &sets).expect("all that it reads is unsolved").problems.solved, Some(50));
+    let with = |set: &'static str| refusal(&few, &[&sets[..], &[set]].concat());
+    assert!(with("stage.pretrain.hurried_share=0.1").contains("hurried"));
+    assert!(with("stage.pretrain.mix=[{ task = \"countdown\" }]").contains("easier levels"));
+    assert!(with("stage.sft.mix=[{ task = \"word\" }]").contains("problems.solved"));
+    assert!(with("problems.solved=0").contains("expected 1 to"));
+    assert!(with("stage.pretrain.drill_share=0.5").contains("at most 0.4"));
+    let easier = "stage.pretrain.mix=[{ task = \"arithmetic\", level = { operands = 2 } }]";
+    assert!(parse(&few, &[&sets[..], &[easier]].concat()).is_ok());
+}
+
+/// A second round of a kind draws other problems than the first, and a rival the same.
+#[test]
+fn rounds_are_counted_along_the_lineage() {
+    let again = "[[stage]]\nkind = \"sft\"\nname = \"again\"\nfrom = \"grpo\"\ndata = { stage = \"reject\" }\n\n[[stage]]\n\
+                 kind = \"grpo\"\nname = \"second\"\nfrom = \"again\"\n\n[[stage]]\nkind = \"eval\"\n";
+    let recipe = parse(&launch_with("[[stage]]\nkind = \"eval\"\n", again), &[]).expect("a recipe");
+    assert_eq!(["grpo", "second", "distill_rl_only"].map(|s| recipe.rounds_before(s)), [0, 1, 0]);
 }

@@ -64,7 +64,7 @@ pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
     let (outlines, models) = resolve::outlines(recipe);
     for (before, stage) in recipe.stages.iter().enumerate() {
         let at = At { check, stage: stage.name() };
-        stage.check(&at, &Earlier { all: &outlines, before, models: &models })?;
+        stage.check(&at, &Earlier { all: &outlines, before, models: &models, problems: &recipe.problems })?;
     }
     (1..).zip(&recipe.claims).try_for_each(|(number, claim)| self::claim(number, claim, recipe, check))
 }
@@ -113,24 +113,22 @@ fn claim(number: usize, claim: &ClaimSettings, recipe: &Recipe, check: &Check<'_
             None => Ok(()),
         };
     }
-    // The report takes the last stage that measures them all.
-    let all = |of: &[String]| claim.sides().all(|name| of.iter().any(|other| other == name));
-    let last = recipe.stages.iter().rev().find_map(|s| {
-        let (of, samples) = s.measures()?;
-        all(of).then_some((s.name(), samples))
-    });
-    let Some((name, samples)) = last else {
-        let names: Vec<&str> = claim.sides().collect();
-        let message = format!("no eval stage measures {} together; name them in its `of`", names.join(", "));
-        return Err(error("stage", message));
-    };
-    match claim.figure {
-        Figure::PassAt(k) | Figure::MajAt(k) if k != samples => {
-            let message = format!("`{name}` has {samples} samples, and measures no {}", claim.figure);
-            Err(error("figure", message))
+    claim.sides().try_for_each(|name| {
+        let evals = recipe.stages.iter().rev().filter_map(|s| {
+            let (of, samples) = s.measures()?;
+            of.iter().any(|other| other == name).then_some((s.name(), samples))
+        });
+        // The report takes the last one that will do.
+        if evals.clone().any(|(_, samples)| claim.figure.is_of(samples)) {
+            return Ok(());
         }
-        _ => Ok(()),
-    }
+        Err(match { evals }.next() {
+            Some((eval, samples)) => {
+                error("figure", format!("`{eval}` has {samples} samples, and measures no {}", claim.figure))
+            }
+            None => error("stage", format!("no eval stage measures {name}; name it in the `of` of one")),
+        })
+    })
 }
 
 fn machine(recipe: &Recipe, check: &Check<'_>) -> Checked {
@@ -165,6 +163,10 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
     for (key, count) in [("count", problems.count), ("held_out", problems.held_out.unwrap_or(1))] {
         let message = format!("expected 1 to {MOST_PROBLEMS}, found {count}");
         check.that((1..=MOST_PROBLEMS).contains(&count), &["problems", key], message)?;
+    }
+    if let Some(n) = problems.solved {
+        let message = format!("expected 1 to {MOST_PROBLEMS}, found {n}");
+        check.that((1..=MOST_PROBLEMS).contains(&n), &["problems", "solved"], message)?;
     }
     check_mix(&problems.mix, &["problems", "mix"], check)?;
     let place = problems.answer.parse::<tasks::AnswerPlace>();

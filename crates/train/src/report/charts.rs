@@ -3,6 +3,7 @@
 use super::axis::{Axis, Unit, percent};
 use super::svg::{LineChart, Mark, Series};
 use super::{Overlay, RunReport};
+use crate::rivals::Way;
 use crate::run::metrics::{Line, keys};
 
 const WIDE: f64 = 880.0;
@@ -42,6 +43,32 @@ fn ys(series: &[Series]) -> impl Iterator<Item = f64> {
 
 fn last_x(series: &[Series]) -> f64 {
     series.iter().flat_map(|series| series.points.iter().map(|(x, _)| *x)).fold(1.0, f64::max)
+}
+
+/// Accuracy over FLOPs, a line for each way of spending them.
+pub(super) fn ways(report: &RunReport) -> Option<LineChart> {
+    if report.ways.is_empty() {
+        return None;
+    }
+    let line = |(i, way): (usize, &Way)| Series {
+        name: way.name.clone(),
+        colour: 1 + i % 6,
+        points: way.points.iter().map(|p| (p.operations as f64, p.accuracy)).collect(),
+        dots: true,
+        ..Series::default()
+    };
+    let series: Vec<Series> = report.ways.iter().enumerate().map(line).collect();
+    let (x, y) = (series.iter().flat_map(|s| s.points.iter().map(|p| p.0)), ys(&series).chain([0.0]));
+    Some(LineChart {
+        title: "Accuracy over FLOPs".into(),
+        x: Axis::over("FLOPs", Unit::Plain, x),
+        y: Axis::over("pass@1", Unit::Share, y),
+        series,
+        parts: Vec::new(),
+        marks: Vec::new(),
+        width: WIDE,
+        height: 380.0,
+    })
 }
 
 /// The reward while the model learns by reinforcement, with what it began with and ended with.

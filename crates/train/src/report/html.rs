@@ -19,6 +19,7 @@ pub(super) const SVG_STYLE: &str = concat!("<style>", include_str!("plot.css"), 
 pub(super) fn page(report: &RunReport, metrics: &[Line]) -> String {
     let mut body = String::new();
     header(report, &mut body);
+    ways(report, &mut body);
     reinforcement(report, metrics, &mut body);
     measured(report, &mut body);
     curves(report, metrics, &mut body);
@@ -132,6 +133,18 @@ fn open_grid(count: usize, out: &mut String) {
         _ => "three",
     };
     let _ = writeln!(out, "<div class=\"grid {class}\">");
+}
+
+/// What the same operations buy in different ways.
+fn ways(report: &RunReport, out: &mut String) {
+    let Some(chart) = charts::ways(report) else { return };
+    out.push_str("<h2>What the FLOPs bought</h2>\n");
+    draw(
+        &chart,
+        "Each dot is a measured model; its FLOPs are those of everything that it is built on. Lines join what lies on one way. \
+         The claims below say which differences are more than chance.",
+        out,
+    );
 }
 
 fn reinforcement(report: &RunReport, metrics: &[Line], out: &mut String) {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::claims::Claim;
 use crate::evaluate::Scores;
 use crate::ledger::StageCost;
+use crate::rivals::Way;
 use crate::run::metrics::Line;
 use crate::run::{RunError, write_atomic};
 
@@ -44,6 +45,9 @@ pub struct RunReport {
     pub evaluation_by_task: Vec<(String, Vec<(String, Scores)>)>,
     /// What the run claims, shown or not.
     pub claims: Vec<Claim>,
+    /// Ways of spending FLOPs that the claims compare, for the first picture; none where there is nothing to compare.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ways: Vec<Way>,
     /// The stage before reinforcement learning and the one after it, for the headline.
     pub reinforcement: Option<(String, String)>,
     /// What the model had been taught before reinforcement, and what that was not compared with.

@@ -126,6 +126,7 @@ impl Stage for DistillStage {
             earlier.traces(at, "traces", own.traces.as_deref().unwrap_or_default())?;
         }
         check_own_mix(&own.mix, at)?;
+        earlier.check_few_solved(at, own.method == DistillMethod::Logits && own.mix.is_some())?;
         let timed = own.steps > 0 || (own.method == DistillMethod::Traces && own.epochs > 0);
         if !timed {
             return Err(at.error("steps", "say how long to train: expected at least 1 step, found 0"));
@@ -178,7 +179,7 @@ impl Stage for DistillStage {
             DistillMethod::Traces => teach_ends(&note, name, &mut model, &tokenizer, &traces),
             DistillMethod::Logits => {
                 let source = ctx.problems()?;
-                let problem = source.train(mix.as_ref(), FIRST_PROBLEM);
+                let problem = source.solved(mix.as_ref(), FIRST_PROBLEM, 0);
                 let first = worked(&tokenizer, source, &problem, Style::Careful, 0)?;
                 teach_ends(&note, name, &mut model, &tokenizer, &[first]);
             }
@@ -274,8 +275,8 @@ impl Distilling<'_> {
     fn logits_step(&self, l: &mut Learner, now: &Now) -> Result<StepOutcome, TrainError> {
         let (source, teacher) = (self.ctx.problems()?, &self.teacher);
         let docs = fill_batch(l, self.name, self.stage.packing.batch_tokens, self.limit, |tokenizer, index| {
-            let index = FIRST_PROBLEM + index;
-            worked(tokenizer, source, &source.train(self.mix.as_ref(), index), Style::Careful, index)
+            let problem = source.solved(self.mix.as_ref(), FIRST_PROBLEM, index);
+            worked(tokenizer, source, &problem, Style::Careful, FIRST_PROBLEM + index)
         })?;
         let batch = pack(&docs);
         let (tokens, total) = (batch.tokens.len() as u64, batch.weights.iter().sum::<f32>());

@@ -2,6 +2,7 @@
 
 use crate::settings::check::{At, Checked};
 use crate::settings::node::hint;
+use crate::source::Problems;
 
 /// What comes out of a stage, for those after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct Earlier<'a> {
     pub before: usize,
     /// The names of `[models]`.
     pub models: &'a [String],
+    /// The recipe's problems.
+    pub problems: &'a Problems,
 }
 
 impl Earlier<'_> {
@@ -110,6 +113,16 @@ impl Earlier<'_> {
     /// Checks that `name` is an earlier stage that makes traces, or a path.
     pub fn traces(&self, at: &At, key: &str, name: &str) -> Checked {
         self.refers(at, key, name, "traces", |makes| makes == Makes::Traces, &[])
+    }
+
+    /// Refuses a mix of a stage's own where it learns the recipe's few worked solutions.
+    pub fn check_few_solved(&self, at: &At, has_mix: bool) -> Checked {
+        if has_mix && self.problems.solved.is_some() {
+            let message =
+                "`problems.solved` says which worked solutions there are: those of the recipe's mix";
+            return Err(at.error("mix", message));
+        }
+        Ok(())
     }
 
     /// Checks that `name` is one of `[models]`.

@@ -83,6 +83,9 @@ pub struct Grpo {
     pub reference_every: u64,
     /// Whether groups whose answers are all right or all wrong are replaced by fresh ones (DAPO).
     pub dynamic_sampling: bool,
+    /// What negative advantages are multiplied by: 1 leaves them as the objective has them, 0 learns from the better answers of a
+    /// group alone.
+    pub negative_weight: f64,
     /// Optimizer steps that a rollout is split into.
     pub minibatches: usize,
     /// Passes over each rollout.
@@ -115,6 +118,7 @@ impl Default for Grpo {
             kl: KlKind::K3,
             reference_every: 0,
             dynamic_sampling: false,
+            negative_weight: 1.0,
             minibatches: 1,
             epochs: 1,
             reward: RewardConfig::default(),
@@ -176,8 +180,9 @@ impl Stage for GrpoStage {
         let wanted = self.adapting.wanted();
         let (model, tokenizer) = ctx.model(&own.from, wanted.clone())?;
         note_unfiltered(ctx, name, &model);
+        let first = ctx.first_problem(name, FIRST_PROBLEM);
         let of = (&model, &tokenizer);
-        let problems = StageProblems::with_room(ctx, name, &own.mix, of, FIRST_PROBLEM, own.max_new)?;
+        let problems = StageProblems::with_room(ctx, name, &own.mix, of, first, own.max_new)?;
         let left_out = problems.left_out() as f64;
         let reference = if own.kl_coefficient > 0.0 {
             let dir = ctx.folder.stage_dir(name)?.join("reference");
@@ -188,8 +193,8 @@ impl Stage for GrpoStage {
         };
         let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
         let budget = own.budget(ctx)?;
-        let recompute = self.training.recompute;
-        let mut steps = Reinforcing { ctx, s: own, recompute, problems, reference, budget };
+        let (recompute, before) = (self.training.recompute, ctx.rounds_before(name));
+        let mut steps = Reinforcing { ctx, s: own, first, before, recompute, problems, reference, budget };
         let cost = learner.run(ctx, name, &self.training, (own.steps, own.steps), &mut steps)?;
         let [reward, accuracy] = [keys::REWARD, keys::ACCURACY].map(|key| learner.figure(key));
         let summary = format!("reward {reward:.3}, accuracy of samples {:.1} %", 100.0 * accuracy);
@@ -232,6 +237,7 @@ impl Grpo {
                 ("kl_coefficient", self.kl_coefficient),
                 ("reward.accuracy", self.reward.accuracy),
                 ("reward.format", self.reward.format),
+                ("negative_weight", self.negative_weight),
                 ("overlong_penalty", self.overlong_penalty),
                 ("router_bias_rate", self.router_bias_rate),
             ],
@@ -297,6 +303,9 @@ impl Reference {
 struct Reinforcing<'a> {
     ctx: &'a Context<'a>,
     s: &'a Grpo,
+    /// The first problem that it draws, and how many stages of reinforcement it is built on.
+    first: u64,
+    before: u64,
     recompute: bool,
     problems: StageProblems<'a>,
     reference: Option<Reference>,
@@ -316,7 +325,8 @@ impl Steps for Reinforcing<'_> {
             let reward = |a: &Answer| a.reward.total - overlong(self.s, a.sampled.tokens.len());
             let rewards: Vec<f32> = group.answers.iter().map(reward).collect();
             for (a, advantage) in group.answers.iter_mut().zip(objective.advantages(&rewards)) {
-                a.sampled.advantage = advantage;
+                let negative = advantage < 0.0;
+                a.sampled.advantage = if negative { advantage * self.s.negative_weight as f32 } else { advantage };
             }
         }
         if let Some(reference) = &self.reference {
@@ -381,14 +391,17 @@ impl Reinforcing<'_> {
         let (mut groups, mut replaced) = (Vec::new(), Vec::new());
         let (mut tokens, mut drawn) = (0, Vec::new());
         for round in 0..if s.dynamic_sampling { ROUNDS } else { 1 } {
-            let first = FIRST_PROBLEM + l.cursor;
+            let first = self.first + l.cursor;
+            // The first of a recipe draws as it did before there could be a second.
+            let mut place = vec![step, round as u64];
+            place.extend(Some(self.before).filter(|before| *before > 0));
             let want = (s.prompts - groups.len()) as u64;
             let problems = (first..first + want).map(|i| self.problems.train(i)).collect();
             let settings = SampleSettings {
                 group: s.group,
                 max_new: s.max_new,
                 sampling: Sampling { temperature: s.temperature as f32, ..Sampling::default() },
-                seed: tensor::Rng::at(self.ctx.seed, &[step, round as u64]).next_u64(),
+                seed: tensor::Rng::at(self.ctx.seed, &place).next_u64(),
             };
             l.cursor += want;
             let (fresh, n) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &s.reward, settings)?;

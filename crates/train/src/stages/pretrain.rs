@@ -9,6 +9,7 @@ use model::inspect::inspect;
 use model::{Model, Use};
 use serde::{Deserialize, Serialize};
 use tasks::Mix;
+use tasks::corpus::{Blend, DRILL_SHARE};
 
 use super::{Earlier, Makes, Stage, StageResult, Work};
 use crate::TrainError;
@@ -20,7 +21,7 @@ use crate::problems::{HELD_OUT_START, ProblemSource};
 use crate::run::metrics::{Metrics, keys};
 use crate::settings::check::{At, Checked};
 use crate::settings::one_table;
-use crate::source::{Files, Source, TaskMix, check_own_mix};
+use crate::source::{Files, Problems, Source, TaskMix, check_own_mix};
 use crate::step::StepOptions;
 use crate::training::{Packing, SideLosses, Training};
 
@@ -59,6 +60,11 @@ pub struct Pretrain {
     pub mix: Option<Vec<TaskMix>>,
     /// The share of problems that are answered at once, without thinking.
     pub hurried_share: f64,
+    /// The share of documents that are drills, short lists of the facts that worked solutions of the mix use; 0.15 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill_share: Option<f64>,
+    /// The share of documents that are questions of the recipe's problems, without solution or answer, each said twice.
+    pub question_share: f64,
     /// Tokens to train on in all.
     pub tokens: u64,
     /// Stops after so many tokens, in the midst of the schedule: enough to compare two models; 0 goes to the end.
@@ -78,6 +84,8 @@ impl Default for Pretrain {
             source: Source::Problems,
             mix: None,
             hurried_share: 0.0,
+            drill_share: None,
+            question_share: 0.0,
             tokens: 5_000_000,
             stop_after_tokens: 0,
             router_bias_rest: 0.1,
@@ -90,6 +98,45 @@ impl Pretrain {
     /// Tokens that the stage trains on before it ends.
     fn trained_tokens(&self) -> u64 {
         if self.stop_after_tokens == 0 { self.tokens } else { self.stop_after_tokens }
+    }
+
+    fn blend(&self) -> Blend {
+        let drills = self.drill_share.unwrap_or(DRILL_SHARE);
+        Blend { drills, questions: self.question_share, hurried: self.hurried_share }
+    }
+
+    /// What it reads of the recipe's problems: drills, questions, solved problems.
+    fn check_documents(&self, at: &At, problems: &Problems) -> Checked {
+        at.number("question_share", self.question_share, 0.0..=1.0)?;
+        let built_in = self.source == Source::Problems && (self.mix.is_some() || !problems.mix.is_empty());
+        if self.drill_share.is_some() && !built_in {
+            return Err(at.error("drill_share", "drills are of the built-in tasks of a `mix` alone"));
+        }
+        if self.question_share > 0.0 && self.source != Source::Problems {
+            return Err(at.error("question_share", "questions are of `source = \"problems\"` alone"));
+        }
+        let blend = self.blend();
+        at.number("drill_share", blend.drills, 0.0..=1.0 - self.question_share)?;
+        if problems.solved.is_none() || self.source != Source::Problems {
+            return Ok(());
+        }
+        let same = |a: &TaskMix| problems.mix.iter().any(|b| a.task == b.task && a.level == b.level);
+        match &self.mix {
+            Some(own) if own.iter().any(same) => {
+                let message = "with `problems.solved` the recipe's own problems are not read solved: give easier levels";
+                Err(at.error("mix", message))
+            }
+            Some(_) => Ok(()),
+            None if built_in && blend.drills + blend.questions < 1.0 => {
+                let message = "with `problems.solved` there are no solutions to read: raise `question_share` and \
+                               `drill_share` to 1 in all, or give a `mix` of easier levels";
+                Err(at.error("question_share", message))
+            }
+            None if self.hurried_share > 0.0 => {
+                Err(at.error("hurried_share", "with `problems.solved` it reads no solutions, hurried or not"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -119,6 +166,7 @@ impl Stage for PretrainStage {
         own.source.check(at)?;
         check_own_mix(&own.mix, at)?;
         at.number("hurried_share", own.hurried_share, 0.0..=1.0)?;
+        own.check_documents(at, earlier.problems)?;
         at.positive(&[("tokens", own.tokens), ("mtp_every", own.mtp_every)])?;
         at.number("router_bias_rest", own.router_bias_rest, 0.0..=1.0)?;
         at.number("stop_after_tokens", own.stop_after_tokens as f64, 0.0..=own.tokens as f64)?;
@@ -162,7 +210,8 @@ impl Stage for PretrainStage {
             Source::Problems => {
                 let source = ctx.problems()?;
                 let mix = source.training_mix(&self.own.mix)?;
-                let stream = Stream::Problems { source, mix, hurried_share: self.own.hurried_share };
+                let blend = self.own.blend();
+                let stream = Stream::Problems { source, mix, blend };
                 let held = (0..HELD_OUT_DOCUMENTS as u64)
                     .map(|i| stream.document(&tokenizer, HELD_OUT_START + i, seq_len));
                 let held = held.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
@@ -270,7 +319,7 @@ impl Steps for Pretraining<'_> {
 
 /// A stream of documents that can be read from anywhere.
 enum Stream<'a> {
-    Problems { source: &'a ProblemSource, mix: Option<Mix>, hurried_share: f64 },
+    Problems { source: &'a ProblemSource, mix: Option<Mix>, blend: Blend },
     Shards { shards: Shards, seed: u64 },
 }
 
@@ -283,8 +332,8 @@ impl Stream<'_> {
         seq_len: usize,
     ) -> Result<Vec<Vec<u32>>, TrainError> {
         match self {
-            Stream::Problems { source, mix, hurried_share } => {
-                let text = source.document(mix.as_ref(), index, *hurried_share);
+            Stream::Problems { source, mix, blend } => {
+                let text = source.document(mix.as_ref(), index, *blend);
                 let mut ids = [tokenizer.beginning(), &tokenizer.encode(&text)?].concat();
                 ids.extend(tokenizer.eos_id());
                 Ok(chunk_document(&ids, seq_len).into_iter().map(<[u32]>::to_vec).collect())

@@ -100,8 +100,9 @@ impl Stage for RejectStage {
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
     let (model, tokenizer) = ctx.reader(&self.from)?;
     let source = ctx.problems()?;
+    let first = ctx.first_problem(name, FIRST_PROBLEM);
     let of = (&model, &tokenizer);
-    let problems = StageProblems::with_room(ctx, name, &self.mix, of, FIRST_PROBLEM, self.max_new)?;
+    let problems = StageProblems::with_room(ctx, name, &self.mix, of, first, self.max_new)?;
     let sampling =
         Sampling { temperature: self.temperature as f32, ..Sampling::wished(model.generation(), 1.0) };
     let mut meter = ctx.meter(name, None);
@@ -109,8 +110,8 @@ impl Stage for RejectStage {
     let clock = std::time::Instant::now();
     for start in (0..self.problems).step_by(CHUNK) {
         let count = CHUNK.min(self.problems - start);
-        let drawn_now = (start..start + count).map(|i| problems.train(FIRST_PROBLEM + i as u64)).collect();
-        let seed = tensor::Rng::at(ctx.seed, &[FIRST_PROBLEM, start as u64]).next_u64();
+        let drawn_now = (start..start + count).map(|i| problems.train(first + i as u64)).collect();
+        let seed = tensor::Rng::at(ctx.seed, &[first, start as u64]).next_u64();
         let settings = SampleSettings { group: self.samples, max_new: self.max_new, sampling, seed };
         let counts = tensor::operations::counts();
         let (groups, tokens) =

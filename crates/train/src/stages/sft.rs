@@ -81,6 +81,7 @@ impl Stage for SftStage {
             earlier.traces(at, "data.stage", stage)?;
         }
         check_own_mix(&self.own.mix, at)?;
+        earlier.check_few_solved(at, self.own.data == Data::Problems && self.own.mix.is_some())?;
         at.number("hurried_share", self.own.hurried_share, 0.0..=1.0)?;
         at.positive(&[("steps", self.own.steps)])?;
         self.packing.check(at)?;
@@ -174,11 +175,12 @@ impl Material<'_> {
         if let Some(all) = &self.fixed {
             return Ok(nth(all, self.ctx.seed, index).clone());
         }
+        let source = self.ctx.problems()?;
+        let problem = source.solved(self.mix.as_ref(), FIRST_PROBLEM, index);
         let index = FIRST_PROBLEM + index;
         let hurried = tasks::Rng::new(&[self.ctx.seed, index, 0x5f7]).chance(self.hurried_share);
         let style = if hurried { Style::Hurried } else { Style::Careful };
-        let source = self.ctx.problems()?;
-        worked(tokenizer, source, &source.train(self.mix.as_ref(), index), style, index)
+        worked(tokenizer, source, &problem, style, index)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use data::{Tokenizer, TrainOptions, read_texts_with};
 use serde::{Deserialize, Serialize};
 use tasks::Style;
+use tasks::corpus::Blend;
 
 use super::{Earlier, Makes, Stage, StageResult};
 use crate::TrainError;
@@ -61,9 +62,9 @@ impl Stage for TokenizerStage {
             let texts = (0..self.documents as u64).map(|i| {
                 // Documents and conversations alike, so that prompts and traces get their words too.
                 if i % 2 == 0 {
-                    problems.document(None, i, 0.3)
+                    problems.document(None, i, Blend { hurried: 0.3, ..Blend::default() })
                 } else {
-                    let p = problems.train(None, i);
+                    let p = problems.solved(None, 0, i);
                     format!("{}\n{}", p.prompt, tasks::corpus::completion(&p, Style::Careful, i))
                 }
             });
