@@ -2,31 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
 use crate::claims::{ClaimSettings, Figure};
 use crate::finished::Finished;
 use crate::recipe::Recipe;
-
-/// A way from the base to a measured model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Way {
-    /// The stage that it ends with.
-    pub name: String,
-    /// What was measured along it, cheapest first.
-    pub points: Vec<WayPoint>,
-}
-
-/// A measured model on a way.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct WayPoint {
-    /// The stage that made it.
-    pub stage: String,
-    /// FLOPs of everything that it is built on.
-    pub operations: u64,
-    /// pass@1.
-    pub accuracy: f64,
-}
+use crate::report::{Way, WayPoint};
 
 /// The way to the stage that most claims about answers are about, and those to its baselines; none where only one claim is.
 pub(crate) fn ways(recipe: &Recipe, done: &[(String, Finished)]) -> Vec<Way> {

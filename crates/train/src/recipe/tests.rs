@@ -285,7 +285,7 @@ fn claims_compare_what_is_measured() {
     let folder = ["claim.1.baseline=./before", "stage.eval.of=['distill', './before']"];
     assert_eq!(parse(LAUNCH, &folder).unwrap().claims[0].baseline, ["./before"]);
     for (set, part) in [
-        ("claim.1.baseline=./before", "no eval stage measures distill, ./before together"),
+        ("claim.1.baseline=./before", "no eval stage measures ./before;"),
         ("claim.1.name=''", "say what is claimed"),
         ("claim.1.stage=distil", "no stage is called `distil`; did you mean `distill`?"),
         ("claim.1.baseline=[]", "expected one stage, found 0"),

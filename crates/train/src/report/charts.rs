@@ -2,8 +2,7 @@
 
 use super::axis::{Axis, Unit, percent};
 use super::svg::{LineChart, Mark, Series};
-use super::{Overlay, RunReport};
-use crate::rivals::Way;
+use super::{Overlay, RunReport, Way};
 use crate::run::metrics::{Line, keys};
 
 const WIDE: f64 = 880.0;

@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::claims::Claim;
 use crate::evaluate::Scores;
 use crate::ledger::StageCost;
-use crate::rivals::Way;
 use crate::run::metrics::Line;
 use crate::run::{RunError, write_atomic};
 
@@ -67,6 +66,26 @@ pub struct Overlay {
     pub title: String,
     /// The stages.
     pub stages: Vec<String>,
+}
+
+/// A way from the base to a measured model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Way {
+    /// The stage that it ends with.
+    pub name: String,
+    /// What was measured along it, cheapest first.
+    pub points: Vec<WayPoint>,
+}
+
+/// A measured model on a way.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WayPoint {
+    /// The stage that made it.
+    pub stage: String,
+    /// FLOPs of everything that it is built on.
+    pub operations: u64,
+    /// pass@1.
+    pub accuracy: f64,
 }
 
 /// A problem with the answers of several stages.
