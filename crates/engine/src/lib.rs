@@ -21,4 +21,5 @@ pub use generate::Engine;
 pub use lane::{Counts, Lane, Limits, Sink, Ticket};
 pub use request::{Allowed, Completion, EngineError, Extras, FinishReason, Guide, MakeGuide, Request, Token};
 pub use sampler::Sampling;
+pub use tensor::GpuError;
 pub use tensor::ops::Drawn;

@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use engine::{Counts, Drawn, EngineError, Extras, FinishReason, Lane, Limits, Request, Sink, Ticket};
+use engine::{
+    Counts, Drawn, EngineError, Extras, FinishReason, GpuError, Lane, Limits, Request, Sink, Ticket,
+};
 use model::KvCache;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -92,6 +94,7 @@ impl Front {
         let (submissions, received) = channel();
         let standing = Arc::new(Mutex::new(Standing { pages, ..Standing::default() }));
         let alive = Arc::new(AtomicBool::new(true));
+        let log = options.log;
         let front = Front {
             submissions,
             open: Arc::default(),
@@ -102,7 +105,12 @@ impl Front {
         };
         std::thread::Builder::new().name(format!("lane-{}", served.name)).spawn(move || {
             let work = AssertUnwindSafe(|| work(&served, limits, &received, &standing));
-            let _ = std::panic::catch_unwind(work);
+            if let Err(payload) = std::panic::catch_unwind(work) {
+                let why = payload
+                    .downcast_ref::<GpuError>()
+                    .map_or("a fault of the program".to_owned(), GpuError::to_string);
+                log(&format!("error: {} answers no more: {why}", served.name));
+            }
             alive.store(false, SeqCst);
         })?;
         Ok(front)

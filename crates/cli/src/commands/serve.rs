@@ -214,7 +214,15 @@ impl ServerArgs {
             speculate: self.speculate.into(),
             patience: Duration::from_secs(self.patience),
             grace: Duration::from_secs(self.grace),
-            log: if self.quiet { |_| {} } else { tell },
+            log: if self.quiet {
+                |text| {
+                    if text.starts_with("error") {
+                        tell(text)
+                    }
+                }
+            } else {
+                tell
+            },
             ..Options::default()
         })
     }
