@@ -54,6 +54,11 @@ fn from_gguf(fields: &Fields) -> Result<Map<String, Value>, ConfigError> {
 }
 
 fn to_gguf(keys: &mut Written) -> Result<(), ConfigError> {
+    let (heads, kv_heads) = (&keys.config["num_attention_heads"], &keys.config["num_key_value_heads"]);
+    if heads != kv_heads {
+        let all = "llama.cpp knows as many heads of keys as of queries alone";
+        return Err(ConfigError::unsupported("num_key_value_heads", kv_heads, all));
+    }
     keys.heads()?;
     write_expert_fields(keys, false)
 }

@@ -52,7 +52,7 @@ fn every_family_goes_both_ways() {
     let path = dir.path().join("model.gguf");
     let cases = [
         ("qwen3_moe", json!({}), ""),
-        ("olmoe", json!({}), ""),
+        ("olmoe", json!({"num_key_value_heads": 4}), "num_key_value_heads"),
         ("deepseek_v2", json!({}), ""),
         ("mistral_window", json!({"sliding_window": null}), "sliding_window"),
         ("smollm3", json!({"no_rope_layers": [1, 1, 1, 0]}), "no_rope_layers"),
@@ -88,6 +88,55 @@ fn every_family_goes_both_ways() {
             again.params().data().iter().zip(model.params().data()).all(|(a, b)| (a - b).abs() <= 2e-7);
         assert!(close, "{case}: as a folder");
     }
+}
+
+/// Published files of DeepSeek keep the matrix behind the latent in two parts, one of them transposed, and state the latent's width
+/// as that of a key.
+#[test]
+fn files_for_absorbed_decoding_are_joined_again() {
+    use ground::gguf::{Outline, Value, read, write};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let model = Model::load(&golden("deepseek_q_lora")).unwrap();
+    written(&model, &path, GgufType::Plain(Format::F32));
+    let file = std::fs::read(&path).unwrap();
+    let mut head = read(&mut &file[..], file.len() as u64).unwrap();
+    // Of the golden model: 3 heads, 7 without position, 6 with, values of 9, a latent of 11.
+    let (heads, nope, v, rank) = (3, 7, 9, 11);
+    for (key, value) in &mut head.keys {
+        match key.as_str() {
+            "deepseek2.attention.key_length" => *value = Value::Int(rank as i64 + 6),
+            "deepseek2.attention.value_length" => *value = Value::Int(rank as i64),
+            "deepseek2.attention.head_count_kv" => *value = Value::Int(1),
+            _ => {}
+        }
+    }
+    head.keys.push(("deepseek2.attention.key_length_mla".into(), Value::Int(nope as i64 + 6)));
+    head.keys.push(("deepseek2.attention.value_length_mla".into(), Value::Int(v as i64)));
+    let (mut outlines, mut bytes) = (Vec::new(), Vec::new());
+    let mut push = |name: String, shape: Vec<usize>, data: Vec<u8>| {
+        outlines.push(Outline { name, shape, kind: 0, bytes: data.len() as u64 });
+        bytes.push(data);
+    };
+    for t in &head.tensors {
+        let data = &file[t.begin as usize..][..4 * t.shape.iter().product::<usize>()];
+        if !t.name.contains("attn_kv_b") {
+            push(t.name.clone(), t.shape.clone(), data.to_vec());
+            continue;
+        }
+        let value = |h: usize, i: usize, r: usize| &data[4 * ((h * (nope + v) + i) * rank + r)..][..4];
+        let keys = (0..heads).flat_map(|h| (0..rank).flat_map(move |r| (0..nope).map(move |i| (h, i, r))));
+        let keys = keys.flat_map(|(h, i, r)| value(h, i, r).to_vec()).collect();
+        push(t.name.replace("kv_b", "k_b"), vec![heads, rank, nope], keys);
+        let values =
+            (0..heads).flat_map(|h| (0..v).flat_map(move |i| (0..rank).map(move |r| (h, nope + i, r))));
+        let values = values.flat_map(|(h, i, r)| value(h, i, r).to_vec()).collect();
+        push(t.name.replace("kv_b", "v_b"), vec![heads, v, rank], values);
+    }
+    let mut out = std::fs::File::create(&path).unwrap();
+    write(&mut out, &head.keys, &outlines, |i| bytes[i].clone()).unwrap();
+    assert_eq!(logits(&Model::load(&path).unwrap()), logits(&model));
+    assert_eq!(logits(&Model::open(&path, Use::Infer(HeldAs::Stored)).unwrap()), logits(&model));
 }
 
 /// Quantised values are exact numbers once unpacked: a file and the folder made of it compute the same bits.

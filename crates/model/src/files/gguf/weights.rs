@@ -34,11 +34,24 @@ struct Source {
     interleaved_heads: Option<usize>,
 }
 
+/// `kv_b_proj` where a file keeps it for absorbed decoding: the keys' part of each head transposed, `[heads, rank, nope]`, the values'
+/// part, `[heads, v, rank]`, in a tensor of its own.
+#[derive(Debug, Clone)]
+struct SplitLatent {
+    keys: Held,
+    values: Held,
+    /// Rows of ours, rank.
+    shape: Vec<usize>,
+    heads: usize,
+    nope: usize,
+}
+
 /// A GGUF file's tensors, under the names of a configuration.
 pub struct GgufWeights {
     path: PathBuf,
     bytes: Mapped,
     sources: HashMap<String, Source>,
+    latents: HashMap<String, SplitLatent>,
     /// Tensors that the configuration has no name for.
     unknown: Vec<String>,
 }
@@ -63,11 +76,25 @@ impl GgufWeights {
             by_name.insert(tensor.name.as_str(), held(entry, tensor, bytes.len()).map_err(&bad)?);
         }
         let mut used = vec![false; file.tensors.len()];
-        let mut sources = HashMap::new();
+        let (mut sources, mut latents) = (HashMap::new(), HashMap::new());
         for spec in tensor_specs(config) {
             let Some(place) = place(&spec.name, config.family().gguf_names) else { continue };
             let (Place::Whole(name) | Place::Expert { name, .. }) = &place;
-            let Some(&held) = by_name.get(name.as_str()) else { continue };
+            let Some(&held) = by_name.get(name.as_str()) else {
+                let part = |letter: &str| by_name.get(name.replace("attn_kv_b", letter).as_str()).copied();
+                if let (ModelConfig::Mla(c), true) = (config, name.contains("attn_kv_b"))
+                    && let (Some(keys), Some(values)) = (part("attn_k_b"), part("attn_v_b"))
+                {
+                    let (heads, nope, rank) = (c.num_attention_heads, c.qk_nope_head_dim, c.kv_lora_rank);
+                    let shapes = [keys, values].map(|held| file.tensors[held.entry].shape.clone());
+                    if shapes == [vec![heads, rank, nope], vec![heads, c.v_head_dim, rank]] {
+                        (used[keys.entry], used[values.entry]) = (true, true);
+                        let latent = SplitLatent { keys, values, shape: spec.shape, heads, nope };
+                        latents.insert(spec.name, latent);
+                    }
+                }
+                continue;
+            };
             used[held.entry] = true;
             let found = &file.tensors[held.entry].shape;
             let source = source(&file, config, &spec, &place, held);
@@ -78,17 +105,18 @@ impl GgufWeights {
         }
         let unknown = file.tensors.iter().zip(used).filter(|(t, used)| !used && !IGNORED.contains(&&*t.name));
         let unknown = unknown.map(|(t, _)| t.name.clone()).collect();
-        Ok(GgufWeights { path: path.to_path_buf(), bytes, sources, unknown })
+        Ok(GgufWeights { path: path.to_path_buf(), bytes, sources, latents, unknown })
     }
 
     /// The names of all tensors, in no order; those that the configuration does not know under the file's own names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.sources.keys().chain(&self.unknown).map(String::as_str)
+        self.sources.keys().chain(self.latents.keys()).chain(&self.unknown).map(String::as_str)
     }
 
     /// The shape of a tensor, if there is one of that name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.sources.get(name).map(|source| source.shape.as_slice())
+        let whole = self.sources.get(name).map(|source| source.shape.as_slice());
+        whole.or_else(|| self.latents.get(name).map(|latent| latent.shape.as_slice()))
     }
 
     /// How a tensor is stored.
@@ -101,6 +129,10 @@ impl GgufWeights {
     /// # Panics
     /// When `out` does not have the number of elements of the tensor's shape.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<(), FileError> {
+        if let Some(latent) = self.latents.get(name) {
+            self.join(latent, out);
+            return Ok(());
+        }
         let source = self.source(name)?;
         let cols = *source.shape.last().expect("a shape of one or two dimensions");
         assert_eq!(out.len(), source.shape.iter().product::<usize>(), "read_f32 of `{name}`");
@@ -110,6 +142,26 @@ impl GgufWeights {
             }
         });
         Ok(())
+    }
+
+    /// Puts keys and values of each head side by side again.
+    fn join(&self, latent: &SplitLatent, out: &mut [f32]) {
+        let (rank, nope) = (latent.shape[1], latent.nope);
+        let all = |held: &Held, n: usize| {
+            let mut values = vec![0.0; n];
+            held.format.unpack(&self.bytes[held.begin..][..held.bytes], &mut values);
+            values
+        };
+        let rows = latent.shape[0] / latent.heads;
+        let keys = all(&latent.keys, latent.heads * rank * nope);
+        let values = all(&latent.values, latent.heads * (rows - nope) * rank);
+        for (h, head) in out.chunks_exact_mut(rows * rank).enumerate() {
+            let (to_keys, to_values) = head.split_at_mut(nope * rank);
+            for (i, row) in to_keys.chunks_exact_mut(rank).enumerate() {
+                row.iter_mut().enumerate().for_each(|(r, x)| *x = keys[(h * rank + r) * nope + i]);
+            }
+            to_values.copy_from_slice(&values[h * to_values.len()..][..to_values.len()]);
+        }
     }
 
     /// A tensor's blocks as they are stored, row by row.
