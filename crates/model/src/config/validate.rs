@@ -1,17 +1,25 @@
 //! Bounds on a configuration, so that a hostile file gives an error instead of a panic or an allocation.
 
+use tensor::ops::MAX_EXPERTS;
+
 use super::{ConfigError, GqaConfig, MlaConfig, ModelConfig, RopeConfig, RopeScaling, tensors};
 
 /// No single size of a real model is near this.
 const MAX_SIZE: usize = 1 << 24;
 pub(crate) const MAX_LAYERS: usize = 4096;
 const MAX_POSITIONS: usize = 1 << 28;
-/// More tensors than any published model has, few enough to list their names.
-const MAX_TENSORS: u64 = 1 << 20;
+/// More tensors than any published model has (Kimi K2: 70 thousand), few enough to list their names in some 40 MB.
+const MAX_TENSORS: u64 = 1 << 18;
 /// 281 trillion parameters.
 const MAX_PARAMETERS: u64 = 1 << 48;
 
 type Checked = Result<(), ConfigError>;
+
+/// The router ranks so many experts at most.
+fn experts(key: &'static str, count: usize) -> Checked {
+    let most = format!("must be at most {MAX_EXPERTS}");
+    ensure(count <= MAX_EXPERTS, key, count, most)
+}
 
 fn size(key: &str, found: usize, max: usize) -> Checked {
     if (1..=max).contains(&found) {
@@ -110,6 +118,7 @@ fn gqa(c: &GqaConfig) -> Checked {
             ("num_experts_per_tok", e.num_experts_per_tok),
             ("moe_intermediate_size", e.moe_intermediate_size),
         ])?;
+        experts("num_experts", e.num_experts)?;
         let most = format!("must be at most num_experts ({})", e.num_experts);
         ensure(e.num_experts_per_tok <= e.num_experts, "num_experts_per_tok", e.num_experts_per_tok, most)?;
     }
@@ -135,6 +144,7 @@ fn mla(c: &MlaConfig) -> Checked {
         ("n_group", c.n_group),
         ("topk_group", c.topk_group),
     ])?;
+    experts("n_routed_experts", c.n_routed_experts)?;
     if let Some(rank) = c.q_lora_rank {
         size("q_lora_rank", rank, MAX_SIZE)?;
     }
