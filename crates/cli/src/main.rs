@@ -36,6 +36,8 @@ enum Command {
     Launch(commands::run::Launch),
     /// Perform a recipe.
     Run(commands::run::Run),
+    /// Teach a model to answer a table of questions: a better model, with the gain measured.
+    Teach(commands::teach::Teach),
     /// Talk with a model.
     Chat(commands::chat::Chat),
     /// Serve models over HTTP, with a page to chat on.
@@ -99,6 +101,7 @@ fn perform(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Launch(a) => commands::run::launch(&a),
         Command::Run(a) => commands::run::run(&a),
+        Command::Teach(a) => commands::teach::run(&a),
         Command::Chat(a) => commands::chat::run(&a),
         Command::Serve(a) => commands::serve::run(&a),
         Command::Studio(a) => commands::serve::studio(&a),

@@ -27,6 +27,7 @@ pub mod stages;
 pub mod stats;
 pub mod step;
 mod summary;
+pub mod teach;
 pub mod training;
 
 pub use error::TrainError;

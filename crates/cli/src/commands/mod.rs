@@ -10,4 +10,5 @@ mod ranges;
 pub mod run;
 pub mod score;
 pub mod serve;
+pub mod teach;
 mod words;

@@ -41,6 +41,11 @@ pub fn seconds(text: &str) -> Result<f32, String> {
     within(text, 0.001, 86_400.0)
 }
 
+/// Minutes, above 0.
+pub fn minutes(text: &str) -> Result<f32, String> {
+    within(text, 0.001, 100_000.0)
+}
+
 /// A size of memory in GiB.
 pub fn gib(text: &str) -> Result<f32, String> {
     within(text, 0.001, 4096.0)

@@ -141,13 +141,20 @@ fn cost(recipe: &Recipe, seconds: f64) -> f64 {
 }
 
 fn perform(recipe: &Recipe, stages: &[String], out: &Path) -> Result<()> {
+    train(recipe, stages, out)?;
+    finale(recipe, out)
+}
+
+/// Performs stages of a recipe, all if none is named, with its progress on the terminal. Ends the process where it was
+/// interrupted.
+pub(super) fn train(recipe: &Recipe, stages: &[String], out: &Path) -> Result<()> {
     let terminal = Terminal::new();
     terminal.catch_interrupt()?;
     let parameters = plan(recipe).map_or(0, |stages| largest(&stages));
     let done = train::pipeline::run(recipe, stages, out, &terminal, &|| ceiling(parameters));
     terminal.finish();
     match done {
-        Ok(()) => finale(recipe, out),
+        Ok(()) => Ok(()),
         Err(TrainError::Interrupted) => {
             line("stopped; everything is saved. To go on, run the same command again.")?;
             // As a shell reports a command that Ctrl-C ended, so that `&&` does not go on.

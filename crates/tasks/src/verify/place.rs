@@ -110,19 +110,18 @@ impl AnswerPlace {
         })
     }
 
-    /// How one asks for this form, at the end of a prompt; nothing where it is a matter of course or only a pattern tells.
+    /// How one asks for this form, at the end of a prompt; nothing where a model does it unasked or not at all, or where only a
+    /// pattern tells.
     pub fn request(&self) -> Option<String> {
         Some(match self {
-            AnswerPlace::Tags => {
-                "Think step by step between <think> and </think>, then give only the answer between <answer> and </answer>."
-                    .to_owned()
-            }
             AnswerPlace::Boxed => "Put the final answer into \\boxed{}.".to_owned(),
             AnswerPlace::Hash => "End with #### and the final answer.".to_owned(),
             AnswerPlace::LastNumber => "End with the final number.".to_owned(),
             AnswerPlace::Whole => "Reply with the answer only.".to_owned(),
-            AnswerPlace::Json(key) => format!("End with a JSON object that has the answer under the key \"{key}\"."),
-            AnswerPlace::Pattern(_) => return None,
+            AnswerPlace::Json(key) => {
+                format!("End with a JSON object that has the answer under the key \"{key}\".")
+            }
+            AnswerPlace::Tags | AnswerPlace::Pattern(_) => return None,
         })
     }
 }

@@ -1,0 +1,68 @@
+//! `teach`: a table is understood or refused, what is pointless is not done, and a run ends in a measured model.
+
+mod common;
+
+use common::{arg, object, puppet, refusal, text, tiny, tokenizer};
+use std::path::{Path, PathBuf};
+
+fn table(dir: &Path, name: &str, rows: impl Iterator<Item = String>) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, rows.map(|row| row + "\n").collect::<String>()).expect("a writable folder");
+    path
+}
+
+fn sums() -> impl Iterator<Item = String> {
+    let rows = (0..30).map(|i| format!("\"{i} + 1, now\",{}", i + 1));
+    std::iter::once("Question,Answer".to_owned()).chain(rows)
+}
+
+#[test]
+fn tables_that_cannot_be_taught_are_refused() {
+    let (dir, model) = (tempfile::tempdir().unwrap(), tiny());
+    let of = |name: &str, rows: &[&str]| table(dir.path(), name, rows.iter().map(|r| (*r).to_owned()));
+    for (path, want) in [
+        (of("a.csv", &["Frage,Antwort", "x,1"]), "no column for the question"),
+        (of("b.csv", &["question,answer", "x,1"]), "1 rows can be used"),
+        (of("c.xlsx", &["x"]), "save the sheet as CSV"),
+        (dir.path().join("none.csv"), "none.csv"),
+    ] {
+        let said = refusal(&["teach", arg(model.path()), arg(&path)]);
+        assert!(said.contains(want), "{said}");
+    }
+}
+
+#[test]
+fn without_right_answers_or_solutions_there_is_nothing_to_build_on() {
+    let (dir, model) = (tempfile::tempdir().unwrap(), tiny());
+    let path = table(dir.path(), "sums.csv", sums());
+    let out = dir.path().join("out");
+    let said = text(&["teach", arg(model.path()), arg(&path), "--out", arg(&out), "--max-new", "4"]);
+    assert!(said.contains("30 rows") && said.contains("nothing to build on"), "{said}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_table_ends_in_a_measured_model() {
+    let dir = tempfile::tempdir().unwrap();
+    // It answers 34, whatever it is asked.
+    let model = puppet(&tokenizer(), "<|assistant|>34");
+    let row = |i: usize| format!("What is {i}?,{}", if i.is_multiple_of(2) { 34 } else { i });
+    let path = table(dir.path(), "sums.csv", std::iter::once("q,a".to_owned()).chain((0..30).map(row)));
+    let out = dir.path().join("out");
+    let args =
+        ["teach", arg(model.path()), arg(&path), "--out", arg(&out), "--max-new", "4", "--minutes", "0.05"];
+    let plan = text(&[&args[..], &["--dry-run"]].concat());
+    assert!(plan.contains("verifier = \"numeric\"") && plan.contains("[[claim]]"), "{plan}");
+    assert!(!out.exists() && !dir.path().join("out.toml").exists());
+
+    let with_json = [&args[..], &["--json"]].concat();
+    let first = object(&with_json);
+    assert_eq!((&first["verifier"], &first["rows"]), (&"numeric".into(), &30.into()));
+    assert!(first["before"]["pass@1"]["value"].as_f64() > Some(0.0), "{first}");
+    let gain = &first["gain"];
+    assert!(
+        gain["low"].as_f64() <= gain["value"].as_f64() && gain["value"].as_f64() <= gain["high"].as_f64()
+    );
+    assert!(out.join("model/model.safetensors").exists() && dir.path().join("out.toml").exists());
+    assert_eq!(object(&with_json)["gain"], first["gain"], "the same command has nothing left to do");
+}

@@ -1,0 +1,177 @@
+//! The recipe that a lesson becomes, cut to the time there is.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use tasks::AnswerPlace;
+
+use super::Lesson;
+
+/// Held-out rows: one in five, and so many at most.
+const MOST_HELD_OUT: usize = 100;
+/// Of the time, what measuring before and after may take.
+const MEASURING: f64 = 0.25;
+/// Of the rest, what fine-tuning on given solutions takes where rounds of the model's own answers follow.
+const SOLUTIONS: f64 = 0.6;
+/// Passes over what there is to learn, at most: more add nothing (LOG.md).
+const MOST_EPOCHS: f64 = 6.0;
+/// Rounds of sampling and learning.
+const ROUNDS: usize = 2;
+/// Tokens of an optimizer step.
+const BATCH: usize = 2048;
+/// Answers sampled to a problem.
+const SAMPLES: usize = 4;
+
+/// What there is to spend, and what things cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// All of it, in seconds.
+    pub seconds: f64,
+    /// Seconds of training on a token.
+    pub training: f64,
+    /// Seconds of a generated token.
+    pub generating: f64,
+    /// Tokens of an answer at most, and of the longest conversation.
+    pub max_new: usize,
+    /// See above.
+    pub seq_len: usize,
+    /// Tokens of an answer, and of a row with its solution, on average.
+    pub answer: f64,
+    /// See above.
+    pub row: f64,
+    /// The rank of an adapter, if one is trained in place of all weights.
+    pub lora: Option<usize>,
+    /// The model's parameters.
+    pub parameters: f64,
+}
+
+/// Of adapters the usual rate; of all weights 2e-5 for a model of 135 M, and more for smaller ones.
+fn learning_rate(b: &Budget) -> f64 {
+    let rate: f64 = match b.lora {
+        Some(_) => 2e-4,
+        None => (2e-5 * (135e6 / b.parameters).sqrt()).clamp(1e-5, 1e-3),
+    };
+    // Two digits are enough to read and to write.
+    format!("{rate:.1e}").parse().expect("a number")
+}
+
+/// What will be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LessonPlan {
+    /// Rows that are kept for measuring.
+    pub held_out: usize,
+    /// Samples of each, beside the greedy answer.
+    pub samples: usize,
+    /// Steps of fine-tuning on the solutions given.
+    pub solution_steps: u64,
+    /// Rounds of sampling and learning.
+    pub rounds: usize,
+    /// Problems of a round, and steps of learning.
+    pub round: (usize, u64),
+}
+
+impl LessonPlan {
+    /// Divides the time.
+    pub fn of(lesson: &Lesson, b: &Budget) -> LessonPlan {
+        let rows = lesson.problems.len();
+        let most = (rows / 5).clamp(4, MOST_HELD_OUT);
+        let samples = SAMPLES;
+        // Before and after, the greedy answer and the samples.
+        let measuring = |rows: usize| 2.0 * (rows * (1 + samples)) as f64 * b.answer * b.generating;
+        let held_out = (4..=most).rev().find(|&n| measuring(n) <= MEASURING * b.seconds).unwrap_or(4);
+        let left = (b.seconds - measuring(held_out)).max(0.0);
+        let step = BATCH as f64 * b.training;
+        let steps_of = |seconds: f64, tokens: f64| {
+            let most = (MOST_EPOCHS * tokens / BATCH as f64).ceil().max(1.0);
+            (seconds / step).floor().clamp(1.0, most) as u64
+        };
+        let training_rows = (rows - held_out) as f64;
+        let solution_steps = match lesson.solved {
+            0 => 0,
+            solved => steps_of(SOLUTIONS * left, solved as f64 * b.row),
+        };
+        let left = (left - solution_steps as f64 * step).max(0.0) / ROUNDS as f64;
+        // Half of a round samples, half of it learns.
+        let problem = SAMPLES as f64 * b.answer * b.generating;
+        let problems = (left / 2.0 / problem).clamp(8.0, training_rows.max(8.0)) as usize;
+        let learn = steps_of(left / 2.0, problems as f64 * b.row);
+        LessonPlan { held_out, samples, solution_steps, rounds: ROUNDS, round: (problems, learn) }
+    }
+
+    /// The recipe, to be read by people too. Paths are absolute, so that it runs from anywhere.
+    pub fn recipe(
+        &self,
+        name: &str,
+        model: &Path,
+        problems: &Path,
+        lesson: &Lesson,
+        place: &AnswerPlace,
+        b: &Budget,
+    ) -> String {
+        let text = |value: &str| toml::Value::from(value).to_string();
+        let path = |p: &Path| text(&p.to_string_lossy());
+        let mut out = String::new();
+        let mut put = |line: String| out.push_str(&line);
+        put(format!(
+            "# Written by `shoestring teach`: change it and run it with `shoestring run` to go on from here.\nname = {}\nseed = 1\n\n",
+            text(name)
+        ));
+        put(format!(
+            "[problems]\njsonl = {}\nheld_out = {}\nverifier = {}\nanswer = {}\n",
+            path(problems),
+            self.held_out,
+            text(lesson.verifier),
+            text(&place.to_string())
+        ));
+        if let Some(template) = prompt_template(place) {
+            put(format!("prompt = {}\n", text(&template)));
+        }
+        put(format!(
+            "\n[[claim]]\nname = \"what was taught shows on rows that nothing was trained on\"\nstage = \"model\"\nbaseline = {}\nagainst = \"the model as it came\"\nfigure = \"pass@1\"\nequal_flops = false\n",
+            path(model)
+        ));
+        let mut from = path(model);
+        let adapter = match b.lora {
+            Some(rank) => format!("adapter = {{ rank = {rank}, alpha = {} }}\n", 2 * rank),
+            None => String::new(),
+        };
+        let rate = learning_rate(b);
+        let training = format!(
+            "batch_tokens = {BATCH}\nseq_len = {}\nhurried_share = 0.0\n{adapter}optimizer = {{ kind = \"adamw\", learning_rate = {rate:.1e}, weight_decay = 0.0 }}\nschedule = {{ kind = \"wsd\", warmup = 0.05, decay = 0.5, final_ratio = 0.1 }}\nsample_every = 0\n",
+            b.seq_len
+        );
+        let last = self.rounds;
+        if self.solution_steps > 0 {
+            let _ = write!(
+                out,
+                "\n[[stage]]\nkind = \"sft\"\nname = \"solutions\"\nfrom = {from}\nsteps = {}\n{training}",
+                self.solution_steps
+            );
+            from = text("solutions");
+        }
+        for round in 1..=last {
+            let (problems, steps) = self.round;
+            let name = if round == last { "model".to_owned() } else { format!("round_{round}") };
+            let _ = write!(
+                out,
+                "\n[[stage]]\nkind = \"reject\"\nname = \"own_{round}\"\nfrom = {from}\nproblems = {problems}\nsamples = {SAMPLES}\nkeep = 2\nmax_new = {}\n\n[[stage]]\nkind = \"sft\"\nname = {}\nfrom = {from}\ndata = {{ stage = \"own_{round}\" }}\nsteps = {steps}\n{training}",
+                b.max_new,
+                text(&name)
+            );
+            from = text(&name);
+        }
+        let _ = write!(
+            out,
+            "\n[[stage]]\nkind = \"eval\"\nof = [{}, \"model\"]\nsamples = {}\nmax_new = {}\n",
+            path(model),
+            self.samples,
+            b.max_new
+        );
+        out
+    }
+}
+
+/// How a problem is put, with `{prompt}` for its text: the form is asked for behind it.
+pub(super) fn prompt_template(place: &AnswerPlace) -> Option<String> {
+    place.request().map(|request| format!("{{prompt}}\n\n{request}"))
+}
