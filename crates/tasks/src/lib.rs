@@ -27,7 +27,7 @@ pub use problems::{task, task_names};
 pub use rewards::{Reward, RewardConfig};
 pub use rng::Rng;
 pub use verify::external::{self, ExternalVerifier};
-pub use verify::{AnswerPlace, Placed, Verdict, Verifier, answer_of, format_score, verifier, verifier_names};
+pub use verify::{AnswerPlace, Verdict, Verifier, answer_of, format_score, placed, verifier, verifier_names};
 
 #[cfg(test)]
 mod checks;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use data::{Conversation, Message, hash_bytes, permutation};
 use tasks::corpus::Blend;
 use tasks::verify::external;
-use tasks::{AnswerPlace, Mix, MixEntry, Placed, Problem, Split, Style, Verifier, corpus};
+use tasks::{AnswerPlace, Mix, MixEntry, Problem, Split, Style, Verifier, corpus, placed};
 
 use crate::TrainError;
 use crate::source::{
@@ -177,7 +177,7 @@ impl ProblemSource {
             (None, Some(external)) => Box::new(external),
             (None, None) => tasks::verifier("task")?,
         };
-        let verifier = Placed::new(form.place.clone(), verifier);
+        let verifier = placed(form.place.clone(), verifier);
         let held_out = held_out.into_iter().map(|(n, p)| (n, form.put(p))).collect();
         if let Origin::List(train) = &origin
             && let Some((problem, fault)) =

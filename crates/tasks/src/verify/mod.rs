@@ -23,7 +23,7 @@ pub use format::{Format, answer_of, format_score};
 pub use number::Number;
 pub use numeric::Numeric;
 pub use pattern::Pattern;
-pub use place::{AnswerPlace, Placed};
+pub use place::{AnswerPlace, placed};
 pub use rational::Rational;
 
 use crate::{Error, Problem, Result};

@@ -180,20 +180,20 @@ fn json_value(text: &str, key: &str) -> Option<String> {
 }
 
 /// A verifier of answers that stand in a place of their own.
-pub struct Placed {
+struct Placed {
     place: AnswerPlace,
     verifier: Box<dyn Verifier>,
 }
 
-impl Placed {
-    /// The verifier for answers in this place.
-    pub fn new(place: AnswerPlace, verifier: Box<dyn Verifier>) -> Box<dyn Verifier> {
-        match place {
-            AnswerPlace::Tags => verifier,
-            place => Box::new(Placed { place, verifier }),
-        }
+/// The verifier for answers in this place.
+pub fn placed(place: AnswerPlace, verifier: Box<dyn Verifier>) -> Box<dyn Verifier> {
+    match place {
+        AnswerPlace::Tags => verifier,
+        place => Box::new(Placed { place, verifier }),
     }
+}
 
+impl Placed {
     /// A completion as verifiers read it.
     fn in_tags(&self, completion: &str) -> Option<String> {
         self.place.find(completion).map(|answer| format!("<think></think><answer>{answer}</answer>"))
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_verifier_looks_where_it_is_told() {
         let problem: Problem = serde_json::from_str(r#"{"prompt": "5 + 5?", "answer": "10"}"#).unwrap();
-        let v = Placed::new("hash".parse().unwrap(), verifier("numeric").unwrap());
+        let v = placed("hash".parse().unwrap(), verifier("numeric").unwrap());
         let texts = ["#### 10", "<think></think><answer>10</answer>", "#### 11", "### 10"];
         let scores: Vec<f32> = texts.iter().map(|t| v.score(&problem, t).score).collect();
         assert_eq!(scores, [1.0, 0.0, 0.0, 0.0]);

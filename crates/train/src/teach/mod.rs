@@ -12,7 +12,7 @@ pub use lesson_plan::{Budget, LessonPlan};
 
 use data::Tokenizer;
 use model::Model;
-use tasks::{AnswerPlace, Placed, Problem};
+use tasks::{AnswerPlace, Problem, placed};
 use thiserror::Error;
 
 use crate::TrainError;
@@ -80,7 +80,7 @@ pub fn try_model(
     let ask = |place: &AnswerPlace, samples: usize| -> Result<(Evaluation, f64), TrainError> {
         let problems: Vec<Problem> =
             lesson.problems.iter().take(TRIED).cloned().map(|p| put(place, p)).collect();
-        let verifier = Placed::new(place.clone(), tasks::verifier(lesson.verifier)?);
+        let verifier = placed(place.clone(), tasks::verifier(lesson.verifier)?);
         let settings = EvalSettings { samples, temperature: 1.0, max_new, seed: 1 };
         let began = std::time::Instant::now();
         let found = evaluate(model, tokenizer, &problems, &*verifier, &settings, &|| true)?;
