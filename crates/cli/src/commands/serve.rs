@@ -79,7 +79,7 @@ struct ServerArgs {
     /// A name by which the server may be called, beside localhost; may be given several times.
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// A page's origin, such as https://example.org, that may use the server; may be given several times.
+    /// A page's origin, such as `https://example.org`, that may use the server; may be given several times.
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
     /// In which fields thinking is told.

@@ -60,7 +60,7 @@ const SAMPLES: usize = 8;
 pub struct Trial {
     /// Where it puts its answer then.
     pub place: AnswerPlace,
-    /// What it did, of [`TRIED`] problems.
+    /// What it did, of some of the problems.
     pub found: Evaluation,
     /// Seconds that a generated token took.
     pub seconds_per_token: f64,
