@@ -48,7 +48,7 @@ fn what_cannot_be_written_is_refused_and_nothing_is_lost() {
     std::fs::write(&there, "mine").expect("written");
     assert!(refusal(&["convert", model, "--to", arg(&there)]).contains("is there already"));
     assert_eq!(std::fs::read(&there).expect("still there"), b"mine");
-    assert!(refusal(&["generate", arg(&there), "--prompt", "x"]).contains("cut short"));
+    assert!(refusal(&["generate", arg(&there), "--prompt", "x"]).contains("the letters GGUF"));
     assert!(refusal(&["convert", model, "--to", model]).contains("is there already"));
     let folder = out.path().join("folder");
     assert!(
