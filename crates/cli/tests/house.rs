@@ -99,7 +99,8 @@ fn lines_with(package: &Value, word: &str) -> Vec<String> {
         let text = fs::read_to_string(&file).expect("a source file is UTF-8");
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            if code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == word) {
+            // A hyphen joins words of a policy of pages, and follows no keyword.
+            if code.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-').any(|w| w == word) {
                 found.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
             }
         }
