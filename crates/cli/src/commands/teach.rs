@@ -78,7 +78,7 @@ const MAX_NEW: usize = 256;
 const RANK: usize = 16;
 /// The share of the product ceiling that training reaches, for the plan.
 const REACHED: f64 = 0.4;
-/// Of free memory, what training all weights may take.
+/// Of free memory, what may be used.
 const MEMORY_SHARE: f64 = 0.6;
 
 /// Runs the command.
@@ -260,6 +260,7 @@ fn budget(
         row: lengths.row,
         lora: a.lora.or(short.then_some(RANK)),
         parameters: counted.parameters.total as f64,
+        memory: have.map_or(4e9, |have| MEMORY_SHARE * have),
     }
 }
 

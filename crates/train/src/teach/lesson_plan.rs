@@ -43,6 +43,8 @@ pub struct Budget {
     pub lora: Option<usize>,
     /// The model's parameters.
     pub parameters: f64,
+    /// Memory that may be used, in bytes.
+    pub memory: f64,
 }
 
 /// Of adapters the usual rate; of all weights 2e-5 for a model of 135 M, and more for smaller ones.
@@ -126,6 +128,7 @@ impl LessonPlan {
         if let Some(template) = prompt_template(place) {
             put(format!("prompt = {}\n", text(&template)));
         }
+        put(format!("\n[machine]\nmemory_gib = {:.1}\n", (b.memory / f64::from(1u32 << 30)).max(0.1)));
         put(format!(
             "\n[[claim]]\nname = \"what was taught shows on rows that nothing was trained on\"\nstage = \"model\"\nbaseline = {}\nagainst = \"the model as it came\"\nfigure = \"pass@1\"\nequal_flops = false\n",
             path(model)
