@@ -8,6 +8,19 @@ typedef unsigned short Bf16;
 
 namespace tensor_cores {
 
+const float LOG2_E = 1.44269504088896340736f, LN_2 = 0.693147180559945309417f;
+
+#ifndef EMULATOR
+// 2^x, within 2 units in the last place; exact for 0 and -inf.
+DEVICE float exp2_of(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+#else
+DEVICE float exp2_of(float x) { return exp2f(x); }
+#endif
+
 // Two bf16 values side by side, the first one low.
 typedef unsigned Pair;
 

@@ -16,7 +16,6 @@ const int PAGE = 64;
 const int WARP = 32;
 const int ROWS = 64;     // query rows of a tile
 const int THREADS = 128; // of all kernels but decode
-const float LOG2_E = 1.44269504088896340736f, LN_2 = 0.693147180559945309417f;
 
 struct Segment {
     int start;  // first row in the batch
@@ -42,17 +41,6 @@ DEVICE PageRows page_rows(const Segment& s, const int* pages, int cached, int ba
     if (cached) return {pages[s.pages + base / PAGE] * PAGE + base % PAGE, 0, PAGE};
     return {s.trunk + base, s.start - s.past + base, s.past - base};
 }
-
-#ifndef EMULATOR
-// 2^x, within 2 units in the last place; exact for 0 and -inf.
-DEVICE float exp2_of(float x) {
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
-}
-#else
-DEVICE float exp2_of(float x) { return exp2f(x); }
-#endif
 
 DEVICE int lane() { return threadIdx.x % WARP; }
 DEVICE int warp() { return threadIdx.x / WARP; }

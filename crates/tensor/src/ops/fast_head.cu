@@ -4,18 +4,9 @@
 // A row has a block of 512 threads. A thread has the four values from 4 * threadIdx.x on, and those 2048 further.
 namespace fast_head_kernels {
 
-const int THREADS = 512, WARPS = THREADS / 32;
-const float LOG2_E = 1.44269504088896340736f, LN_2 = 0.693147180559945309417f;
+using namespace tensor_cores;
 
-#ifndef EMULATOR
-DEVICE float exp2_of(float x) {
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
-}
-#else
-DEVICE float exp2_of(float x) { return exp2f(x); }
-#endif
+const int THREADS = 512, WARPS = THREADS / 32;
 
 // Four values from i on, -inf behind the end.
 DEVICE Float4 load(const float* row, int i, int n, bool in_fours) {
