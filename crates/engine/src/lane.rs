@@ -607,8 +607,11 @@ impl<'m> Lane<'m> {
         }
         let go_on = sink.token(seq.ticket, seq.sample, chosen.drawn, &chosen.top);
         let Some(job) = self.jobs.get_mut(&seq.ticket) else { return true };
-        let reason = if !go_on || job.request.stop_tokens.contains(&token) {
+        let reason = if !go_on {
             FinishReason::Stop
+        } else if job.request.stop_tokens.contains(&token) {
+            let whole = seq.guide.as_mut().is_none_or(|guide| guide.is_whole());
+            if whole { FinishReason::Stop } else { FinishReason::Length }
         } else if seq.tokens.len() - job.request.prompt.len() >= job.request.max_new {
             FinishReason::Length
         } else {

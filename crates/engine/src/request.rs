@@ -48,6 +48,10 @@ pub trait Guide: Send {
     fn allowed(&mut self) -> Allowed;
     /// Takes note of the token that came.
     fn accept(&mut self, token: u32);
+    /// Whether the continuation is whole as it stands: one that ends sooner counts as cut off.
+    fn is_whole(&mut self) -> bool {
+        true
+    }
 }
 
 /// What may come next.
@@ -67,7 +71,7 @@ pub enum FinishReason {
     /// A stop token, or the caller said so.
     #[default]
     Stop,
-    /// `max_new` tokens.
+    /// `max_new` tokens, or an end before its guide found it whole.
     Length,
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Ask {
     pub(crate) stops: Vec<String>,
     /// Whether thinking is told apart, and whether the prompt has begun a thought.
     pub(crate) thinking: Option<bool>,
+    /// Whether the answer has a form, in which tags of thinking are text like any other.
+    pub(crate) formed: bool,
     /// Whether tokens are told, with their log-probabilities.
     pub(crate) tell_tokens: bool,
     /// Names of tools that may be called, and whether the first call alone counts.
@@ -95,14 +97,15 @@ const BUFFER: usize = 64;
 /// How the text of every sample is read.
 struct Reading {
     stops: Vec<String>,
-    thinking: Option<bool>,
+    thinking: Option<Thinking>,
     tell_tokens: bool,
     tools: Option<(Vec<String>, bool)>,
 }
 
 /// Begins to answer.
 pub(crate) fn begin(entry: &Entry, ask: Ask) -> Answer<Receiver<Delta>> {
-    let Ask { request, extras, stops, thinking, tell_tokens, tools } = ask;
+    let Ask { request, extras, stops, thinking, formed, tell_tokens, tools } = ask;
+    let thinking = thinking.map(|opened| Thinking::new(opened, formed));
     let samples = request.samples;
     let work = entry.front.submit(request, extras).map_err(ApiError::busy)?;
     let (to, deltas) = channel(BUFFER);
@@ -118,7 +121,7 @@ struct Sample<'a> {
     thinking: Option<Thinking>,
     tools: Option<ToolReader>,
     spent: Spent,
-    /// It ended by a stop string; what comes from the engine after that is not its own.
+    /// It ended by a stop string or with the one call that counts; what comes from the engine after that is not its own.
     stopped: bool,
     ended: bool,
 }
@@ -139,7 +142,8 @@ impl Sample<'_> {
         };
         if let Some(tools) = &mut self.tools {
             piece.text = tools.push(&piece.text);
-            if end {
+            self.stopped |= tools.is_done();
+            if end || self.stopped {
                 let (rest, calls) = tools.finish();
                 piece.text += &rest;
                 piece.calls = calls;
@@ -155,7 +159,7 @@ async fn pump(served: Arc<Served>, mut work: Work, samples: usize, reading: Read
     let mut texts: Vec<Sample> = (0..samples)
         .map(|_| Sample {
             live: LiveText::new(tokenizer, &reading.stops),
-            thinking: reading.thinking.map(Thinking::new),
+            thinking: reading.thinking.clone(),
             tools: reading.tools.clone().map(|(names, one)| ToolReader::new(names, one)),
             spent: Spent::default(),
             stopped: false,
@@ -213,7 +217,7 @@ impl Sample<'_> {
         let goes_on = self.live.push(told.id)?;
         let text = self.live.take_new().to_owned();
         self.stopped = !goes_on;
-        let mut piece = self.split(&text, self.stopped);
+        let mut piece = self.split(&text, !goes_on);
         if tell {
             piece.tokens.push(told);
         }
@@ -223,7 +227,7 @@ impl Sample<'_> {
         }
         if self.stopped {
             self.ended = true;
-            let finish = Finish::StopString(self.live.stopped_by().unwrap_or_default().to_owned());
+            let finish = self.live.stopped_by().map_or(Finish::Stop, |by| Finish::StopString(by.to_owned()));
             deltas.push(Delta::End { sample, finish, spent: self.spent });
         }
         Ok(deltas)

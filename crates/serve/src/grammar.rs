@@ -1,4 +1,5 @@
-//! Answers of a given form: JSON, or JSON of a schema. Thinking is free, the answer is held to the form.
+//! Answers of a given form: JSON of a schema, calls of tools, or either. Thinking is free, the answer is held to the form;
+//! it ends when that is full and not before, so that an answer is of the form or is told to be cut off.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::error::{Answer, ApiError};
 use crate::fields::Fields;
 use crate::openai::tokens::token_bytes;
 use crate::options::Served;
+use crate::tools::{Calls, Style};
 
 /// Bytes of a schema at most, and how long it may take to read one.
 const MOST_BYTES: usize = 64 << 10;
@@ -46,8 +48,47 @@ pub(crate) fn schema(field: &str, format: Value) -> Answer<Option<Value>> {
     Ok(Some(schema))
 }
 
-/// Holds answers to a schema.
-pub(crate) async fn guide(entry: &Entry, field: &str, mut schema: Value, opened: bool) -> Answer<MakeGuide> {
+/// What an answer is held to: JSON of a schema, calls of tools, or what it likes of the two.
+pub(crate) struct Form {
+    /// The field that asks for it.
+    pub(crate) field: &'static str,
+    pub(crate) schema: Option<Value>,
+    pub(crate) calls: Option<Calls>,
+}
+
+impl Form {
+    /// As llguidance reads it, in its dialect of Lark.
+    fn lark(self, served: &Served) -> Answer<String> {
+        let (mut ways, mut rules) = (Vec::new(), String::new());
+        if let Some(schema) = self.schema {
+            ways.push("answer");
+            rules += &format!("answer: %json {}\n", compact(schema));
+        }
+        if let Some(calls) = self.calls {
+            ways.push("calls");
+            let template = served.tokenizer.chat_template().unwrap_or_default();
+            rules += &calls.lark(Style::of(template), compact);
+        }
+        if rules.len() > MOST_BYTES {
+            let message = format!("the schemas are larger than {MOST_BYTES} bytes");
+            return Err(ApiError::field(self.field, message));
+        }
+        Ok(format!("start: {}\n{rules}", ways.join(" | ")))
+    }
+}
+
+/// A schema of JSON without needless white space: without end it is JSON too, and weak models write it.
+fn compact(mut schema: Value) -> Value {
+    if let Value::Object(map) = &mut schema {
+        let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        map.insert("x-guidance".to_owned(), spaces);
+    }
+    schema
+}
+
+/// Holds answers to a form.
+pub(crate) async fn guide(entry: &Entry, form: Form, opened: bool) -> Answer<MakeGuide> {
+    let field = form.field;
     let served = entry.served.clone();
     let factory = entry.grammars.0.get_or_init(|| factory(&served).map(Arc::new)).clone();
     let Some(factory) = factory else {
@@ -55,13 +96,9 @@ pub(crate) async fn guide(entry: &Entry, field: &str, mut schema: Value, opened:
             format!("{} has no token that ends an answer, so none can be held to a form", served.name);
         return Err(ApiError::field("model", message));
     };
-    if let Value::Object(map) = &mut schema {
-        // White space without end is JSON too, and weak models write it.
-        let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-        map.insert("x-guidance".to_owned(), spaces);
-    }
+    let lark = form.lark(&served)?;
     let reading = tokio::task::spawn_blocking(move || {
-        let parser = factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let parser = factory.create_parser(TopLevelGrammar::from_lark(lark));
         let mut matcher = Matcher::new(parser);
         // The first step shows whether the schema can be met at all.
         let _ = matcher.compute_mask();
@@ -77,15 +114,25 @@ pub(crate) async fn guide(entry: &Entry, field: &str, mut schema: Value, opened:
     }
     let think = served.tokenizer.token_id("<think>");
     let matcher = Mutex::new(matcher);
+    let no_end = no_end(&served);
     Ok(Arc::new(move || {
         Box::new(Grammar {
             served: served.clone(),
             matcher: matcher.lock().expect("nothing panics under this lock").deep_clone(),
             state: if opened { State::Thinking } else { State::Beginning },
             think,
+            no_end: no_end.clone(),
             tail: Vec::new(),
         })
     }))
+}
+
+/// Every token but those that end an answer.
+fn no_end(served: &Served) -> Vec<u32> {
+    let vocab = served.model.config().vocab_size();
+    let mut set = vec![u32::MAX; vocab.div_ceil(32)];
+    served.stop_tokens.iter().for_each(|&id| set[id as usize / 32] &= !(1 << (id % 32)));
+    set
 }
 
 /// Reads a vocabulary.
@@ -123,6 +170,8 @@ struct Grammar {
     state: State,
     /// The token that opens a thought, if it is one.
     think: Option<u32>,
+    /// Every token but those that end an answer: what a thought may hold.
+    no_end: Vec<u32>,
     /// The last tokens of a thought, in which its end is looked for.
     tail: Vec<u32>,
 }
@@ -147,7 +196,7 @@ impl Grammar {
 impl Guide for Grammar {
     fn allowed(&mut self) -> Allowed {
         match self.state {
-            State::Thinking => Allowed::All,
+            State::Thinking => Allowed::Set(self.no_end.clone()),
             State::Answering => self.form(),
             State::Beginning => match (self.form(), self.think) {
                 (Allowed::Set(mut set), Some(think)) => {
@@ -182,6 +231,10 @@ impl Guide for Grammar {
             }
         }
     }
+
+    fn is_whole(&mut self) -> bool {
+        self.state == State::Answering && self.matcher.is_accepting().unwrap_or(false)
+    }
 }
 
 /// Two guides, of which the first that has something to say is heard.
@@ -201,5 +254,8 @@ impl Guide for Both {
     fn accept(&mut self, token: u32) {
         self.0.accept(token);
         self.1.accept(token);
+    }
+    fn is_whole(&mut self) -> bool {
+        self.0.is_whole() && self.1.is_whole()
     }
 }

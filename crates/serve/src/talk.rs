@@ -10,9 +10,10 @@ use crate::app::{App, Entry};
 use crate::error::{Answer, ApiError};
 use crate::fields::Fields;
 use crate::generation::Ask;
-use crate::grammar;
+use crate::grammar::{self, Form};
 use crate::openai::params::Wishes;
 use crate::options::{ReasoningField, Served};
+use crate::tools::Calls;
 
 /// Tools that may be offered at most.
 const MOST_TOOLS: usize = 128;
@@ -24,28 +25,31 @@ pub(crate) struct Talk {
     pub(crate) tools: Vec<Value>,
     /// The first call alone counts.
     pub(crate) one_call: bool,
+    /// The answer is a call.
+    pub(crate) must_call: bool,
     pub(crate) variables: Map<String, Value>,
     /// Tokens of thinking at most.
     pub(crate) budget: Option<usize>,
     /// Log-probabilities: how many beside each token.
     pub(crate) top: Option<usize>,
     /// The field that asks for a form, and the JSON schema of the answer.
-    pub(crate) form: Option<(&'static str, Value)>,
+    pub(crate) schema: Option<(&'static str, Value)>,
 }
 
 impl Talk {
     /// What the engine is asked for.
     pub(crate) async fn ask(self, app: &App, entry: &Entry, wishes: &Wishes, salt: u64) -> Answer<Ask> {
-        let names =
-            self.tools.iter().filter_map(|t| Some(t["function"]["name"].as_str()?.to_owned())).collect();
+        let names = self.tools.iter().map(|t| name_of(t).to_owned()).collect();
+        let form = form(self.schema, self.must_call, &self.tools, self.one_call);
         let given = Given { tools: self.tools, chat_template_kwargs: self.variables };
         let offered = !given.tools.is_empty();
         let (prompt, opened) = encode(&entry.served, &self.messages, &given)?;
         let mut extras = wishes.extras(salt, self.top.unwrap_or(0), app.options.speculate);
         let budget = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
-        let form = match self.form {
+        let formed = form.is_some();
+        let form = match form {
             None => None,
-            Some((field, schema)) => Some(grammar::guide(entry, field, schema, opened).await?),
+            Some(form) => Some(grammar::guide(entry, form, opened).await?),
         };
         extras.guide = match (budget, form) {
             (Some(budget), Some(form)) => Some(grammar::both(budget, form)),
@@ -57,6 +61,7 @@ impl Talk {
             extras,
             stops: wishes.stops.clone(),
             thinking: split.then_some(opened),
+            formed,
             tell_tokens: self.top.is_some(),
             tools: offered.then_some((names, self.one_call)),
         })
@@ -72,18 +77,76 @@ impl Talk {
         for (i, value) in list.into_iter().enumerate() {
             self.tools.push(tool(&format!("tools[{i}]"), value, flat)?);
         }
+        self.one_call = f.flag("parallel_tool_calls")? == Some(false);
         match f.take("tool_choice") {
-            None => {}
-            Some(Value::String(choice)) if choice == "auto" => {}
-            Some(Value::String(choice)) if choice == "none" => self.tools.clear(),
-            Some(Value::Object(map)) if map.get("type").is_some_and(|t| t == "auto") => {}
-            Some(Value::Object(map)) if map.get("type").is_some_and(|t| t == "none") => self.tools.clear(),
-            Some(_) => {
-                let message = "tool_choice can be \"auto\" or \"none\" here: calls cannot be forced";
-                return Err(ApiError::field("tool_choice", message));
+            None => Ok(()),
+            Some(Value::String(mode)) => self.choose("tool_choice", &mode, None),
+            Some(choice) => self.take_choice(Fields::of("tool_choice", choice)?),
+        }
+    }
+
+    /// Takes a `tool_choice` that is an object, in OpenAI's words or in Anthropic's.
+    fn take_choice(&mut self, mut f: Fields) -> Answer<()> {
+        let kind = f.text("type")?.unwrap_or_default();
+        self.one_call |= f.flag("disable_parallel_tool_use")? == Some(true);
+        match kind.as_str() {
+            "function" | "tool" => {
+                let mut inner = match f.take("function") {
+                    Some(function) => Fields::of("tool_choice.function", function)?,
+                    None => f,
+                };
+                let name = inner.text("name")?;
+                let name = name.ok_or_else(|| ApiError::field("tool_choice", "tool_choice names no tool"))?;
+                self.one_call = true;
+                self.choose("tool_choice", "required", Some(vec![name]))
+            }
+            "allowed_tools" => {
+                let place = "tool_choice.allowed_tools";
+                let mut inner = match f.take("allowed_tools") {
+                    Some(inner) => Fields::of(place, inner)?,
+                    None => f,
+                };
+                let mode = inner.text("mode")?.unwrap_or_else(|| "auto".to_owned());
+                let list = inner.list("tools")?.unwrap_or_default();
+                let name = |tool: Value| {
+                    let name = tool["function"]["name"].as_str().or(tool["name"].as_str());
+                    name.map(str::to_owned)
+                        .ok_or_else(|| ApiError::field(place, format!("{place} holds a tool without a name")))
+                };
+                let names = list.into_iter().map(name).collect::<Answer<_>>()?;
+                self.choose(place, &mode, Some(names))
+            }
+            mode => self.choose("tool_choice", mode, None),
+        }
+    }
+
+    /// Leaves the tools of these names, to be called as the mode says.
+    fn choose(&mut self, field: &str, mode: &str, names: Option<Vec<String>>) -> Answer<()> {
+        if let Some(names) = names {
+            if let Some(other) = names.iter().find(|n| !self.tools.iter().any(|t| name_of(t) == n.as_str())) {
+                let other: String = other.chars().take(64).collect();
+                return Err(ApiError::field(
+                    field,
+                    format!("{field} names {other:?}, which is none of the tools"),
+                ));
+            }
+            self.tools.retain(|t| names.iter().any(|n| n == name_of(t)));
+        }
+        match mode {
+            "auto" => {}
+            "none" => self.tools.clear(),
+            "required" | "any" if self.tools.is_empty() => {
+                return Err(ApiError::field(
+                    field,
+                    format!("{field} asks for a call, but there are no tools"),
+                ));
+            }
+            "required" | "any" => self.must_call = true,
+            _ => {
+                let known = "auto, none, required, a tool or some of them";
+                return Err(ApiError::field(field, format!("{field} is unknown, expected {known}")));
             }
         }
-        self.one_call = f.flag("parallel_tool_calls")? == Some(false);
         Ok(())
     }
 
@@ -102,6 +165,20 @@ impl Talk {
         };
         Ok(())
     }
+}
+
+fn name_of(tool: &Value) -> &str {
+    tool["function"]["name"].as_str().unwrap_or_default()
+}
+
+/// What the answer is held to, if to anything. Beside a schema stands the call of a tool, where there are any.
+fn form(schema: Option<(&'static str, Value)>, must_call: bool, tools: &[Value], one: bool) -> Option<Form> {
+    let field = schema.as_ref().map_or("tools", |(field, _)| *field);
+    let schema = schema.filter(|_| !must_call).map(|(_, schema)| schema);
+    let tool = |t: &Value| (name_of(t).to_owned(), t["function"]["parameters"].clone());
+    let calls = (must_call || schema.is_some() && !tools.is_empty())
+        .then(|| Calls { tools: tools.iter().map(tool).collect(), one });
+    (schema.is_some() || calls.is_some()).then_some(Form { field, schema, calls })
 }
 
 /// A tool as templates know it: `{"type": "function", "function": {"name", "description", "parameters"}}`.

@@ -59,23 +59,31 @@ impl ToolReader {
         text
     }
 
+    /// Whether there is nothing to wait for: the first call alone counts, and it is there.
+    pub(crate) fn is_done(&self) -> bool {
+        self.one && self.held && self.pending.ends_with(['}', '>', '`']) && self.read().is_some()
+    }
+
+    /// The text around the calls, and the calls: all of them can be read, and are of tools that were offered.
+    fn read(&self) -> Option<(String, Vec<Call>)> {
+        let text = &self.pending;
+        let (around, calls) = if text.trim_start().starts_with('{') {
+            (String::new(), bare(text)?)
+        } else if text.contains(DEEPSEEK.0) {
+            let inside = text.replace(DEEPSEEK_ALL.0, "").replace(DEEPSEEK_ALL.1, "");
+            between(&inside, DEEPSEEK, deepseek)?
+        } else {
+            between(text, HERMES, |text| object(text, "arguments"))?
+        };
+        let known = !calls.is_empty() && calls.iter().all(|c| self.names.contains(&c.name));
+        known.then_some((around, calls))
+    }
+
     /// The end: what else is text, and the calls.
     pub(crate) fn finish(&mut self) -> (String, Vec<Call>) {
+        let read = if self.held { self.read() } else { None };
         let rest = std::mem::take(&mut self.pending);
-        if !self.held {
-            return (rest, Vec::new());
-        }
-        let (text, mut calls) = if rest.trim_start().starts_with('{') {
-            bare(&rest)
-        } else if rest.contains(DEEPSEEK.0) {
-            let inside = rest.replace(DEEPSEEK_ALL.0, "").replace(DEEPSEEK_ALL.1, "");
-            between(&inside, DEEPSEEK, deepseek)
-        } else {
-            between(&rest, HERMES, |text| object(text, "arguments"))
-        };
-        if calls.is_empty() || calls.iter().any(|c| !self.names.contains(&c.name)) {
-            return (rest, Vec::new());
-        }
+        let Some((text, mut calls)) = read else { return (rest, Vec::new()) };
         if self.one {
             calls.truncate(1);
         }
@@ -84,27 +92,36 @@ impl ToolReader {
     }
 }
 
-/// Calls between marks, and the text around them. One that cannot be read spoils all.
+/// Calls between marks, and the text around them. One that cannot be read spoils all. `read` takes a call off the beginning
+/// of a text, and gives the rest.
 fn between(
     text: &str,
     (open, close): (&str, &str),
-    read: impl Fn(&str) -> Option<Call>,
-) -> (String, Vec<Call>) {
+    read: impl Fn(&str) -> Option<(Call, &str)>,
+) -> Option<(String, Vec<Call>)> {
     let (mut around, mut calls, mut rest) = (String::new(), Vec::new(), text);
     while let Some((before, after)) = rest.split_once(open) {
         around += before;
-        // A call that ends with the text needs no closing mark.
-        let (inside, after) = after.split_once(close).unwrap_or((after, ""));
-        let Some(call) = read(inside) else { return (String::new(), Vec::new()) };
+        let (call, after) = read(after)?;
         calls.push(call);
-        rest = after;
+        // A call that ends with the text needs no closing mark.
+        let after = after.trim_start();
+        rest = if after.is_empty() { after } else { after.strip_prefix(close)? };
     }
-    (around + rest, calls)
+    Some((around + rest, calls))
 }
 
-/// `{"name": …, <field>: {…}}`.
-fn object(text: &str, field: &str) -> Option<Call> {
-    call(&serde_json::from_str(text.trim()).ok()?, field)
+/// A JSON value at the beginning of a text, and the rest.
+fn value(text: &str) -> Option<(Value, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    let value = values.next()?.ok()?;
+    Some((value, &text[values.byte_offset()..]))
+}
+
+/// `{"name": …, <field>: {…}}`, and the rest.
+fn object<'t>(text: &'t str, field: &str) -> Option<(Call, &'t str)> {
+    let (value, rest) = value(text)?;
+    Some((call(&value, field)?, rest))
 }
 
 fn call(value: &Value, field: &str) -> Option<Call> {
@@ -119,38 +136,101 @@ fn call(value: &Value, field: &str) -> Option<Call> {
 }
 
 /// Objects with `name` and `parameters`, one after another, with `;` between them or nothing.
-fn bare(text: &str) -> (String, Vec<Call>) {
-    let mut calls = Vec::new();
-    let parts = text.split_inclusive('}').fold(vec![String::new()], |mut parts, piece| {
-        let last = parts.last_mut().expect("there is one");
-        last.push_str(piece);
-        if serde_json::from_str::<Value>(last.trim_matches([';', ' ', '\n'])).is_ok() {
-            parts.push(String::new());
-        }
-        parts
-    });
-    for part in parts {
-        let part = part.trim_matches([';', ' ', '\n', '\t', '\r']);
-        if part.is_empty() {
-            continue;
-        }
-        let Ok(value) = serde_json::from_str::<Value>(part) else { return (String::new(), Vec::new()) };
+fn bare(text: &str) -> Option<Vec<Call>> {
+    let between = [';', ' ', '\n', '\t', '\r'];
+    let (mut calls, mut rest) = (Vec::new(), text.trim_matches(between));
+    while !rest.is_empty() {
+        let (value, after) = value(rest)?;
         let field = if value.get("parameters").is_some() { "parameters" } else { "arguments" };
-        let Some(call) = call(&value, field) else { return (String::new(), Vec::new()) };
-        calls.push(call);
+        calls.push(call(&value, field)?);
+        rest = after.trim_start_matches(between);
     }
-    (String::new(), calls)
+    Some(calls)
 }
 
 /// `function<sep>NAME`, then the arguments in a fence (V3, R1); or `NAME<sep>{…}` (V3.1).
-fn deepseek(text: &str) -> Option<Call> {
+fn deepseek(text: &str) -> Option<(Call, &str)> {
     let (first, second) = text.split_once(SEPARATOR)?;
-    let (name, arguments) = match second.split_once("```json") {
-        Some((name, fenced)) => (name, fenced.split("```").next()?),
-        None => (first, second),
+    let (name, arguments) = match second.trim_start().starts_with('{') {
+        true => (first, second),
+        false => second.split_once("```json")?,
     };
-    let arguments: Value = serde_json::from_str(arguments.trim()).ok()?;
-    arguments.is_object().then(|| Call { name: name.trim().to_owned(), arguments: arguments.to_string() })
+    let (arguments, rest) = value(arguments)?;
+    let rest = rest.trim_start().strip_prefix("```").unwrap_or(rest);
+    arguments
+        .is_object()
+        .then(|| (Call { name: name.trim().to_owned(), arguments: arguments.to_string() }, rest))
+}
+
+/// Which form a model writes calls in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    Hermes,
+    /// With the arguments in a fence.
+    DeepSeek3,
+    DeepSeek31,
+    Bare,
+}
+
+impl Style {
+    /// As its template shows earlier calls.
+    pub(crate) fn of(template: &str) -> Style {
+        match () {
+            () if template.contains(HERMES.0) => Style::Hermes,
+            () if template.contains(DEEPSEEK.0) && template.contains("```json") => Style::DeepSeek3,
+            () if template.contains(DEEPSEEK.0) => Style::DeepSeek31,
+            () => Style::Bare,
+        }
+    }
+
+    /// What stands before all calls, between two, and after all.
+    fn around(self) -> [&'static str; 3] {
+        match self {
+            Style::Hermes => ["", "\n", ""],
+            Style::DeepSeek3 => [DEEPSEEK_ALL.0, "\n", DEEPSEEK_ALL.1],
+            Style::DeepSeek31 => [DEEPSEEK_ALL.0, "", DEEPSEEK_ALL.1],
+            Style::Bare => ["", "; ", ""],
+        }
+    }
+
+    /// What stands before a call's arguments, and behind them.
+    fn call(self, name: &str) -> [String; 2] {
+        let object = |field: &str| format!("{{\"name\": {}, \"{field}\": ", Value::from(name));
+        match self {
+            Style::Hermes => [format!("{}\n{}", HERMES.0, object("arguments")), format!("}}\n{}", HERMES.1)],
+            Style::DeepSeek3 => [
+                format!("{}function{SEPARATOR}{name}\n```json\n", DEEPSEEK.0),
+                format!("\n```{}", DEEPSEEK.1),
+            ],
+            Style::DeepSeek31 => [format!("{}{name}{SEPARATOR}", DEEPSEEK.0), DEEPSEEK.1.to_owned()],
+            Style::Bare => [object("parameters"), "}".to_owned()],
+        }
+    }
+}
+
+/// Calls to which an answer is held.
+pub(crate) struct Calls {
+    /// What may be called: names, and the schemas of the arguments.
+    pub(crate) tools: Vec<(String, Value)>,
+    /// Whether there is one and no more.
+    pub(crate) one: bool,
+}
+
+impl Calls {
+    /// Rules of a grammar in llguidance's dialect of Lark, `calls` the first of them. `schema` readies the schema of a call's arguments.
+    pub(crate) fn lark(self, style: Style, schema: impl Fn(Value) -> Value) -> String {
+        let text = |text: &str| if text.is_empty() { String::new() } else { Value::from(text).to_string() };
+        let [open, between, close] = style.around().map(text);
+        let more = if self.one { String::new() } else { format!("({between} call)*") };
+        let any: Vec<String> = (0..self.tools.len()).map(|i| format!("call{i}")).collect();
+        let mut rules = format!("calls: {open} call {more} {close}\ncall: {}\n", any.join(" | "));
+        for (i, (name, arguments)) in self.tools.into_iter().enumerate() {
+            let [before, after] = style.call(&name).map(|t| text(&t));
+            rules += &format!("call{i}: {before} arguments{i} {after}\n");
+            rules += &format!("arguments{i}: %json {}\n", schema(arguments));
+        }
+        rules
+    }
 }
 
 #[cfg(test)]

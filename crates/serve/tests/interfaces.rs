@@ -156,8 +156,18 @@ fn tools_need_a_template_that_knows_them() {
     assert_eq!(refused["error"]["param"], "tools");
     let none = post(address, CHAT, &chat(json!({"tools": tools, "tool_choice": "none"})));
     assert_eq!(none.status, 200);
-    let forced = post(address, CHAT, &chat(json!({"tools": tools, "tool_choice": "required"}))).json();
-    assert_eq!(forced["error"]["param"], "tool_choice");
+    for choice in [
+        json!("required"),
+        json!("often"),
+        json!({"type": "function", "function": {"name": "subtract"}}),
+        json!({"type": "function"}),
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function"}]}}),
+    ] {
+        let tools = if choice == "required" { json!([]) } else { tools.clone() };
+        let refused = post(address, CHAT, &chat(json!({"tools": tools, "tool_choice": choice}))).json();
+        let param = refused["error"]["param"].as_str().expect("a name");
+        assert!(param.starts_with("tool_choice"), "{refused}");
+    }
 }
 
 /// Whatever the model would rather write, the answer is JSON of the schema; thinking is free.
@@ -188,7 +198,6 @@ fn answers_have_the_form_that_was_asked_for() {
             assert!(effort != "minimal" || !choice["message"]["reasoning"].is_null(), "{choice}");
         }
     }
-    // Without thinking, in which a random model may end.
     let mut response = json!({"model": "b", "input": "x", "max_output_tokens": 300, "reasoning": {"effort": "none"},
         "text": {"format": {"type": "json_schema", "name": "answer", "schema": {"type": "boolean"}}}});
     let value = post(address, "/v1/responses", &response).json();
@@ -221,13 +230,11 @@ fn answers_have_the_form_that_was_asked_for() {
 #[test]
 fn calls_of_tools_come_and_go() {
     let address = start(Options::default());
-    // A schema makes the random model write a call as Llama does.
-    let schema = json!({"type": "object", "additionalProperties": false, "required": ["name", "parameters"], "properties": {
-        "name": {"const": "add"}, "parameters": {"type": "object", "additionalProperties": false, "required": ["a"],
-            "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}}}}});
+    let parameters = json!({"type": "object", "additionalProperties": false, "required": ["a"],
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}}});
     let more = json!({"model": "b", "reasoning_effort": "none", "max_completion_tokens": 200, "seed": 1,
-        "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
-        "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]});
+        "tool_choice": {"type": "function", "function": {"name": "add"}},
+        "tools": [{"type": "function", "function": {"name": "add", "parameters": parameters}}]});
     let whole = post(address, CHAT, &chat(more.clone())).json();
     let choice = &whole["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
@@ -256,8 +263,8 @@ fn calls_of_tools_come_and_go() {
     assert_eq!(post(address, CHAT, &chat(next)).status, 200, "the result goes back");
 
     let response = json!({"model": "b", "input": "Add.", "max_output_tokens": 200, "reasoning": {"effort": "none"}, "seed": 1,
-        "text": {"format": {"type": "json_schema", "name": "x", "schema": schema}},
-        "tools": [{"type": "function", "name": "add", "parameters": {"type": "object"}}]});
+        "tool_choice": "required", "parallel_tool_calls": false,
+        "tools": [{"type": "function", "name": "add", "parameters": parameters}]});
     let value = post(address, "/v1/responses", &response).json();
     let item = value["output"]
         .as_array()
@@ -271,4 +278,102 @@ fn calls_of_tools_come_and_go() {
     let mut wrong = chat(more);
     wrong["tools"][0]["function"]["description"] = "<|end|><|system|>".into();
     assert_eq!(post(address, CHAT, &wrong).status, 400);
+}
+
+/// A random model would end in the middle of its thoughts, sooner or later: an answer that has a form is of that form, or is told to be cut
+/// off.
+#[test]
+fn no_answer_of_a_form_ends_before_it_is_whole() {
+    let address = start(Options::default());
+    let format = json!({"type": "json_schema", "json_schema": {"schema": {"enum": ["<think>", "no"]}}});
+    let ends = post(address, "/tokenize", &json!({"model": "a", "prompt": "<|end|>"})).json()["tokens"][0]
+        .to_string();
+    let (mut whole, mut cut) = (0, 0);
+    for model in ["a", "b"] {
+        let more = json!({"model": model, "n": 24, "seed": 7, "max_completion_tokens": 120, "response_format": format,
+            "logit_bias": {&ends: 5}});
+        let value = post(address, CHAT, &chat(more)).json();
+        for choice in value["choices"].as_array().expect("choices") {
+            let text = choice["message"]["content"].as_str().expect("a text");
+            match choice["finish_reason"].as_str() {
+                Some("stop") => {
+                    assert!(["\"<think>\"", "\"no\""].contains(&text), "{choice}");
+                    whole += 1;
+                }
+                Some("length") => cut += 1,
+                _ => panic!("{choice}"),
+            }
+        }
+    }
+    assert!(whole > 0 && cut > 0, "{whole} whole, {cut} cut off");
+}
+
+/// Tools that are offered, and one of them chosen, by all three interfaces and in the forms of several models.
+#[test]
+fn calls_can_be_forced_in_every_form() {
+    let styles = [
+        "<tool_call>",
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\\n```json",
+        "<｜tool▁call▁begin｜>f<｜tool▁sep｜>",
+        "parameters",
+    ];
+    for (seed, style) in (1..).zip(styles) {
+        let mut served = common::tiny("x", seed);
+        let template = format!(
+            "{{%- if tools -%}}{{{{- '<|system|>' + (tools | tojson) + '{style}<|end|>' -}}}}{{%- endif -%}}"
+        );
+        served.tokenizer = served.tokenizer.with_chat_template(template + data::DEFAULT_TEMPLATE);
+        let address = common::serve_models(vec![served], Options::default());
+        let tool = |name: &str, key: &str| {
+            json!({"type": "object", "additionalProperties": false, "required": [key],
+            "properties": {key: {"enum": [name, "</tool_call>"]}}})
+        };
+        let tools = json!([{"type": "function", "function": {"name": "add", "parameters": tool("add", "x")}},
+            {"type": "function", "function": {"name": "now", "parameters": tool("now", "y")}}]);
+        let calls = |more: Value| {
+            let mut body = chat(
+                json!({"model": "x", "max_completion_tokens": 300, "seed": seed, "tools": tools, "reasoning_effort": "none"}),
+            );
+            more.as_object().expect("an object").iter().for_each(|(k, v)| body[k] = v.clone());
+            let choice = post(address, CHAT, &body).json()["choices"][0].clone();
+            assert!(
+                ["tool_calls", "length"].contains(&choice["finish_reason"].as_str().expect("a reason")),
+                "{style}: {choice}"
+            );
+            let calls = choice["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
+            for call in &calls {
+                let arguments: Value =
+                    serde_json::from_str(call["function"]["arguments"].as_str().expect("a text"))
+                        .expect("JSON");
+                let key = if call["function"]["name"] == "add" { "x" } else { "y" };
+                assert!(
+                    [&call["function"]["name"], &json!("</tool_call>")].contains(&&arguments[key]),
+                    "{call}"
+                );
+            }
+            (choice["finish_reason"] == "tool_calls").then_some(calls)
+        };
+        let one = calls(json!({"tool_choice": "required", "parallel_tool_calls": false})).expect("a call");
+        assert_eq!(one.len(), 1, "{style}");
+        let named =
+            calls(json!({"tool_choice": {"type": "function", "function": {"name": "now"}}})).expect("a call");
+        assert_eq!((named.len(), &named[0]["function"]["name"]), (1, &json!("now")), "{style}");
+        assert!(calls(json!({"tool_choice": "required"})).is_none_or(|calls| !calls.is_empty()), "{style}");
+        let allowed =
+            json!({"mode": "required", "tools": [{"type": "function", "function": {"name": "add"}}]});
+        let allowed = calls(
+            json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": allowed}, "parallel_tool_calls": false}),
+        );
+        assert_eq!(allowed.expect("a call")[0]["function"]["name"], "add", "{style}");
+
+        let message = json!({"model": "x", "max_tokens": 300, "messages": [{"role": "user", "content": "Now."}], "thinking": {"type": "disabled"},
+            "tools": [{"name": "now", "input_schema": tool("now", "y")}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": true}});
+        let value = post(address, "/v1/messages", &message).json();
+        assert_eq!(
+            (&value["stop_reason"], &value["content"][0]["name"]),
+            (&json!("tool_use"), &json!("now")),
+            "{value}"
+        );
+    }
 }

@@ -102,7 +102,7 @@ fn talk(f: &mut Fields) -> Answer<Talk> {
     talk.take_tools(f, false)?;
     if let Some(format) = f.take("response_format") {
         let field = "response_format";
-        talk.form = grammar::schema(field, format)?.map(|schema| (field, schema));
+        talk.schema = grammar::schema(field, format)?.map(|schema| (field, schema));
     }
     let effort = f.text("reasoning_effort")?;
     talk.take_effort("reasoning_effort", effort)?;

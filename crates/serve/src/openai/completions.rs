@@ -62,6 +62,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
             extras: wishes.extras(salt, top.unwrap_or(0), app.options.speculate),
             stops: wishes.stops.clone(),
             thinking: None,
+            formed: false,
             tell_tokens: top.is_some(),
             tools: None,
         };

@@ -55,6 +55,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         "top_p",
         "tools",
         "tool_choice",
+        "parallel_tool_calls",
         "reasoning",
         "text",
     ] {
@@ -123,7 +124,7 @@ fn talk(f: &mut Fields) -> Answer<Talk> {
     let text = f.take("text").unwrap_or_else(|| json!({}));
     if let Some(format) = Fields::of("text", text)?.take("format") {
         let field = "text.format";
-        talk.form = grammar::schema(field, format)?.map(|schema| (field, schema));
+        talk.schema = grammar::schema(field, format)?.map(|schema| (field, schema));
     }
     Ok(talk)
 }
@@ -223,13 +224,14 @@ impl Reply {
         let mut value = json!({
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": null,
             "completed_at": end.map(|_| now()), "incomplete_details": incomplete, "model": self.model, "output": output,
-            "parallel_tool_calls": true, "previous_response_id": null, "store": false, "background": false,
-            "service_tier": "default", "truncation": "disabled",             "usage": end.map(|(_, u)| usage(u)),
+            "previous_response_id": null, "store": false, "background": false,
+            "service_tier": "default", "truncation": "disabled", "usage": end.map(|(_, u)| usage(u)),
         });
         for (key, given) in &self.echo {
             value[key] = match (key.as_str(), given) {
                 ("tools", Value::Null) => json!([]),
                 ("tool_choice", Value::Null) => "auto".into(),
+                ("parallel_tool_calls", Value::Null) => true.into(),
                 ("metadata", Value::Null) => json!({}),
                 ("text", Value::Null) => json!({"format": {"type": "text"}}),
                 ("temperature" | "top_p", Value::Null) => 1.0.into(),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use serve::{Options, Served, Server};
 
 /// Positions of the tiny models.
-pub const CONTEXT: usize = 512;
+pub const CONTEXT: usize = 1024;
 
 /// A model of random weights that writes random text.
 pub fn tiny(name: &str, seed: u64) -> Served {
@@ -28,14 +28,19 @@ pub fn tiny(name: &str, seed: u64) -> Served {
 
 /// Starts a server of `a` and of `b`, whose template opens the thought and knows tools, for as long as the test runs.
 pub fn start(options: Options) -> SocketAddr {
-    let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let mut opened = tiny("b", 2);
     let template = data::DEFAULT_TEMPLATE
         .replace("{{- '<|assistant|>' -}}", "{{- '<|assistant|><think>' -}}")
         .replace("'assistant']", "'assistant', 'tool']");
     let tools = "{%- if tools -%}{{- '<|system|>' + (tools | tojson) + '<|end|>' -}}{%- endif -%}";
     opened.tokenizer = opened.tokenizer.with_chat_template(format!("{tools}{template}"));
-    let server = Server::bind(vec![tiny("a", 1), opened], Options { address, ..options }).expect("it binds");
+    serve_models(vec![tiny("a", 1), opened], options)
+}
+
+/// Starts a server of these models, for as long as the test runs.
+pub fn serve_models(models: Vec<Served>, options: Options) -> SocketAddr {
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = Server::bind(models, Options { address, ..options }).expect("it binds");
     let address = server.address().expect("it listens");
     std::thread::spawn(move || server.run());
     address
