@@ -39,6 +39,11 @@ fn without_right_answers_or_solutions_there_is_nothing_to_build_on() {
     let out = dir.path().join("out");
     let said = text(&["teach", arg(model.path()), arg(&path), "--out", arg(&out), "--max-new", "4"]);
     assert!(said.contains("30 rows") && said.contains("nothing to build on"), "{said}");
+    let look = object(&["teach", arg(model.path()), arg(&path), "--max-new", "4", "--dry-run", "--json"]);
+    assert!(
+        look["recipe"].is_null() && look["pointless"].as_str().is_some_and(|p| said.contains(p)),
+        "{look}"
+    );
     assert!(!out.exists());
 }
 
@@ -54,6 +59,19 @@ fn a_table_ends_in_a_measured_model() {
         ["teach", arg(model.path()), arg(&path), "--out", arg(&out), "--max-new", "4", "--minutes", "0.05"];
     let plan = text(&[&args[..], &["--dry-run"]].concat());
     assert!(plan.contains("verifier = \"numeric\"") && plan.contains("[[claim]]"), "{plan}");
+    let look = object(&[&args[..], &["--dry-run", "--json"]].concat());
+    assert_eq!(
+        (&look["question"], &look["verifier"], &look["rows"]),
+        (&"q".into(), &"numeric".into(), &30.into())
+    );
+    assert_eq!(
+        (look["tried"].as_array().map(Vec::len), &look["tried"][0]["right"]),
+        (Some(5), &true.into()),
+        "{look}"
+    );
+    assert!(
+        look["pointless"].is_null() && plan.contains(look["recipe"].as_str().expect("a recipe").trim_end())
+    );
     assert!(!out.exists() && !dir.path().join("out.toml").exists());
 
     let with_json = [&args[..], &["--json"]].concat();

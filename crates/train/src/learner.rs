@@ -362,6 +362,10 @@ impl Log<'_> {
         values.extend(&outcome.values);
         values.push((keys::TOKENS, self.meter.tokens() as f64));
         values.push((keys::TOKENS_PER_SECOND, tokens_per_second));
+        let ceiling_share = self.ctx.ceiling.share(sum.2 as f64 / sum.0);
+        let seconds_left = (self.total - step) as f64 * sum.0 / self.window.len() as f64;
+        values.push((keys::CEILING_SHARE, ceiling_share));
+        values.push((keys::SECONDS_LEFT, seconds_left));
         self.metrics.log(step, &values)?;
         self.ctx.reporter.progress(&Progress {
             stage: self.stage,
@@ -369,8 +373,8 @@ impl Log<'_> {
             total: self.total,
             headline: outcome.headline,
             tokens_per_second,
-            ceiling_share: self.ctx.ceiling.share(sum.2 as f64 / sum.0),
-            seconds_left: (self.total - step) as f64 * sum.0 / self.window.len() as f64,
+            ceiling_share,
+            seconds_left,
         });
         Ok(())
     }

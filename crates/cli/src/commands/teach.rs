@@ -7,7 +7,7 @@ use clap::Args;
 use data::{Conversation, Message, Tokenizer, encode_chat, read_table, write_jsonl};
 use ground::atomic::replace;
 use model::Model;
-use serde_json::json;
+use serde_json::{Value, json};
 use train::evaluate::Outcome;
 use train::finished::{Finished, Measured};
 use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
@@ -67,7 +67,8 @@ pub struct Teach {
     /// Show how the table was understood, and what would be done; do nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object at the end: verifier, rows, held_out, before, after, gain, model, recipe.
+    /// Print one JSON object at the end: verifier, rows, held_out, before, after, gain, model, recipe. With --dry-run: the columns,
+    /// rows, verifier, five rows that the model tried, and the recipe or why there is none.
     #[arg(long)]
     json: bool,
 }
@@ -99,10 +100,18 @@ pub fn run(a: &Teach) -> Result<()> {
     } else {
         let loaded = a.model.open()?;
         understood(&lesson, &say);
-        let Some(text) = settle(a, &lesson, loaded, &out, &say)? else { return Ok(()) };
-        if a.dry_run {
-            return line(&text);
+        let (trial, settled) = settle(a, &lesson, loaded, &out, &say)?;
+        if a.dry_run && a.json {
+            return json_line(&plan_json(&lesson, &trial, &settled));
         }
+        let text = match settled {
+            Err(reason) => {
+                say(&reason);
+                return Ok(());
+            }
+            Ok(text) if a.dry_run => return line(&text),
+            Ok(text) => text,
+        };
         write_jsonl(&beside(&out, ".problems.jsonl"), &lesson.problems)?;
         replace(&recipe_path, text.as_bytes()).with_context(|| recipe_path.display().to_string())?;
     }
@@ -148,14 +157,14 @@ fn understood(lesson: &Lesson, say: &dyn Fn(&str)) {
     }
 }
 
-/// Tries the model and writes the recipe; nothing where there is nothing to teach, or nothing to build on.
+/// Tries the model and writes the recipe, or says why there is nothing to teach, or nothing to build on.
 fn settle(
     a: &Teach,
     lesson: &Lesson,
     mut loaded: Loaded,
     out: &Path,
     say: &dyn Fn(&str),
-) -> Result<Option<String>> {
+) -> Result<(Trial, Result<String, String>)> {
     if loaded.tokenizer.chat_template().is_none() {
         bail!(
             "the tokenizer of {} has no chat template, so there is no way to ask the model anything",
@@ -176,15 +185,47 @@ fn settle(
     say("the model as it came, on some of the rows:");
     let trial = try_model(&loaded.model, &loaded.tokenizer, lesson, max_new, say)?;
     if let Some(reason) = pointless(&trial, lesson) {
-        say(&reason);
-        return Ok(None);
+        return Ok((trial, Err(reason)));
     }
     let budget = budget(a, lesson, &loaded.model, &trial, &lengths, max_new, seq_len);
     let plan = LessonPlan::of(lesson, &budget);
     let absolute = |p: &Path| std::path::absolute(p).with_context(|| p.display().to_string());
     let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let problems = absolute(&beside(out, ".problems.jsonl"))?;
-    Ok(Some(plan.recipe(&name, &absolute(&a.model.model)?, &problems, lesson, &trial.place, &budget)))
+    let text = plan.recipe(&name, &absolute(&a.model.model)?, &problems, lesson, &trial.place, &budget);
+    Ok((trial, Ok(text)))
+}
+
+/// Rows that the model tried, of those that are shown.
+const SHOWN: usize = 5;
+
+/// What `--dry-run --json` prints.
+fn plan_json(lesson: &Lesson, trial: &Trial, settled: &Result<String, String>) -> Value {
+    let (question, answer, solution) = &lesson.columns;
+    let left_out: Vec<Value> =
+        lesson.left_out.iter().map(|(row, reason)| json!({"row": row, "reason": reason})).collect();
+    let tried = trial.found.greedy.iter().zip(&lesson.problems).take(SHOWN);
+    let tried: Vec<Value> = tried
+        .map(|(graded, row)| {
+            json!({"question": row.prompt, "answer": row.answer, "said": graded.completion, "right": graded.is_right(),
+                "reason": graded.reason})
+        })
+        .collect();
+    json!({
+        "question": question,
+        "answer": answer,
+        "solution": solution,
+        "rows": lesson.problems.len(),
+        "solved": lesson.solved,
+        "left_out": left_out,
+        "verifier": lesson.verifier,
+        "why": lesson.why,
+        "asked": trial.place.to_string(),
+        "before": trial.found.all,
+        "tried": tried,
+        "pointless": settled.as_ref().err(),
+        "recipe": settled.as_ref().ok(),
+    })
 }
 
 /// Why there is nothing to do, if so.

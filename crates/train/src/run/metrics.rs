@@ -44,6 +44,10 @@ pub mod keys {
     pub const TOKENS: &str = "tokens";
     /// Tokens a second.
     pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
+    /// Share of the machine's large matrix products that the last steps reached.
+    pub const CEILING_SHARE: &str = "ceiling_share";
+    /// Seconds to the stage's last step, as the last steps went.
+    pub const SECONDS_LEFT: &str = "seconds_left";
 }
 
 /// A line of `metrics.jsonl`.
