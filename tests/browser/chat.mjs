@@ -86,6 +86,21 @@ await page.keyboard.press("Escape");
 await page.waitForSelector("#send:visible");
 await page.unroute("**/v1/chat/completions");
 
+// A vote: what most of several answers say, and how far they agree.
+await page.getByRole("button", { name: "New chat" }).click();
+await page.click("#settings-open");
+await page.fill("#votes", "5");
+await page.fill("#temperature", "1");
+await page.fill("#system", "");
+await picture(page, "settings-light");
+await page.keyboard.press("Escape");
+await ask(page, "Compute 3 + 4.");
+assert.match(await page.locator("p.votes").innerText(), /[0-5] of 5 agree \(\d+ %\)/);
+await picture(page, "chat-vote-light");
+await page.click("#settings-open");
+await page.fill("#votes", "");
+await page.keyboard.press("Escape");
+
 // Two models side by side on the same question, where there are two.
 if (await page.locator("#beside option").count() > 2) {
   await page.getByRole("button", { name: "New chat" }).click();
@@ -105,4 +120,4 @@ await picture(phone, "chat-phone-dark");
 
 assert.deepEqual(errors, [], "no error in the console");
 await browser.close();
-console.log("the chat page: asked, regenerated, edited, reloaded, stopped, looked at on a phone in the dark");
+console.log("the chat page: asked, regenerated, edited, reloaded, stopped, voted, looked at on a phone in the dark");

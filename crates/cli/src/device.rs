@@ -1,5 +1,6 @@
 //! Which device does the work: the processor, or one GPU.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -34,6 +35,17 @@ impl FromStr for Device {
             Some(("cuda", n)) => n.parse().map(Device::Cuda).map_err(|_| wrong()),
             Some(("emulated", library)) => Ok(Device::Emulated(library.into())),
             _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Device::Auto => write!(f, "auto"),
+            Device::Cpu => write!(f, "cpu"),
+            Device::Cuda(n) => write!(f, "cuda:{n}"),
+            Device::Emulated(library) => write!(f, "emulated:{}", library.display()),
         }
     }
 }

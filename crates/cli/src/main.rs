@@ -7,10 +7,11 @@ mod model_files;
 mod output;
 mod progress;
 
+use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use tensor::GpuError;
 
 /// Reasoning models on a shoestring.
@@ -42,7 +43,7 @@ enum Command {
     Chat(commands::chat::Chat),
     /// Serve models over HTTP, with a page to chat on.
     Serve(commands::serve::Serve),
-    /// A page to talk to what was trained, and to watch runs.
+    /// A page to talk to what was trained, to teach, and to watch runs.
     Studio(commands::serve::Studio),
     /// Continue prompts: text, token ids, log-probabilities.
     Generate(commands::generate::Generate),
@@ -94,17 +95,27 @@ fn guarded(f: impl FnOnce() -> Result<()>) -> Result<()> {
     }
 }
 
+/// The options that all commands take, as they were given.
+fn everywhere(cli: &Cli) -> Vec<OsString> {
+    let mut options = vec![format!("--device={}", cli.device).into()];
+    options.extend(cli.threads.map(|n| format!("--threads={n}").into()));
+    let math = cli.math.and_then(|m| m.to_possible_value());
+    options.extend(math.map(|m| format!("--math={}", m.get_name()).into()));
+    options
+}
+
 fn perform(cli: Cli) -> Result<()> {
     if !matches!(cli.command, Command::Inspect(_) | Command::Devices(_)) {
         cli.device.set(cli.math.map(Into::into))?;
     }
+    let everywhere = everywhere(&cli);
     match cli.command {
         Command::Launch(a) => commands::run::launch(&a),
         Command::Run(a) => commands::run::run(&a),
         Command::Teach(a) => commands::teach::run(&a),
         Command::Chat(a) => commands::chat::run(&a),
         Command::Serve(a) => commands::serve::run(&a),
-        Command::Studio(a) => commands::serve::studio(&a),
+        Command::Studio(a) => commands::serve::studio(&a, everywhere),
         Command::Generate(a) => commands::generate::run(&a),
         Command::Score(a) => commands::score::run(&a),
         Command::Eval(a) => commands::eval::run(&a),

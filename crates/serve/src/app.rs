@@ -10,26 +10,18 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::error::{Answer, ApiError, json_response};
 use crate::fields::Fields;
-use crate::grammar::Grammars;
-use crate::lanes::Front;
 use crate::metrics::Metrics;
 use crate::options::{Options, Served};
+use crate::shelf::Models;
 use crate::{anthropic, guard, metrics, openai, pages, studio};
-
-/// A model and where its requests go.
-pub(crate) struct Entry {
-    pub(crate) served: Arc<Served>,
-    pub(crate) front: Front,
-    pub(crate) grammars: Grammars,
-}
 
 /// What all requests share.
 pub(crate) struct App {
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) models: Models,
     pub(crate) options: Options,
     pub(crate) metrics: Metrics,
     /// Seconds since 1970 at which the server started.
@@ -37,6 +29,8 @@ pub(crate) struct App {
     pub(crate) since: Instant,
     /// Names of fields that were ignored, each told once.
     ignored: Mutex<HashSet<String>>,
+    /// Held by whoever begins or ends a lesson.
+    pub(crate) lessons: Mutex<()>,
 }
 
 /// Names of ignored fields that are remembered.
@@ -49,18 +43,15 @@ pub(crate) fn now() -> u64 {
 
 impl App {
     pub(crate) fn new(models: Vec<Served>, options: Options) -> std::io::Result<App> {
-        let start = |served: Served| {
-            let served = Arc::new(served);
-            Ok(Entry {
-                front: Front::start(served.clone(), &options)?,
-                grammars: Grammars::default(),
-                served,
-            })
-        };
-        let entries = models.into_iter().map(start).collect::<std::io::Result<_>>()?;
-        let (started, since) = (now(), Instant::now());
-        let ignored = Mutex::default();
-        Ok(App { entries, options, metrics: Metrics::default(), started, since, ignored })
+        Ok(App {
+            models: Models::new(models, &options)?,
+            options,
+            metrics: Metrics::default(),
+            started: now(),
+            since: Instant::now(),
+            ignored: Mutex::default(),
+            lessons: Mutex::default(),
+        })
     }
 
     /// Tells which fields of a request nobody asked for, once for each.
@@ -72,24 +63,6 @@ impl App {
                     "note: the field {name:?} of a request means nothing here and is ignored"
                 ));
             }
-        }
-    }
-
-    /// The model of a name; the only one where none is given.
-    pub(crate) fn entry(&self, name: Option<&str>) -> Answer<&Entry> {
-        let names = || self.entries.iter().map(|e| e.served.name.as_str()).collect::<Vec<_>>();
-        match name {
-            _ if self.entries.is_empty() => Err(ApiError::not_found("no model is served here")),
-            None if self.entries.len() == 1 => Ok(&self.entries[0]),
-            None => Err(ApiError::field(
-                "model",
-                format!("model is missing: {} can be asked", names().join(", ")),
-            )),
-            Some(name) => self
-                .entries
-                .iter()
-                .find(|e| e.served.name == name)
-                .ok_or_else(|| ApiError::no_model(&name.chars().take(80).collect::<String>(), &names())),
         }
     }
 }
@@ -150,35 +123,25 @@ async fn nothing(request: Request<Body>) -> ApiError {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let alive = app.entries.iter().all(|e| e.front.is_alive());
+    let alive = app.models.loaded().iter().all(|e| e.front.is_alive());
     let status = if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     json_response(status, &json!({"status": if alive { "ok" } else { "a model's thread has ended" }}))
 }
 
-fn describe(app: &App, entry: &Entry) -> Value {
-    let served = &entry.served;
-    json!({
-        "id": served.name,
-        "object": "model",
-        "created": app.started,
-        "owned_by": "shoestring",
-        "max_model_len": served.context(),
-        "parameters": served.model.params().len(),
-        "chat": served.tokenizer.chat_template().is_some(),
-    })
-}
-
 async fn models(State(app): State<Arc<App>>) -> Response {
-    let list: Vec<Value> = app.entries.iter().map(|e| describe(&app, e)).collect();
-    json_response(StatusCode::OK, &json!({"object": "list", "data": list}))
+    json_response(StatusCode::OK, &json!({"object": "list", "data": app.describe_all()}))
 }
 
 async fn model(
     State(app): State<Arc<App>>,
     axum::extract::Path(name): axum::extract::Path<String>,
 ) -> Answer<Response> {
-    let entry = app.entry(Some(&name))?;
-    Ok(json_response(StatusCode::OK, &describe(&app, entry)))
+    let list = app.describe_all();
+    let ids = || list.iter().filter_map(|m| m["id"].as_str()).collect::<Vec<_>>();
+    let found = list.iter().find(|m| m["id"] == name.as_str());
+    let found =
+        found.ok_or_else(|| ApiError::no_model(&name.chars().take(80).collect::<String>(), &ids()))?;
+    Ok(json_response(StatusCode::OK, found))
 }
 
 /// A header's text.

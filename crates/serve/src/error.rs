@@ -71,6 +71,11 @@ impl ApiError {
         }
     }
 
+    /// Something else is going on that it does not go with.
+    pub(crate) fn conflict(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, message)
+    }
+
     /// More bytes than a request may have.
     pub(crate) fn too_large(limit: usize) -> ApiError {
         let message = format!("the request is larger than {limit} bytes");

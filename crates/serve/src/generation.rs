@@ -7,10 +7,10 @@ use data::answer::LiveText;
 use engine::{Extras, FinishReason, Request};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::app::Entry;
 use crate::error::{Answer, ApiError};
 use crate::lanes::{Heard, Work};
 use crate::options::Served;
+use crate::shelf::Entry;
 use crate::thinking::Thinking;
 use crate::tools::{Call, ToolReader};
 

@@ -10,11 +10,11 @@ use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
-use crate::app::Entry;
 use crate::error::{Answer, ApiError};
 use crate::fields::Fields;
 use crate::openai::tokens::token_bytes;
 use crate::options::Served;
+use crate::shelf::Entry;
 use crate::tools::{Calls, Style};
 
 /// Bytes of a schema at most, and how long it may take to read one.

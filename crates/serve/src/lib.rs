@@ -19,6 +19,7 @@ mod metrics;
 mod openai;
 mod options;
 mod pages;
+mod shelf;
 mod sse;
 mod studio;
 mod talk;
@@ -27,4 +28,4 @@ mod tools;
 mod votes;
 
 pub use listen::{ServeError, Server};
-pub use options::{Options, ReasoningField, Served};
+pub use options::{Options, ReasoningField, Served, Shelf, Shelved, Teacher};

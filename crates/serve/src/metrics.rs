@@ -106,7 +106,7 @@ fn lanes(app: &App, out: &mut String) {
     ];
     for (name, kind, help, read) in gauges {
         let _ = writeln!(out, "# HELP shoestring_{name} {help}\n# TYPE shoestring_{name} {kind}");
-        for entry in &app.entries {
+        for entry in app.models.loaded() {
             let model = entry.served.name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             let _ = writeln!(out, "shoestring_{name}{{model=\"{model}\"}} {}", read(&entry.front.standing()));
         }

@@ -1,8 +1,11 @@
 //! What is served, and how.
 
+use std::ffi::OsString;
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use data::Tokenizer;
 use model::Model;
@@ -24,6 +27,39 @@ impl Served {
     pub(crate) fn context(&self) -> usize {
         self.model.config().max_position_embeddings().min(self.model.positions())
     }
+}
+
+/// Models that are loaded when they are asked for.
+pub trait Shelf: Debug + Send + Sync {
+    /// What there is now.
+    fn list(&self) -> Vec<Shelved>;
+    /// Loads one.
+    ///
+    /// # Errors
+    /// A sentence on what is wrong with it.
+    fn load(&self, shelved: &Shelved) -> Result<Served, String>;
+}
+
+/// A model that can be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shelved {
+    /// What requests call it.
+    pub name: String,
+    /// Its folder or file.
+    pub path: PathBuf,
+    /// Of its weights.
+    pub bytes: u64,
+    /// When they were written: one that was written anew is loaded anew.
+    pub written: SystemTime,
+}
+
+/// A program that teaches, as `shoestring teach` does.
+#[derive(Clone, Debug)]
+pub struct Teacher {
+    /// Where it lies.
+    pub program: PathBuf,
+    /// What it is given before everything else.
+    pub arguments: Vec<OsString>,
 }
 
 /// Where a message's thinking is told.
@@ -65,6 +101,12 @@ pub struct Options {
     pub origins: Vec<String>,
     /// A folder of runs that may be looked at.
     pub runs: Option<PathBuf>,
+    /// What teaches into that folder.
+    pub teacher: Option<Teacher>,
+    /// Models beside those that are there from the start.
+    pub shelf: Option<Arc<dyn Shelf>>,
+    /// Bytes of weights that are loaded from the shelf at once; who was not asked for longest goes first.
+    pub shelf_bytes: u64,
     /// Where thinking is told.
     pub reasoning: ReasoningField,
     /// Bytes that the cache of each model may hold.
@@ -93,6 +135,9 @@ impl Default for Options {
             hosts: Vec::new(),
             origins: Vec::new(),
             runs: None,
+            teacher: None,
+            shelf: None,
+            shelf_bytes: 4 << 30,
             reasoning: ReasoningField::Both,
             cache_bytes: 1 << 30,
             queue: 1024,

@@ -10,9 +10,13 @@ use axum::routing::get;
 use crate::app::App;
 
 /// Every file: its address, its kind, and what it holds.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 12] = [
     ("/", "text/html; charset=utf-8", include_str!("pages/index.html")),
     ("/runs", "text/html; charset=utf-8", include_str!("pages/runs.html")),
+    ("/teach", "text/html; charset=utf-8", include_str!("pages/teach.html")),
+    ("/app/teach.js", "text/javascript; charset=utf-8", include_str!("pages/teach.js")),
+    ("/app/curves.js", "text/javascript; charset=utf-8", include_str!("pages/curves.js")),
+    ("/app/nav.js", "text/javascript; charset=utf-8", include_str!("pages/nav.js")),
     ("/app/runs.js", "text/javascript; charset=utf-8", include_str!("pages/runs.js")),
     ("/openapi.json", "application/json", include_str!("openapi.json")),
     ("/app/style.css", "text/css; charset=utf-8", include_str!("pages/style.css")),

@@ -6,13 +6,14 @@ use data::{Conversation, Given, Message, encode_conversation, fields_left_out};
 use engine::{Allowed, Guide, MakeGuide};
 use serde_json::{Map, Value, json};
 
-use crate::app::{App, Entry};
+use crate::app::App;
 use crate::error::{Answer, ApiError};
 use crate::fields::Fields;
 use crate::generation::Ask;
 use crate::grammar::{self, Form};
 use crate::openai::params::Wishes;
 use crate::options::{ReasoningField, Served};
+use crate::shelf::Entry;
 use crate::tools::Calls;
 
 /// Tools that may be offered at most.

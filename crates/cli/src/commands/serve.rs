@@ -1,17 +1,19 @@
 //! `serve` and `studio`: models behind HTTP, and runs as they go.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use model::{HeldAs, Use};
-use serve::{Options, ReasoningField, Served, Server};
+use serve::{Options, ReasoningField, Served, Server, Shelf, Shelved, Teacher};
 
 use super::ranges;
-use crate::model_files::{Loaded, reserve};
-use crate::output::{line, tell};
+use crate::model_files::{Loaded, check_model, reserve};
+use crate::output::{line, sentence, tell};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,17 +49,23 @@ Examples:
   shoestring studio
   shoestring studio ~/experiments/runs --port 9000
 
-The page at / talks to the models that the runs have made, two of them side by side if you like; /runs shows the runs with their
-curves, samples and costs as they go, whoever performs them. Nothing is lost by closing the page or the studio.";
+  shoestring studio --model SmolLM2-135M-Instruct.Q4_1.gguf           # an open model, to talk to and to teach
+
+The page at / talks to the models that the runs have made, two of them side by side if you like; /teach takes a table of questions
+and answers and teaches one of them; /runs shows the runs with their curves, samples and costs as they go, whoever performs them. A
+model is loaded when it is asked for. Training is a process of its own: nothing is lost by closing the page or the studio.";
 
 /// Which runs are shown, and to whom.
 #[derive(Args)]
 #[command(after_help = STUDIO_EXAMPLES)]
 pub struct Studio {
-    /// The folder in which runs lie.
+    /// The folder in which runs lie; it is made if need be.
     #[arg(value_name = "RUNS", default_value = "runs")]
     runs: PathBuf,
-    /// GiB of weights that are loaded at most, those of the newest models first.
+    /// A model beside those of the runs, called by its name or as NAME=FOLDER says; may be given several times.
+    #[arg(long = "model", value_name = "MODEL")]
+    models: Vec<String>,
+    /// GiB of weights that are loaded at once; who was not asked for longest makes room.
     #[arg(long, value_name = "GIB", default_value_t = 4.0, value_parser = ranges::gib)]
     weights_gib: f32,
     #[command(flatten)]
@@ -133,42 +141,54 @@ pub fn run(a: &Serve) -> Result<()> {
     start(models, options, &names.join(", "))
 }
 
-/// Runs `studio`.
-pub fn studio(a: &Studio) -> Result<()> {
-    if !a.runs.is_dir() {
-        bail!(
-            "there is no folder {}: make a run with `shoestring launch`, or name the folder of your runs",
-            a.runs.display()
-        );
-    }
-    let options = Options { runs: Some(a.runs.clone()), ..a.server.options()? };
-    let mut left = (f64::from(a.weights_gib) * f64::from(1 << 30)) as u64;
-    let mut models = Vec::new();
-    for found in made_models(&a.runs) {
-        if found.bytes > left {
-            tell(&format!("{} is left out: it would take the weights beyond --weights-gib", found.name));
-            continue;
-        }
-        left -= found.bytes;
-        match load_as(&found.folder, found.name.clone(), None) {
-            Ok(model) => models.push(model),
-            Err(error) => tell(&format!("{} is left out: {error:#}", found.name)),
+/// Runs `studio`; `passed_on` are the options that what teaches is given too.
+pub fn studio(a: &Studio, passed_on: Vec<OsString>) -> Result<()> {
+    let runs = std::path::absolute(&a.runs).with_context(|| a.runs.display().to_string())?;
+    std::fs::create_dir_all(&runs).with_context(|| format!("there is no folder {}", runs.display()))?;
+    let given = a.models.iter().map(|text| given(text)).collect::<Result<Vec<_>>>()?;
+    for (i, model) in given.iter().enumerate() {
+        check_model(&model.path)?;
+        if given[..i].iter().any(|other| other.name == model.name) {
+            bail!("two models are called {:?}: give one of them another name, as NAME=FOLDER", model.name);
         }
     }
-    let what = format!("{} models of {}", models.len(), a.runs.display());
-    start(models, options, &what)
+    let shelf = RunsShelf { runs: runs.clone(), given, context: a.server.context };
+    let what = format!("{} models of {}", shelf.list().len(), a.runs.display());
+    let program = std::env::current_exe().context("the system does not say where this program lies")?;
+    let options = Options {
+        runs: Some(runs),
+        teacher: Some(Teacher { program, arguments: passed_on }),
+        shelf: Some(Arc::new(shelf)),
+        shelf_bytes: (f64::from(a.weights_gib) * f64::from(1 << 30)) as u64,
+        ..a.server.options()?
+    };
+    start(Vec::new(), options, &what)
 }
 
-/// A model that a run has made.
-struct Made {
-    name: String,
-    folder: PathBuf,
-    bytes: u64,
-    time: SystemTime,
+/// The models that runs have made, and those that were given.
+#[derive(Debug)]
+struct RunsShelf {
+    runs: PathBuf,
+    given: Vec<Shelved>,
+    context: Option<usize>,
 }
 
-/// The models of the stages that have ended, the newest first.
-fn made_models(runs: &Path) -> Vec<Made> {
+impl Shelf for RunsShelf {
+    /// Those given, then those of the stages that have ended, the newest first.
+    fn list(&self) -> Vec<Shelved> {
+        let mut made = made_models(&self.runs);
+        made.sort_by(|a, b| b.written.cmp(&a.written).then(a.name.cmp(&b.name)));
+        made.retain(|m| self.given.iter().all(|g| g.name != m.name));
+        [self.given.clone(), made].concat()
+    }
+
+    fn load(&self, shelved: &Shelved) -> Result<Served, String> {
+        load_as(&shelved.path, shelved.name.clone(), self.context).map_err(|e| sentence(&e))
+    }
+}
+
+/// The models of the stages that have ended.
+fn made_models(runs: &Path) -> Vec<Shelved> {
     let below = |folder: &Path| {
         std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>()
     };
@@ -176,17 +196,25 @@ fn made_models(runs: &Path) -> Vec<Made> {
     let mut found = Vec::new();
     for run in below(runs).iter().filter(|run| run.join("recipe.toml").is_file()) {
         for folder in below(run) {
-            let weights = std::fs::metadata(folder.join("model.safetensors"));
-            let whole =
-                ["config.json", "tokenizer.json", "done.json"].iter().all(|f| folder.join(f).is_file());
-            let Some(weights) = weights.ok().filter(|_| whole) else { continue };
-            let time = weights.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            let weights = ["model.safetensors", "adapter_model.safetensors"].map(|f| folder.join(f));
+            let weights = weights.iter().find_map(|f| std::fs::metadata(f).ok());
+            let Some(weights) = weights.filter(|_| folder.join("done.json").is_file()) else { continue };
             let name = format!("{}/{}", part(run), part(&folder));
-            found.push(Made { name, folder, bytes: weights.len(), time });
+            let written = weights.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            found.push(Shelved { name, path: folder, bytes: weights.len(), written });
         }
     }
-    found.sort_by(|a, b| b.time.cmp(&a.time).then(a.name.cmp(&b.name)));
     found
+}
+
+/// A model that was given by NAME=FOLDER, or by its folder alone.
+fn given(text: &str) -> Result<Shelved> {
+    let (name, path) = named(text)?;
+    let path = std::path::absolute(&path).with_context(|| text.to_owned())?;
+    let file = std::fs::metadata(path.join("model.safetensors")).or_else(|_| std::fs::metadata(&path)).ok();
+    let bytes = file.as_ref().map_or(0, |f| f.len());
+    let written = file.and_then(|f| f.modified().ok()).unwrap_or(SystemTime::UNIX_EPOCH);
+    Ok(Shelved { name, path, bytes, written })
 }
 
 impl ServerArgs {
@@ -229,7 +257,7 @@ impl ServerArgs {
 }
 
 fn start(models: Vec<Served>, options: Options, what: &str) -> Result<()> {
-    let page = if options.runs.is_some() { "chat and runs" } else { "chat" };
+    let page = if options.runs.is_some() { "chat, teach, runs" } else { "chat" };
     let server = Server::bind(models, options)?;
     let address = server.address().context("the system does not say where it listens")?;
     line(&format!("{what} at http://{address}/ ({page}), http://{address}/v1 (API); Ctrl-C ends"))?;
@@ -239,8 +267,13 @@ fn start(models: Vec<Served>, options: Options, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// `NAME=FOLDER`, or a folder, which gives its own name.
 fn load(text: &str, context: Option<usize>) -> Result<Served> {
+    let (name, folder) = named(text)?;
+    load_as(&folder, name, context)
+}
+
+/// `NAME=FOLDER`, or a folder, which gives its own name.
+fn named(text: &str) -> Result<(String, PathBuf)> {
     let named = text.split_once('=').filter(|(name, _)| !name.contains('/') && !Path::new(text).exists());
     let folder = PathBuf::from(named.map_or(text, |(_, folder)| folder));
     let name = match named {
@@ -250,7 +283,7 @@ fn load(text: &str, context: Option<usize>) -> Result<Served> {
     if name.is_empty() {
         bail!("{text:?} gives the model no name: write NAME=FOLDER");
     }
-    load_as(&folder, name, context)
+    Ok((name, folder))
 }
 
 fn load_as(folder: &Path, name: String, context: Option<usize>) -> Result<Served> {

@@ -61,7 +61,7 @@ fn refusal(error: &ApiError) -> Response {
 async fn messages(app: Arc<App>, request: Request<Body>) -> Answer<Response> {
     let Call { app, fields: mut f, salt } = read(app, request).await?;
     let model = f.text("model")?;
-    let entry = app.entry(model.as_deref())?;
+    let entry = &app.entry(model.as_deref()).await?;
     let Asked { talk, wishes, thinking } = asked(&mut f, entry)?;
     app.note_ignored(&f);
     let ask = talk.ask(&app, entry, &wishes, salt).await?;
@@ -91,7 +91,7 @@ async fn messages(app: Arc<App>, request: Request<Body>) -> Answer<Response> {
 async fn count_tokens(app: Arc<App>, request: Request<Body>) -> Answer<Response> {
     let Call { app, fields: mut f, .. } = read(app, request).await?;
     let model = f.text("model")?;
-    let entry = app.entry(model.as_deref())?;
+    let entry = &app.entry(model.as_deref()).await?;
     let mut talk = Talk { messages: conversation(&mut f)?, ..Talk::default() };
     talk.take_tools(&mut f, true)?;
     let given = Given { tools: talk.tools, ..Given::default() };
@@ -99,7 +99,7 @@ async fn count_tokens(app: Arc<App>, request: Request<Body>) -> Answer<Response>
     Ok(json_response(StatusCode::OK, &json!({"input_tokens": ids.len()})).into_response())
 }
 
-fn asked(f: &mut Fields, entry: &crate::app::Entry) -> Answer<Asked> {
+fn asked(f: &mut Fields, entry: &crate::shelf::Entry) -> Answer<Asked> {
     let mut talk = Talk { messages: conversation(f)?, ..Talk::default() };
     talk.take_tools(f, true)?;
     let stops = f.take("stop_sequences");

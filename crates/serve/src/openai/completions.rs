@@ -37,7 +37,7 @@ struct Reply {
 pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) -> Answer<Response> {
     let Call { app, fields: mut f, salt } = read(app, request).await?;
     let model = f.text("model")?;
-    let entry = app.entry(model.as_deref())?;
+    let entry = &app.entry(model.as_deref()).await?;
     f.refuse(&REFUSED)?;
     let prompts = prompts(&entry.served, f.need("prompt")?)?;
     let wishes = Wishes::take(&mut f, &entry.served)?;

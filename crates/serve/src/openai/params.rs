@@ -4,10 +4,10 @@ use engine::{Extras, Request, Sampling};
 use serde_json::Value;
 
 use super::random;
-use crate::app::Entry;
 use crate::error::{Answer, ApiError};
 use crate::fields::{Fields, kind};
 use crate::options::Served;
+use crate::shelf::Entry;
 
 /// Answers to one prompt at most.
 const MOST_SAMPLES: usize = 128;

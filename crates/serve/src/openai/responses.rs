@@ -44,7 +44,7 @@ struct Reply {
 pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) -> Answer<Response> {
     let Call { app, fields: mut f, salt } = read(app, request).await?;
     let model = f.text("model")?;
-    let entry = app.entry(model.as_deref())?;
+    let entry = &app.entry(model.as_deref()).await?;
     f.refuse(&REFUSED)?;
     let mut echo = Map::new();
     for field in [

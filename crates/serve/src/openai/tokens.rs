@@ -70,7 +70,8 @@ pub(crate) fn chat_logprobs(tokenizer: &Tokenizer, tokens: &[Told]) -> Value {
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request<Body>) -> Answer<Response> {
     let mut call = read(app, request).await?;
     let model = call.fields.text("model")?;
-    let served = &call.app.entry(model.as_deref())?.served;
+    let entry = call.app.entry(model.as_deref()).await?;
+    let served = &entry.served;
     let f = &mut call.fields;
     let with_special = f.flag("add_special_tokens")?.unwrap_or(true);
     let ids = match (f.text("prompt")?, f.list("messages")?) {
@@ -95,7 +96,8 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request<Body>
 pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request<Body>) -> Answer<Response> {
     let mut call = read(app, request).await?;
     let model = call.fields.text("model")?;
-    let served = &call.app.entry(model.as_deref())?.served;
+    let entry = call.app.entry(model.as_deref()).await?;
+    let served = &entry.served;
     let ids = ids("tokens", call.fields.need("tokens")?, served.model.config().vocab_size())?;
     let text = served.tokenizer.decode(&ids, false).map_err(|e| ApiError::field("tokens", e.to_string()))?;
     Ok(json_response(StatusCode::OK, &json!({"prompt": text})))

@@ -25,11 +25,29 @@ export async function models(key) {
   return (await response.json()).data;
 }
 
-/** Whether the server shows runs. */
-export async function showsRuns(key) {
-  const response = await fetch("/studio", { headers: headers(key) });
-  return response.ok && (await response.json()).runs;
+/** The key that the chat page was given. */
+export function kept() {
+  try {
+    return sessionStorage.getItem("key") ?? "";
+  } catch {
+    return "";
+  }
 }
+
+async function ask(path, more = {}) {
+  const response = await fetch(path, { headers: headers(kept()), ...more });
+  if (!response.ok) throw await failure(response);
+  return response.json();
+}
+
+/** What lies at an address of the studio. */
+export const get = (path) => ask(path);
+
+/** Asks the studio to do something. */
+export const post = (path, body) => ask(path, { method: "POST", body: JSON.stringify(body ?? {}) });
+
+/** Hands the studio a file. */
+export const put = (path, file) => ask(path, { method: "PUT", body: file });
 
 /** Parses server-sent events out of a stream of text; yields each event's data. */
 export async function* events(stream) {
@@ -52,7 +70,7 @@ export async function* events(stream) {
   }
 }
 
-/** Asks for an answer; calls `on` with what grows: {reasoning}, {text}, {finish}, {usage}. */
+/** Asks for an answer; calls `on` with what grows: {reasoning}, {text}, {finish}, {usage}, {votes}. */
 export async function chat(body, key, signal, on) {
   const request = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await fetch("/v1/chat/completions", {
@@ -64,10 +82,12 @@ export async function chat(body, key, signal, on) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Error(chunk.error.message);
     if (chunk.usage) on({ usage: chunk.usage });
-    for (const { delta, finish_reason } of chunk.choices) {
+    for (const { delta, finish_reason, votes } of chunk.choices) {
+      if (votes) on({ votes });
       const reasoning = delta.reasoning_content ?? delta.reasoning;
       if (reasoning) on({ reasoning });
       if (delta.content) on({ text: delta.content });
+      if (delta.refusal) on({ text: delta.refusal });
       if (finish_reason) on({ finish: finish_reason });
     }
   }

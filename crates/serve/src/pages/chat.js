@@ -1,10 +1,11 @@
 // A conversation: asked, streamed, stopped, edited, asked again.
 
 import * as api from "./api.js";
+import { nav } from "./nav.js";
 import { fill, make } from "./render.js";
 
 const $ = (id) => document.getElementById(id);
-const SETTINGS = ["system", "temperature", "top_p", "top_k", "min_p", "max_completion_tokens", "seed"];
+const SETTINGS = ["system", "temperature", "top_p", "top_k", "min_p", "max_completion_tokens", "seed", "votes", "min_agreement"];
 const NUMBERS = SETTINGS.slice(1);
 
 const state = {
@@ -74,6 +75,7 @@ function column(answer, turn) {
   const running = state.running?.turn === turn;
   if (answer.reasoning) whole.append(thought(answer, running && !answer.content));
   whole.append(text);
+  if (answer.votes) whole.append(make("p", { class: "votes" }, answer.votes));
   if (answer.error) whole.append(make("p", { class: "error" }, answer.error));
   if (!running) {
     const note = answer.note ? [make("span", {}, answer.note)] : [];
@@ -154,6 +156,7 @@ function request(model) {
   for (const name of NUMBERS) {
     if ($(name).value !== "") body[name] = Number($(name).value);
   }
+  if (!body.votes) delete body.min_agreement;
   return body;
 }
 
@@ -186,6 +189,7 @@ async function follow(one, turn, signal) {
   try {
     await api.chat(request(one.model), $("key").value, signal, (news) => {
       if (news.usage) usage = news.usage;
+      if (news.votes) one.votes = agreement(news.votes);
       if (news.finish === "length") one.error = "Cut off: it has all the tokens that it may have.";
       if (!news.text && !news.reasoning) return;
       first ||= performance.now();
@@ -204,6 +208,13 @@ async function follow(one, turn, signal) {
     const rate = Math.round(usage.completion_tokens / seconds);
     one.note = `${usage.completion_tokens} tokens, ${((first - begun) / 1000).toFixed(2)} s to the first, ${rate} tokens/s`;
   }
+}
+
+/** How far the samples of a vote agree. */
+function agreement({ samples, answered, agreement, abstained }) {
+  const same = Math.round(agreement * samples);
+  const silent = answered < samples ? `, ${samples - answered} came to no answer` : "";
+  return `${abstained ? "No answer: " : ""}${same} of ${samples} agree (${Math.round(100 * agreement)} %)${silent}`;
 }
 
 /** Redraws the turn that grows, once a frame. */
@@ -235,12 +246,15 @@ function grow() {
 }
 
 async function begin() {
+  nav();
   const settings = load("settings", {});
+  // A link may name the models to talk to, and nothing else.
+  const named = new URLSearchParams(location.search);
+  for (const id of ["model", "beside"]) settings[id] = named.get(id) ?? settings[id];
   for (const id of SETTINGS) $(id).value = settings[id] ?? "";
   $("single").checked = Boolean(settings.single);
   $("key").value = sessionStorage.getItem("key") ?? "";
   await listModels(settings.model, settings.beside);
-  $("nav").hidden = !(await api.showsRuns($("key").value));
   draw();
 }
 
@@ -285,6 +299,10 @@ $("settings-open").addEventListener("click", () => $("settings").showModal());
 $("settings").addEventListener("close", () => {
   save();
   if (!$("model").value) listModels();
+});
+// What a run has made meanwhile can be talked to.
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && !state.running) listModels($("model").value, $("beside").value);
 });
 $("model").addEventListener("change", save);
 $("beside").addEventListener("change", save);

@@ -11,13 +11,19 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Fills an element with a text: code between fences, what stands in answer tags marked, all else as it is. */
+/** Fills an element with a text: code between fences, thoughts faint, what stands in answer tags marked, all else as it is. */
 export function fill(element, text) {
   const parts = text.split(/^```[^\n]*\n?/m);
   element.replaceChildren(...parts.flatMap((part, i) => (i % 2 ? [make("pre", {}, part)] : plain(part))));
 }
 
 function plain(text) {
-  const parts = text.split(/<answer>([\s\S]*?)(?:<\/answer>|$)/);
-  return parts.map((part, i) => (i % 2 ? make("mark", { title: "the answer" }, part) : document.createTextNode(part)));
+  const parts = text.split(/<(think|answer)>([\s\S]*?)(?:<\/\1>|$)/);
+  const kinds = { think: (inside) => make("span", { class: "thought", title: "the thought" }, inside), answer: (inside) => make("mark", { title: "the answer" }, inside) };
+  const nodes = [];
+  for (let i = 0; i < parts.length; i += 3) {
+    nodes.push(document.createTextNode(parts[i]));
+    if (i + 2 < parts.length) nodes.push(kinds[parts[i + 1]](parts[i + 2]));
+  }
+  return nodes;
 }

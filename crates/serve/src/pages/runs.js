@@ -1,41 +1,23 @@
 // A run as it goes: curves, samples, what its stages cost.
 
+import { get } from "./api.js";
+import { Stages, duration } from "./curves.js";
+import { nav } from "./nav.js";
 import { fill, make } from "./render.js";
 
 const $ = (id) => document.getElementById(id);
-const SVG = "http://www.w3.org/2000/svg";
-// What is drawn of a stage, and in which order.
-const CURVES = ["reward", "accuracy", "loss", "eval_loss", "entropy", "completion_length", "tokens_per_second", "grad_norm"];
-const NAMES = { completion_length: "length of answers", tokens_per_second: "tokens per second", grad_norm: "norm of the gradient", eval_loss: "held-out loss" };
 const PAUSE = 1000;
 
-const state = { name: "", metrics: 0, samples: 0, stages: new Map(), last: null };
-
-async function get(path) {
-  const key = sessionStorage.getItem("key");
-  const response = await fetch(path, { headers: key ? { authorization: `Bearer ${key}` } : {} });
-  if (!response.ok) throw new Error((await response.json()).error.message);
-  return response.json();
-}
+// Samples are {stage, step, tag, text}, by stage and tag.
+const state = { name: "", metrics: 0, samples: 0, stages: new Stages(), texts: new Map() };
 
 const run = (part = "") => `/studio/runs/${encodeURIComponent(state.name)}${part}`;
 
 /** Chooses a run and forgets the one before. */
 function choose(name) {
-  Object.assign(state, { name, metrics: 0, samples: 0, stages: new Map(), last: null });
+  Object.assign(state, { name, metrics: 0, samples: 0, stages: new Stages(), texts: new Map() });
   for (const id of ["stages", "curves", "samples"]) $(id).replaceChildren();
   history.replaceState(null, "", `#${encodeURIComponent(name)}`);
-}
-
-async function follow() {
-  for (;;) {
-    try {
-      if (state.name) await look();
-    } catch (error) {
-      $("status").textContent = error.message;
-    }
-    await new Promise((done) => setTimeout(done, PAUSE));
-  }
 }
 
 /** Reads what is new. */
@@ -45,7 +27,7 @@ async function look() {
   for (;;) {
     const { next, lines } = await get(run(`/metrics?from=${state.metrics}`));
     if (name !== state.name) return;
-    lines.forEach(note);
+    lines.forEach((line) => state.stages.note(line));
     news ||= lines.length > 0;
     if (next === state.metrics) break;
     state.metrics = next;
@@ -57,21 +39,48 @@ async function look() {
   const about = await get(run());
   if (name !== state.name) return;
   table(about);
-  if (news) curves();
-  const ago = about.written === null ? null : Math.max(0, Math.round(Date.now() / 1000 - about.written));
-  $("status").textContent = about.report ? "Finished." : ago === null ? "Nothing was written yet." : `Last line ${ago} s ago.`;
+  if (news) $("curves").replaceChildren(...state.stages.figures());
+  $("status").textContent = standing(about);
 }
 
-function note(line) {
-  if (!state.stages.has(line.stage)) state.stages.set(line.stage, []);
-  state.stages.get(line.stage).push(line);
+/** How the run stands, in a sentence. */
+function standing(about) {
+  if (about.report) return "Finished.";
+  if (about.written === null) return "Nothing was written yet.";
+  const last = state.stages.last();
+  const left = typeof last?.seconds_left === "number" ? `${last.stage}: step ${last.step}, ${duration(last.seconds_left)} left in this stage. ` : "";
+  return `${left}Last line ${duration(Math.max(0, Date.now() / 1000 - about.written))} ago.`;
 }
 
+/** Takes a text of a stage; its latest is shown, and the slider goes back to how it was. */
 function sample(line) {
+  const key = `${line.stage} ${line.tag}`;
+  if (!state.texts.has(key)) state.texts.set(key, shelf(line));
+  state.texts.get(key).add(line);
+}
+
+function shelf({ stage }) {
+  const lines = [];
   const text = make("div", { class: "text" });
-  fill(text, line.text ?? "");
-  $("samples").prepend(make("article", {}, make("h3", {}, `${line.stage}, step ${line.step}`), text));
-  while ($("samples").children.length > 20) $("samples").lastElementChild.remove();
+  const title = make("h3", {});
+  const slider = make("input", { type: "range", min: "0", max: "0", value: "0", "aria-label": `${stage}: from the first text to the latest` });
+  const show = () => {
+    const line = lines[Number(slider.value)];
+    title.textContent = `${stage}, step ${line.step}`;
+    slider.setAttribute("aria-valuetext", `step ${line.step}`);
+    fill(text, line.text ?? "");
+  };
+  slider.addEventListener("input", show);
+  $("samples").prepend(make("article", {}, title, slider, text));
+  const add = (line) => {
+    const follows = Number(slider.value) === lines.length - 1 || lines.length === 0;
+    lines.push(line);
+    slider.max = String(lines.length - 1);
+    slider.hidden = lines.length < 2;
+    if (follows) slider.value = slider.max;
+    show();
+  };
+  return { add };
 }
 
 function table(about) {
@@ -89,60 +98,36 @@ function table(about) {
   $("stages").replaceChildren(...report, make("thead", {}, head), make("tbody", {}, ...rows));
 }
 
-function curves() {
-  const figures = [];
-  for (const [stage, lines] of [...state.stages].reverse()) {
-    for (const key of CURVES) {
-      const points = lines.filter((l) => typeof l[key] === "number").map((l) => [l.step, l[key]]);
-      if (points.length > 1) figures.push(figure(stage, key, points));
-    }
+/** Lists the runs that there are, the newest first. */
+async function list() {
+  const { runs } = await get("/studio/runs");
+  runs.sort((a, b) => (b.written ?? 0) - (a.written ?? 0));
+  const names = runs.map((r) => r.name);
+  if (JSON.stringify(names) !== JSON.stringify([...$("run").options].map((o) => o.value))) {
+    $("run").replaceChildren(...names.map((name) => make("option", { value: name }, name)));
+    $("run").value = state.name;
   }
-  $("curves").replaceChildren(...figures);
-}
-
-function svg(tag, attributes, ...children) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-const short = (x) => Number(x.toPrecision(3)).toLocaleString("en");
-
-/** One curve with its ends written beside it. */
-function figure(stage, key, points) {
-  const [width, height] = [280, 90];
-  const xs = points.map((p) => p[0]);
-  const ys = points.map((p) => p[1]);
-  const [left, right, low, high] = [xs[0], xs.at(-1), Math.min(...ys), Math.max(...ys)];
-  const x = (v) => ((v - left) / (right - left || 1)) * width;
-  const y = (v) => height - ((v - low) / (high - low || 1)) * height;
-  const every = Math.ceil(points.length / 600);
-  const shown = points.filter((_, i) => i % every === 0 || i === points.length - 1);
-  const line = shown.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join(" ");
-  const name = NAMES[key] ?? key;
-  const label = `${stage}: ${name} from ${short(ys[0])} to ${short(ys.at(-1))} in ${right} steps`;
-  const drawn = svg("svg", { viewBox: `-2 -4 ${width + 4} ${height + 8}`, role: "img", "aria-label": label }, svg("polyline", { points: line }));
-  const caption = make("figcaption", {}, make("b", {}, `${stage} · ${name}`), ` ${short(ys.at(-1))}`, make("span", {}, ` ${short(low)} to ${short(high)}, step ${right}`));
-  return make("figure", {}, caption, drawn);
+  return names;
 }
 
 async function begin() {
-  try {
-    const { runs } = await get("/studio/runs");
-    if (runs.length === 0) {
-      $("status").textContent = "There are no runs yet: start one with `shoestring launch`.";
-      return;
+  nav();
+  $("run").addEventListener("change", () => choose($("run").value));
+  addEventListener("hashchange", () => choose(decodeURIComponent(location.hash.slice(1))));
+  for (let round = 0; ; round += 1) {
+    try {
+      const names = round % 10 === 0 ? await list() : [];
+      if (!state.name && names.length) {
+        const wanted = decodeURIComponent(location.hash.slice(1));
+        choose(names.includes(wanted) ? wanted : names[0]);
+        $("run").value = state.name;
+      }
+      if (state.name) await look();
+      else $("status").textContent = "There are no runs yet: start one with `shoestring launch`, or teach a table.";
+    } catch (error) {
+      $("status").textContent = error.message;
     }
-    runs.sort((a, b) => (b.written ?? 0) - (a.written ?? 0));
-    $("run").replaceChildren(...runs.map((r) => make("option", { value: r.name }, r.name)));
-    const wanted = decodeURIComponent(location.hash.slice(1));
-    $("run").value = runs.some((r) => r.name === wanted) ? wanted : runs[0].name;
-    $("run").addEventListener("change", () => choose($("run").value));
-    choose($("run").value);
-    follow();
-  } catch (error) {
-    $("status").textContent = error.message;
+    await new Promise((done) => setTimeout(done, PAUSE));
   }
 }
 

@@ -39,8 +39,12 @@ pub fn start(options: Options) -> SocketAddr {
 
 /// Starts a server of these models, for as long as the test runs.
 pub fn serve_models(models: Vec<Served>, options: Options) -> SocketAddr {
-    let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let server = Server::bind(models, Options { address, ..options }).expect("it binds");
+    serve_at(models, Options { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..options })
+}
+
+/// Starts a server of these models where the options say.
+pub fn serve_at(models: Vec<Served>, options: Options) -> SocketAddr {
+    let server = Server::bind(models, options).expect("it binds");
     let address = server.address().expect("it listens");
     std::thread::spawn(move || server.run());
     address

@@ -13,38 +13,24 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use super::{folder, json_of, whole};
 use crate::app::App;
 use crate::error::{Answer, ApiError, json_response};
 
 /// Runs that are listed at most, and bytes of a file that are read at once.
 const MOST_RUNS: usize = 500;
 const MOST_BYTES: u64 = 1 << 20;
-/// Bytes of a file that is read whole.
-const MOST_WHOLE: u64 = 32 << 20;
-
 /// What a report may do: show itself.
 const REPORT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox";
 
 /// The addresses of runs.
 pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new()
-        .route("/studio", get(about))
         .route("/studio/runs", get(list))
         .route("/studio/runs/{name}", get(one))
         .route("/studio/runs/{name}/metrics", get(metrics))
         .route("/studio/runs/{name}/samples", get(samples))
         .route("/studio/runs/{name}/report", get(report))
-}
-
-/// Whether there are runs to be looked at.
-async fn about(State(app): State<Arc<App>>) -> Response {
-    json_response(StatusCode::OK, &json!({"runs": app.options.runs.is_some()}))
-}
-
-fn folder(app: &App) -> Answer<&Path> {
-    let none =
-        || ApiError::not_found("this server was given no folder of runs: start it with `shoestring studio`");
-    app.options.runs.as_deref().ok_or_else(none)
 }
 
 /// The folder of a run. A name is one of those that are listed, so that it leads nowhere else.
@@ -83,11 +69,7 @@ async fn one(State(app): State<Arc<App>>, Place(name): Place<String>) -> Answer<
     let path = run(&app, &name)?;
     let mut stages = Vec::new();
     for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
-        let Some(done) =
-            whole(&entry.path().join("done.json")).and_then(|t| serde_json::from_str::<Value>(&t).ok())
-        else {
-            continue;
-        };
+        let Some(done) = json_of(&entry.path().join("done.json")) else { continue };
         let stage = entry.file_name().to_string_lossy().into_owned();
         stages.push(
             json!({"name": stage, "kind": done["kind"], "cost": done["cost"], "summary": done["summary"]}),
@@ -126,13 +108,6 @@ async fn report(State(app): State<Arc<App>>, Place(name): Place<String>) -> Answ
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(REPORT_POLICY));
     Ok(response)
-}
-
-fn whole(path: &Path) -> Option<String> {
-    let file = File::open(path).ok().filter(|f| f.metadata().is_ok_and(|m| m.len() <= MOST_WHOLE))?;
-    let mut text = String::new();
-    file.take(MOST_WHOLE).read_to_string(&mut text).ok()?;
-    Some(text)
 }
 
 /// The whole lines of a file from `?from=BYTES` on: `{"next", "lines"}`. A file that became shorter is told from its start.
