@@ -57,7 +57,7 @@ impl Serialize for Family {
 }
 
 /// All of them. Where several share a name in GGUF files, the first whose file it is reads it.
-static FAMILIES: [&Family; 10] = [
+static FAMILIES: &[&Family] = &[
     &llama::FAMILY,
     &mistral::FAMILY,
     &smollm3::FAMILY,

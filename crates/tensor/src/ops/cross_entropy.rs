@@ -262,18 +262,18 @@ pub fn log_probs(params: &Params, x: &Tensor, head: Weight, targets: &[u32], tem
     walk(params, x, head, targets, None, temperature)
 }
 
-/// Seeds the gradient of a loss of which `slopes[t]` is the derivative by token t's log-probability at `temperature`;
+/// Seeds the gradient of a loss of which `derivatives[t]` is the derivative by token t's log-probability at `temperature`;
 /// gives the log-probabilities and entropies that [`log_probs`] would.
 pub fn seed_log_probs(
     params: &Params,
     x: &Tensor,
     head: Weight,
     targets: &[u32],
-    slopes: &[f32],
+    derivatives: &[f32],
     temperature: f32,
 ) -> TokenStats {
-    assert_eq!(slopes.len(), targets.len(), "seed_log_probs: slopes and targets differ in number");
-    let weights: Vec<f32> = slopes.iter().map(|s| -s).collect();
+    assert_eq!(derivatives.len(), targets.len(), "seed_log_probs: derivatives and targets differ in number");
+    let weights: Vec<f32> = derivatives.iter().map(|s| -s).collect();
     walk(params, x, head, targets, Some(&weights), temperature)
 }
 

@@ -156,11 +156,11 @@ KERNEL_BOUNDED(router_forward, 256, 4)(const float* __restrict__ logits, const f
 }
 
 // The gradient of the logits, overwritten.
-// scores [n, e], experts [n, k], dw [n, k] (the weights' gradient; may be null), slopes [n, e] (of the balance loss;
+// scores [n, e], experts [n, k], dw [n, k] (the weights' gradient; may be null), gradients [n, e] (of the balance loss;
 // may be null) -> dlogits [n, e].
 // Launch: grid ceil(n / 8), 256 threads.
 KERNEL_BOUNDED(router_backward, 256, 4)(const float* __restrict__ scores, const int* __restrict__ experts,
-                                        const float* __restrict__ dw, const float* __restrict__ slopes,
+                                        const float* __restrict__ dw, const float* __restrict__ gradients,
                                         float* __restrict__ dlogits, int n, int e, int k, int normalize,
                                         float scaling) {
     using namespace router_kernels;
@@ -192,7 +192,7 @@ KERNEL_BOUNDED(router_backward, 256, 4)(const float* __restrict__ scores, const 
     }
     for (int i = lane; i < e; i += 32) {
         size_t at = (size_t)t * e + i;
-        float v = slopes ? d[i] + slopes[at] : d[i];
+        float v = gradients ? d[i] + gradients[at] : d[i];
         dlogits[at] = v * (s[i] * (1.0f - s[i]));
     }
 }
@@ -221,14 +221,14 @@ KERNEL_BOUNDED(router_frequency, 1024, 1)(const int* __restrict__ experts, const
     for (int x = threadIdx.x; x < e; x += blockDim.x) frequency[(size_t)blockIdx.x * e + x] = (float)counts[x] * even;
 }
 
-// Second step: the balance loss's slope by each score, and each token's term of the loss.
-// scores [n, e], sequences [count, 2], frequency [count, e] -> slopes [n, e], terms [n]. The sequences cover the n
+// Second step: the balance loss's gradient by each score, and each token's term of the loss.
+// scores [n, e], sequences [count, 2], frequency [count, e] -> gradients [n, e], terms [n]. The sequences cover the n
 // tokens in order.
 // A warp walks a tile of 32 tokens in pieces of 32 columns. It loads them row by row, for the sake of coalescing, and
 // sums with one lane per token, in the processor's order; 33 columns keep the lanes in different banks.
 // Launch: grid (count, y), 128 threads, y = ceil(longest sequence / 128) for one tile per warp (any y is correct).
 KERNEL_BOUNDED(router_balance, 128, 4)(const float* __restrict__ scores, const int* __restrict__ sequences,
-                                       const float* __restrict__ frequency, float* __restrict__ slopes,
+                                       const float* __restrict__ frequency, float* __restrict__ gradients,
                                        float* __restrict__ terms, int n, int e, float alpha) {
     using namespace router_kernels;
     __shared__ float tiles[TILE_WARPS][32][33], pieces[TILE_WARPS][32];
@@ -264,7 +264,7 @@ KERNEL_BOUNDED(router_balance, 128, 4)(const float* __restrict__ scores, const i
         for (int r = 0; r < rows; ++r) {
             float row_total = __shfl_sync(FULL_WARP, total, r), row_weighted = __shfl_sync(FULL_WARP, weighted, r);
             for (int i = lane; i < e; i += 32)
-                slopes[at + (size_t)r * e + i] = share * (f[i] - row_weighted) / row_total;
+                gradients[at + (size_t)r * e + i] = share * (f[i] - row_weighted) / row_total;
         }
     }
 }

@@ -119,8 +119,8 @@ pub fn route(
             None => {
                 let (affinities, unused) = (affinities.host_mut(), unused.host_mut());
                 let (greatest, _) = choose_cpu(logits, &none, &plain, affinities, unused);
-                let (loss, slopes) = balance_slopes(scores.host(), greatest.host(), &shape, lens, alpha);
-                (Buf::copy_of(&[loss]).into(), Buf::copy_of(&slopes).into())
+                let (loss, gradients) = balance_gradient(scores.host(), greatest.host(), &shape, lens, alpha);
+                (Buf::copy_of(&[loss]).into(), Buf::copy_of(&gradients).into())
             }
         }
     });
@@ -210,13 +210,13 @@ fn balance_cuda(
     let longest = lens.iter().max().copied().unwrap_or(0);
     let (sequences, frequency, terms) =
         (gpu.upload_ints(&sequences), gpu.alloc(lens.len() * e), gpu.alloc(n));
-    let (mut loss, mut slopes) = (Data::new(Some(gpu), 1), Data::new(Some(gpu), n * e));
+    let (mut loss, mut gradients) = (Data::new(Some(gpu), 1), Data::new(Some(gpu), n * e));
     let args = args![greatest.on(gpu), &sequences, &frequency, e, k];
     gpu.launch("router_frequency", [lens.len(), 1, 1], 1024, args);
-    let args = args![scores.on(gpu), &sequences, &frequency, slopes.on_mut(gpu), &terms, n, e, alpha];
+    let args = args![scores.on(gpu), &sequences, &frequency, gradients.on_mut(gpu), &terms, n, e, alpha];
     gpu.launch("router_balance", [lens.len(), longest.div_ceil(128).max(1), 1], 128, args);
     gpu.launch("router_loss", [1, 1, 1], 256, args![&terms, loss.on_mut(gpu), n]);
-    (loss, slopes)
+    (loss, gradients)
 }
 
 /// The gradient of the logits, from that of the weights, if any reached them, and of the balance loss.
@@ -241,10 +241,10 @@ fn backward(gpu: Option<&Gpu>, chosen: &Chosen, dw: Option<&Data>, shape: &Route
             let d = unsafe { out.slice(t * e, e) };
             let s = &scores[t * e..][..e];
             if let Some(dw) = dw {
-                weight_slopes(s, &experts[t * k..][..k], &dw[t * k..][..k], shape, d);
+                weight_gradients(s, &experts[t * k..][..k], &dw[t * k..][..k], shape, d);
             }
-            if let Some(slopes) = balance {
-                d.iter_mut().zip(&slopes[t * e..]).for_each(|(d, b)| *d += b);
+            if let Some(gradients) = balance {
+                d.iter_mut().zip(&gradients[t * e..]).for_each(|(d, b)| *d += b);
             }
             match shape.scoring {
                 Scoring::Sigmoid => d.iter_mut().zip(s).for_each(|(d, s)| *d *= s * (1.0 - s)),
@@ -367,7 +367,7 @@ fn best(x: &[f32]) -> usize {
 }
 
 /// Adds d loss / d score through the (normalised) weights of one token.
-fn weight_slopes(s: &[f32], experts: &[u32], dw: &[f32], shape: &RouterShape, d: &mut [f32]) {
+fn weight_gradients(s: &[f32], experts: &[u32], dw: &[f32], shape: &RouterShape, d: &mut [f32]) {
     if !shape.normalize {
         for (&x, &g) in experts.iter().zip(dw) {
             d[x as usize] += g * shape.scaling;
@@ -381,9 +381,9 @@ fn weight_slopes(s: &[f32], experts: &[u32], dw: &[f32], shape: &RouterShape, d:
     }
 }
 
-/// The balance loss `α Σ_i f_i P_i`, averaged over tokens, and its slope by each score, from the scores and each token's
+/// The balance loss `α Σ_i f_i P_i`, averaged over tokens, and its gradient by each score, from the scores and each token's
 /// `greatest` ones, `[tokens * top_k]`.
-fn balance_slopes(
+fn balance_gradient(
     scores: &[f32],
     greatest: &[u32],
     shape: &RouterShape,
@@ -392,7 +392,7 @@ fn balance_slopes(
 ) -> (f32, Vec<f32>) {
     let (e, k) = (shape.experts, shape.top_k);
     let tokens: usize = lens.iter().sum();
-    let mut slopes = vec![0.0; scores.len()];
+    let mut gradients = vec![0.0; scores.len()];
     let mut loss = 0.0;
     let mut start = 0;
     for &len in lens {
@@ -406,10 +406,10 @@ fn balance_slopes(
             let weighted: f32 = row.iter().zip(&f).map(|(s, f)| s * f).sum::<f32>() / total;
             loss += share * weighted;
             for i in 0..e {
-                slopes[(start + t) * e + i] = share * (f[i] - weighted) / total;
+                gradients[(start + t) * e + i] = share * (f[i] - weighted) / total;
             }
         }
         start += len;
     }
-    (loss, slopes)
+    (loss, gradients)
 }

@@ -71,6 +71,22 @@ impl OptimizerSettings {
             ],
             0.0..1.0,
         )?;
-        at.numbers(&[("optimizer.weight_decay", self.weight_decay), ("optimizer.clip", self.clip)], 0.0..)
+        at.numbers(&[("optimizer.weight_decay", self.weight_decay), ("optimizer.clip", self.clip)], 0.0..)?;
+        self.check_effect(at)
+    }
+
+    /// Refuses what AdamW would leave aside.
+    fn check_effect(&self, at: &At) -> Checked {
+        if self.kind != OptimizerKind::AdamW {
+            return Ok(());
+        }
+        if self.adam_learning_rate != self.learning_rate {
+            let message = "AdamW moves everything at `learning_rate`: leave this out";
+            return Err(at.error("optimizer.adam_learning_rate", message));
+        }
+        if self.momentum != OptimizerSettings::default().momentum {
+            return Err(at.error("optimizer.momentum", "AdamW has `beta1` in its place: leave this out"));
+        }
+        Ok(())
     }
 }

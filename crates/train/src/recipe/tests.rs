@@ -249,6 +249,8 @@ fn names_and_ranges_are_checked() {
         ("stage.grpo.group=1", "expected a number at least 2 and at most 1000000, found 1"),
         ("stage.grpo.temperature=0", "expected a number above 0, found 0"),
         ("stage.grpo.steps=0", "expected 1 to 1000000000000, found 0"),
+        ("stage.grpo.optimizer.adam_learning_rate=0.5", "leave this out"),
+        ("stage.grpo.optimizer.momentum=0.5", "AdamW has `beta1` in its place"),
         ("stage.grpo.max_new=9223372036854775807", "expected 1 to 1000000000000"),
         ("stage.pretrain.batch_tokens=9223372036854775807", "at most 4294967296"),
         ("problems.held_out=9223372036854775807", "expected 1 to 10000000"),

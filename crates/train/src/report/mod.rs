@@ -159,12 +159,13 @@ impl RunReport {
     }
 }
 
-/// Writes `report.json`, `report.html` and, if the run learnt by reinforcement, `curve.svg` into a folder.
+/// Writes `report.json`, `report.html` and its first picture, `curve.svg`, into a folder: accuracy over FLOPs where the
+/// recipe compares several ways, the reward where it learnt by reinforcement, none otherwise.
 pub fn write(dir: &Path, report: &RunReport, metrics: &[Line]) -> Result<(), RunError> {
     let json = serde_json::to_string_pretty(report).expect("a report holds only what JSON can state");
     write_atomic(&dir.join("report.json"), json.as_bytes())?;
     write_atomic(&dir.join("report.html"), html::page(report, metrics).as_bytes())?;
-    if let Some(curve) = charts::reinforcement(report, metrics) {
+    if let Some(curve) = charts::ways(report).or_else(|| charts::reinforcement(report, metrics)) {
         write_atomic(&dir.join("curve.svg"), curve.render(html::SVG_STYLE).as_bytes())?;
     }
     Ok(())
