@@ -1,8 +1,9 @@
 //! Grouped-query attention, with what families add to it: norms on queries and keys, layers without positions, windows.
 
-use tensor::ops::{self, AttentionShape, GqaHeads, KvLayer, RopeTable, Segments};
-use tensor::{Ints, Tape, Tensor, Weight};
+use tensor::ops::{self, AttentionShape, GqaHeads, KvLayer, RopeTable};
+use tensor::{Tape, Tensor, Weight};
 
+use crate::batch::BatchInfo;
 use crate::config::{GqaConfig, LayerKind, LayerRope, QkNorm};
 use crate::linear::{Linear, Parts};
 
@@ -57,10 +58,9 @@ impl Gqa {
         &self,
         tape: &Tape<'p>,
         x: &Tensor,
-        positions: &Ints,
+        batch: &BatchInfo,
         ropes: &'p Ropes,
         shape: AttentionShape,
-        segments: &Segments,
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
         let rope = match self.kind.rope {
@@ -68,6 +68,7 @@ impl Gqa {
             LayerRope::Local => Some(ropes.local.as_ref().expect("a model with positions of its windows")),
             LayerRope::None => None,
         };
+        let positions = &batch.positions;
         let qkv = self.qkv.forward(tape, x);
         let &Gqa { heads, kv_heads, dim, norms, eps, .. } = self;
         let (q, k, v) = match (rope, self.qk_norm) {
@@ -88,7 +89,7 @@ impl Gqa {
             }
         };
         let shape = AttentionShape { window: self.kind.window, ..shape };
-        let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
+        let y = ops::attention(tape, (&q, &k, &v), shape, &batch.segments, cache);
         self.out.forward(tape, &y)
     }
 

@@ -4,6 +4,7 @@
 //! training (with a recording tape) and generation (with a cache).
 
 pub mod adapter;
+mod batch;
 pub mod config;
 pub mod family;
 pub mod files;

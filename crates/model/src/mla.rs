@@ -1,9 +1,10 @@
 //! Multi-head latent attention (DeepSeek-V2 report, section 2.1; V3 report, section 2.1.1), with the expanded
 //! cache: keys and values per head, in the same order of arithmetic as in training.
 
-use tensor::ops::{self, AttentionShape, KvLayer, MlaDims, Segments};
-use tensor::{Ints, Tape, Tensor, Weight};
+use tensor::ops::{self, AttentionShape, KvLayer, MlaDims};
+use tensor::{Tape, Tensor, Weight};
 
+use crate::batch::BatchInfo;
 use crate::config::MlaConfig;
 use crate::gqa::Ropes;
 use crate::linear::{Linear, Parts};
@@ -72,10 +73,9 @@ impl Mla {
         &self,
         tape: &Tape<'p>,
         x: &Tensor,
-        positions: &Ints,
+        batch: &BatchInfo,
         ropes: &'p Ropes,
         shape: AttentionShape,
-        segments: &Segments,
         cache: Option<&mut KvLayer>,
     ) -> Tensor {
         let q = match &self.q {
@@ -87,8 +87,8 @@ impl Mla {
         let c = ops::rms_norm(tape, &self.kv_down.forward(tape, x), self.kv_norm, LATENT_EPS);
         let k_rope = self.k_rope.forward(tape, x);
         let kv = self.kv_up.forward(tape, &c);
-        let (q, k, v) = ops::mla_heads(tape, (&q, &kv, &k_rope), self.dims, positions, &ropes.main);
-        let y = ops::attention(tape, (&q, &k, &v), shape, segments, cache);
+        let (q, k, v) = ops::mla_heads(tape, (&q, &kv, &k_rope), self.dims, &batch.positions, &ropes.main);
+        let y = ops::attention(tape, (&q, &k, &v), shape, &batch.segments, cache);
         self.out.forward(tape, &y)
     }
 }

@@ -5,11 +5,12 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment, Segments};
+use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment};
 use tensor::params::Param;
-use tensor::{Ints, Params, Rng, Tape, Tensor, Weight, threads};
+use tensor::{Params, Rng, Tape, Tensor, Weight, threads};
 
 use crate::adapter::{AdapterConfig, base_of};
+use crate::batch::BatchInfo;
 use crate::config::{Activation, ModelConfig, RopeTablesSpec, TensorKind, TensorSpec, tensor_specs};
 use crate::files::{self, FileError, GenerationConfig, WeightType};
 use crate::gqa::{Gqa, Ropes};
@@ -320,12 +321,12 @@ impl Model {
             if options.recompute && tape.is_recording() {
                 let (batch, loads) = (batch.clone(), loads.clone());
                 x = tape.recomputed(&x, move |tape, x| {
-                    let (h, d) = self.block(tape, block, x, None, &batch, None, &loads);
+                    let (h, d) = self.block(tape, block, (x, None), &batch, None, &loads);
                     ops::add(tape, &h, &d)
                 });
             } else {
                 let layer = cache.as_mut().map(|c| &mut c.layers[l]);
-                let (h, d) = self.block(tape, block, &x, delta.as_ref(), &batch, layer, &loads);
+                let (h, d) = self.block(tape, block, (&x, delta.as_ref()), &batch, layer, &loads);
                 (x, delta) = (h, Some(d));
             }
         }
@@ -353,7 +354,7 @@ impl Model {
         let e = ops::rms_norm(tape, &ops::embedding(tape, next_tokens, self.embed), mtp.enorm, self.eps);
         let h = ops::rms_norm(tape, hidden, mtp.hnorm, self.eps);
         let x = ops::linear(tape, &ops::concat_cols(tape, &e, &h), mtp.eh_proj, None);
-        let (x, delta) = self.block(tape, &mtp.block, &x, None, &batch, None, &loads);
+        let (x, delta) = self.block(tape, &mtp.block, (&x, None), &batch, None, &loads);
         let hidden = ops::add_rms_norm(tape, &x, &delta, mtp.norm, self.eps).1;
         Pass { hidden, loads: loads.into_inner() }
     }
@@ -363,8 +364,7 @@ impl Model {
         &'p self,
         tape: &Tape<'p>,
         block: &Block,
-        x: &Tensor,
-        delta: Option<&Tensor>,
+        (x, delta): (&Tensor, Option<&Tensor>),
         batch: &BatchInfo,
         cache: Option<&mut KvLayer>,
         loads: &RefCell<Vec<ExpertLoad>>,
@@ -373,14 +373,9 @@ impl Model {
             Some(d) => ops::add_rms_norm(tape, x, d, block.input_norm, self.eps),
             None => (x.clone(), ops::rms_norm(tape, x, block.input_norm, self.eps)),
         };
-        let (positions, segments) = (&batch.positions, &batch.segments);
         let a = match &block.attention {
-            Attention::Gqa(a) => {
-                a.forward(tape, &normed, positions, &self.ropes, self.shape, segments, cache)
-            }
-            Attention::Mla(a) => {
-                a.forward(tape, &normed, positions, &self.ropes, self.shape, segments, cache)
-            }
+            Attention::Gqa(a) => a.forward(tape, &normed, batch, &self.ropes, self.shape, cache),
+            Attention::Mla(a) => a.forward(tape, &normed, batch, &self.ropes, self.shape, cache),
         };
         let after = |y: Tensor, norm: Option<Weight>| match norm {
             Some(norm) => ops::rms_norm(tape, &y, norm, self.eps),
@@ -392,26 +387,6 @@ impl Model {
         let y = after(y, block.after_feed_forward);
         loads.borrow_mut().extend(load);
         (x, y)
-    }
-}
-
-/// What every layer needs to know about the batch.
-struct BatchInfo {
-    segments: Segments,
-    positions: Ints,
-    lens: Vec<usize>,
-    alpha: f32,
-}
-
-impl BatchInfo {
-    fn new(segments: &[Segment], options: PassOptions) -> BatchInfo {
-        let positions = segments.iter().flat_map(|s| (s.past..s.past + s.rows).map(|p| p as u32));
-        BatchInfo {
-            positions: positions.collect::<Vec<_>>().into(),
-            lens: segments.iter().map(|s| s.rows).collect(),
-            segments: segments.to_vec().into(),
-            alpha: options.balance_alpha,
-        }
     }
 }
 

@@ -262,17 +262,17 @@ fn random_tokens(rng: &mut Rng, n: usize, vocab: usize) -> Vec<u32> {
     (0..n).map(|_| rng.below(vocab) as u32).collect()
 }
 
-/// Prints the figures that all model benchmarks share.
-fn report(
-    title: &str,
-    args: &ModelArgs,
-    parameters: usize,
-    tokens: f64,
+/// What was measured.
+struct Took {
+    tokens: usize,
     steps: usize,
     seconds: f64,
     counts: Counts,
-    more: Value,
-) -> Result<()> {
+}
+
+/// Prints the figures that all model benchmarks share.
+fn report(title: &str, args: &ModelArgs, parameters: usize, took: Took, more: Value) -> Result<()> {
+    let Took { tokens, steps, seconds, counts } = took;
     let peak = peak_memory_bytes();
     let gpu = tensor::device(parameters);
     // Before the ceiling is measured, which takes memory too.
@@ -283,7 +283,7 @@ fn report(
         "device": device_name(),
         "math": math_name(gpu.as_ref()),
         "threads": tensor::threads::threads(),
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": tokens as f64 / seconds,
         "seconds_per_step": seconds / steps as f64,
         "operations_per_second": rate,
         "ceiling_share": rate / ceiling(parameters),
@@ -323,16 +323,8 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     let seconds = start.elapsed().as_secs_f64();
     let counts = operations::counts().since(&before);
     end_profile(args);
-    report(
-        "training",
-        args,
-        model.params().len(),
-        (steps * n) as f64,
-        steps,
-        seconds,
-        counts,
-        json!({"loss": loss}),
-    )
+    let took = Took { tokens: steps * n, steps, seconds, counts };
+    report("training", args, model.params().len(), took, json!({"loss": loss}))
 }
 
 fn requests(
@@ -371,16 +363,8 @@ fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: 
     end_profile(args);
     let tokens: usize = done.iter().flatten().map(|c| c.token_ids.len()).sum();
     let more = json!({"generated_tokens": tokens, "cache_bytes": engine.cache_bytes()});
-    report(
-        "generation",
-        args,
-        model.params().len(),
-        tokens as f64,
-        1,
-        seconds,
-        operations::counts().since(&before),
-        more,
-    )
+    let took = Took { tokens, steps: 1, seconds, counts: operations::counts().since(&before) };
+    report("generation", args, model.params().len(), took, more)
 }
 
 fn bench_grpo(
@@ -437,14 +421,6 @@ fn bench_grpo(
     let seconds = start.elapsed().as_secs_f64();
     end_profile(args);
     let more = json!({"mean_completion_tokens": tokens as f64 / completions.max(1) as f64, "mismatched_logprobs": mismatched});
-    report(
-        "GRPO",
-        args,
-        model.params().len(),
-        tokens as f64,
-        steps,
-        seconds,
-        operations::counts().since(&before),
-        more,
-    )
+    let took = Took { tokens, steps, seconds, counts: operations::counts().since(&before) };
+    report("GRPO", args, model.params().len(), took, more)
 }

@@ -151,7 +151,7 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
         let (i, rows, n0, width) = &tasks[t];
         // Tasks write disjoint tiles of the output, inside it by `check`.
         SCRATCH.with(|s| {
-            block(&products[*i], rows.clone(), *n0, *width, shared, ldc, accumulate, &mut s.borrow_mut())
+            block(&products[*i], rows.clone(), *n0..n0 + width, shared, ldc, accumulate, &mut s.borrow_mut())
         });
     });
 }
@@ -215,9 +215,9 @@ fn check_disjoint(products: &[Product], ldc: usize) {
 }
 
 kernel! {
-    /// The given rows (at most MC) of one product, columns `n0..n0 + width`.
-    fn block<S>(p: &Product, rows: Range<usize>, n0: usize, width: usize, out: SharedMut<f32>, ldc: usize,
-                accumulate: bool, scratch: &mut Scratch) {
+    /// The given rows (at most MC) and columns of one product.
+    fn block<S>(p: &Product, rows: Range<usize>, cols: Range<usize>, out: SharedMut<f32>, ldc: usize, accumulate: bool,
+                scratch: &mut Scratch) {
         let (m0, rows) = (rows.start, rows.len());
         let in_place = p.a.in_place();
         // Rows that lie apart evict one another from the first-level cache, and every strip of the task reads them.
@@ -228,18 +228,18 @@ kernel! {
             if !in_place && kc > 0 {
                 pack_left::<S>(&p.a, m0, rows, k0, kc, &mut scratch.left);
             }
-            let mut n = n0;
-            while n < n0 + width {
+            let mut n = cols.start;
+            while n < cols.end {
                 let wide = if rows <= 3 { WIDE * PANEL } else { PANEL };
-                let cols = wide.min(n0 + width - n);
+                let width = wide.min(cols.end - n);
                 let mut b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
                 let mut right = p.b;
                 if let Some(coded) = right.coded {
-                    for (i, to) in scratch.right.chunks_exact_mut(KC * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
+                    for (i, to) in scratch.right.chunks_exact_mut(KC * PANEL).take(width.div_ceil(PANEL)).enumerate() {
                         coded.unpack::<S>(n / PANEL + i, k0, &mut to[..kc * PANEL]);
                     }
                     b = scratch.right.as_ptr();
-                } else if copies && cols == PANEL {
+                } else if copies && width == PANEL {
                     copy_right::<S>(b, right.k_stride, kc, &mut scratch.right);
                     (b, right.k_stride) = (scratch.right.as_ptr(), PANEL);
                 }
@@ -255,9 +255,9 @@ kernel! {
                     };
                     let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
                     let load = accumulate || k0 > 0;
-                    Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols, load }.run::<S>(strip.len());
+                    Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load }.run::<S>(strip.len());
                 }
-                n += cols;
+                n += width;
             }
             k0 += kc;
             if k0 >= p.k {

@@ -92,7 +92,7 @@ fn fused<'p>(
             let gpu = params.gpu().expect("recorded on a GPU");
             if let Some(grads) = take_all(Some(gpu), grads, n) {
                 let grads = grads.each_ref().map(|g| &**g);
-                gx.give(backward(gpu, params, &qkv, grads, rstd.as_ref(), shape, &positions, table));
+                gx.give(backward(gpu, params, &qkv, grads, rstd.as_ref(), shape, (&positions, table)));
             }
         });
     }
@@ -111,8 +111,7 @@ fn backward(
     grads: [&Data; 3],
     rstd: Option<&Data>,
     shape: GqaHeads,
-    positions: &Ints,
-    table: &RopeTable,
+    (positions, table): (&Ints, &RopeTable),
 ) -> Data {
     let GqaHeads { heads, kv_heads, dim, norms, .. } = shape;
     let n = qkv.rows();

@@ -99,6 +99,24 @@ macro_rules! stage {
     };
 }
 
+/// What is shipped is read, and `earned` measures the stages of `launch` under the same names: what holds for one holds
+/// for the other.
+#[test]
+fn shipped_recipes_are_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
+    let load = |name: &str| {
+        let text = std::fs::read_to_string(format!("{folder}/{name}.toml")).unwrap();
+        parse(&text, &[]).unwrap_or_else(|e| panic!("{name}: {e}"))
+    };
+    for name in ["smoke", "quick", "gym", "text"] {
+        load(name);
+    }
+    let (launch, earned) = (load("launch"), load("earned"));
+    for name in ["reject_1", "round_1", "reject_2", "round_2", "sft_more", "sft_pretrain_more", "distill"] {
+        assert_eq!(launch.stage(name).map(|s| s.stage()), earned.stage(name).map(|s| s.stage()), "{name}");
+    }
+}
+
 #[test]
 fn what_is_left_out_is_filled_in() {
     let recipe = parse(LAUNCH, &[]).unwrap();

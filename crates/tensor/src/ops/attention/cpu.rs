@@ -110,7 +110,7 @@ pub(super) fn forward(
             if state.len() < need {
                 *state = Buf::new(need);
             }
-            attend(t, q, layer, shape, &segments[t.segment].pages, out, lse, &mut state);
+            attend(t, q, layer, shape, &segments[t.segment].pages, (out, lse), &mut state);
         });
     });
 }
@@ -150,8 +150,9 @@ thread_local! {
 }
 
 kernel! {
-    fn attend<S>(task: &Task, q: &[f32], layer: &KvLayer, shape: &AttentionShape, pages: &[u32], out: SharedMut<f32>,
-                 lse: SharedMut<f32>, state: &mut [f32]) {
+    fn attend<S>(task: &Task, q: &[f32], layer: &KvLayer, shape: &AttentionShape, pages: &[u32],
+                 to: (SharedMut<f32>, SharedMut<f32>), state: &mut [f32]) {
+        let (out, lse) = to;
         let (dk, dv) = (shape.qk_dim, shape.v_dim);
         // Rows of a tile are tokens of one head, or heads of one token.
         let (q_stride, out_stride, lse_stride) = if task.step == 1 {
@@ -290,16 +291,16 @@ pub(super) fn backward(
         // Pieces write disjoint (tree, head) parts; a trunk's gradients are summed in the order of its segments.
         BACK.with(|s| {
             for at in tree {
-                back_segment(at, kv_head, qkv, y, dy, lse, shape, grads, &mut s.borrow_mut());
+                back_segment(at, kv_head, qkv, (y, dy, lse), shape, grads, &mut s.borrow_mut());
             }
         });
     });
 }
 
 kernel! {
-    fn back_segment<S>(at: &Place, kv_head: usize, qkv: (&[f32], &[f32], &[f32]), y: &[f32], dy: &[f32], lse: &[f32],
+    fn back_segment<S>(at: &Place, kv_head: usize, qkv: (&[f32], &[f32], &[f32]), out: (&[f32], &[f32], &[f32]),
                        shape: &AttentionShape, grads: (SharedMut<f32>, SharedMut<f32>, SharedMut<f32>), scratch: &mut Buf) {
-        let (q, k, v) = qkv;
+        let ((q, k, v), (y, dy, lse)) = (qkv, out);
         let (gq, gk, gv) = grads;
         let AttentionShape { heads, kv_heads, qk_dim: dk, v_dim: dv, scale, window } = *shape;
         let (group, all) = (heads / kv_heads, at.past + at.rows);
