@@ -15,8 +15,9 @@ const page = await browser.newPage({ viewport: { width: 1100, height: 1000 } });
 page.on("console", (m) => m.type() === "error" && errors.push(m.text()));
 page.on("pageerror", (e) => errors.push(String(e)));
 
-async function picture(name, fullPage = false) {
-  if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`), fullPage });
+async function picture(name, of = "main") {
+  await page.locator(of).scrollIntoViewIfNeeded();
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`) });
 }
 
 // From the chat to the page, and a table dropped on it.
@@ -54,11 +55,12 @@ await page.waitForSelector("#gain:visible", { timeout: 240000 });
 assert.match(await page.locator("#gain").innerText(), /points.*right before.*after/);
 assert.ok(await page.locator("#answers tbody tr").count() > 0, "answers before and after");
 assert.ok(await page.locator("#curves figure").count() > 0, "curves");
-await picture("teach-outcome-light", true);
+await picture("teach-curves-light", "#curves");
+await picture("teach-outcome-light", "#answers");
 await page.emulateMedia({ colorScheme: "dark" });
 await page.setViewportSize({ width: 360, height: 640 });
 assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "it fits a phone's width");
-await picture("teach-phone-dark", true);
+await picture("teach-phone-dark", "#gain");
 await page.setViewportSize({ width: 1100, height: 800 });
 
 // The model that was made just now is talked to, beside the one that it was.

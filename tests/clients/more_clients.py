@@ -22,7 +22,7 @@ if has("anthropic"):
     import anthropic
 
     client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
-    ask = {"model": model, "max_tokens": 200, "temperature": 0, "messages": [{"role": "user", "content": question}]}
+    ask = {"model": model, "max_tokens": 200, "extra_body": {"temperature": 0}, "messages": [{"role": "user", "content": question}]}
     whole = client.messages.create(**ask)
     said = "".join(b.text for b in whole.content if b.type == "text")
     assert said and whole.stop_reason == "end_turn" and whole.usage.output_tokens > 0, whole
