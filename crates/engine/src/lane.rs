@@ -5,6 +5,9 @@
 //! its pages are freed, and its tokens are computed again later. By the engine's bitwise contract neither that, nor the
 //! pieces, nor who else is there changes a token.
 
+mod ahead;
+mod pace;
+
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
@@ -16,7 +19,8 @@ use crate::pages::Pages;
 use crate::prefix::{Link, Prefix};
 use crate::request::{Allowed, EngineError, Extras, FinishReason, Guide, Request, check};
 use crate::sampler::{Chosen, Wish, choose};
-use crate::speculate;
+use ahead::{Guess, Span};
+use pace::Pace;
 
 /// How much is worked on at once. None of it changes a result.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +35,13 @@ pub struct Limits {
     pub keep: bool,
     /// How many times as long as a step of decoding alone one may last that takes prompt tokens along, about; 0 for any.
     pub patience: f32,
+    /// Whether the model's MTP layer, if it has one, goes along and guesses for requests that allow guesses.
+    pub mtp: bool,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { sequences: 256, rows: 512, pages: usize::MAX, keep: false, patience: 0.0 }
+        Limits { sequences: 256, rows: 512, pages: usize::MAX, keep: false, patience: 0.0, mtp: false }
     }
 }
 
@@ -49,6 +55,8 @@ pub trait Sink {
     fn begun(&mut self, _ticket: Ticket, _cached: usize) {}
     /// A token of a sample, with the `top_logprobs` that were asked for; false ends the continuation.
     fn token(&mut self, ticket: Ticket, sample: usize, drawn: Drawn, top: &[(u32, f32)]) -> bool;
+    /// So many of a sample's next tokens were guessed, and so many of these came.
+    fn guessed(&mut self, _ticket: Ticket, _sample: usize, _guessed: usize, _right: usize) {}
     /// The end of a sample.
     fn end(&mut self, ticket: Ticket, sample: usize, reason: FinishReason);
 }
@@ -64,6 +72,10 @@ pub struct Counts {
     pub guessed: usize,
     /// See `guessed`.
     pub guessed_right: usize,
+    /// Of these, the MTP layer's.
+    pub mtp_guessed: usize,
+    /// See `mtp_guessed`.
+    pub mtp_guessed_right: usize,
     /// Sequences that were put back for lack of pages.
     pub put_back: usize,
 }
@@ -89,6 +101,10 @@ struct Seq {
     /// How many of them have their keys and values in `pages`.
     done: usize,
     pages: Vec<u32>,
+    /// How many of them have gone through the MTP layer, in a lane with one; it is a token ahead of the model.
+    ahead: usize,
+    /// What the MTP layer takes for the next token.
+    mtp_guess: Option<u32>,
     /// Pages that were handed to the kept prefixes, and the last one's link.
     kept: (usize, Link),
     /// Of a prompt that went through: the prediction after its last token, `[1, vocab]`.
@@ -111,23 +127,10 @@ struct Part {
     age: (Ticket, usize),
     rows: usize,
     /// Tokens that are guessed to follow, each a row too.
-    guess: Vec<u32>,
+    guess: Guess,
     /// First of the rows whose prediction is wanted, among those of the step.
     wanted: Option<usize>,
 }
-
-/// How long steps take, for how many prompt tokens one may take along so that nobody waits too long.
-#[derive(Default)]
-struct Pace {
-    /// Seconds of a step of decoding alone, lately.
-    usual: Option<f64>,
-    /// Seconds that a prompt token adds to a step, lately.
-    row: Option<f64>,
-}
-
-/// The least prompt tokens that are taken along, and how many are before anything was measured.
-const FEWEST_ROWS: usize = 8;
-const FIRST_ROWS: usize = 32;
 
 /// A queue of requests and their way through one model.
 pub struct Lane<'m> {
@@ -149,10 +152,11 @@ pub struct Lane<'m> {
 impl<'m> Lane<'m> {
     /// A lane with a cache of its own.
     pub fn new(model: &'m Model, limits: Limits) -> Lane<'m> {
+        let limits = Limits { mtp: limits.mtp && model.has_mtp(), ..limits };
         Lane {
             model,
             limits,
-            cache: model.new_cache(),
+            cache: if limits.mtp { model.new_cache_with_mtp() } else { model.new_cache() },
             pages: Pages::default(),
             prefix: Prefix::default(),
             jobs: HashMap::new(),
@@ -165,7 +169,7 @@ impl<'m> Lane<'m> {
     }
 
     pub(crate) fn set_limits(&mut self, limits: Limits) {
-        self.limits = limits;
+        self.limits = Limits { mtp: self.limits.mtp, ..limits };
     }
 
     /// Queues a request. Its first token comes out of a later [`Lane::step`].
@@ -303,6 +307,7 @@ impl<'m> Lane<'m> {
         let salt = self.jobs[&seq.ticket].extras.salt;
         let (pages, link) = self.prefix.find(salt, &seq.tokens, &mut self.pages);
         seq.done = pages.len() * KvCache::PAGE;
+        seq.ahead = seq.done;
         seq.kept = (pages.len(), link);
         seq.pages = pages;
         self.counts.cached += seq.done;
@@ -365,6 +370,7 @@ impl<'m> Lane<'m> {
             let Some(pages) = self.share_prompt(at) else { break };
             self.active[at].sample += 1;
             seq.done = prompt.len();
+            seq.ahead = seq.done;
             seq.kept = self.active[at].kept;
             seq.pages = pages;
             if self.accept(&mut seq, &chosen, sink) {
@@ -421,7 +427,8 @@ impl<'m> Lane<'m> {
         self.counts.put_back += 1;
         let pages = std::mem::take(&mut seq.pages);
         pages.iter().for_each(|&page| self.pages.release(page));
-        (seq.done, seq.kept, seq.logits) = (0, (0, 0), None);
+        (seq.done, seq.ahead, seq.kept, seq.logits) = (0, 0, (0, 0), None);
+        seq.mtp_guess = None;
         let at = self.waiting.partition_point(|s| s.age() < seq.age());
         self.waiting.insert(at, seq);
     }
@@ -450,8 +457,8 @@ impl<'m> Lane<'m> {
             if rows == 0 {
                 continue;
             }
-            let guess = if left == 1 { self.guess(i - 1, decoding) } else { Vec::new() };
-            let end = self.active[i - 1].done + rows + guess.len();
+            let guess = if left == 1 { self.guess(i - 1, decoding) } else { Guess::default() };
+            let end = self.active[i - 1].done + rows + guess.tokens.len();
             let mut fits = true;
             while fits && self.active[i - 1].pages.len() * KvCache::PAGE < end {
                 match self.take_page(age) {
@@ -472,23 +479,11 @@ impl<'m> Lane<'m> {
         parts
     }
 
-    /// What may follow a sequence in decoding, looked up in what it holds.
-    fn guess(&self, i: usize, decoding: usize) -> Vec<u32> {
-        let seq = &self.active[i];
-        let Job { request, extras, .. } = &self.jobs[&seq.ticket];
-        let most = speculate::worth(extras.speculate, decoding);
-        if most == 0 || seq.trunk || seq.guide.is_some() {
-            return Vec::new();
-        }
-        // The last token of an answer is never guessed for: nothing follows it.
-        let left = request.prompt.len() + request.max_new - seq.tokens.len();
-        speculate::lookup(&seq.tokens, most.min(left.saturating_sub(1)))
-    }
-
     /// Runs the model over the parts, and takes what it predicts.
     fn pass(&mut self, mut parts: Vec<Part>, sink: &mut impl Sink) {
         let begun = Instant::now();
         let (mut tokens, mut segments, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut spans = Vec::with_capacity(parts.len());
         let (mut decoding, mut prompts) = (0, 0);
         let mut at = 0;
         for part in &mut parts {
@@ -497,7 +492,8 @@ impl<'m> Lane<'m> {
             let seq = &self.active[at];
             let first = tokens.len();
             tokens.extend_from_slice(&seq.tokens[seq.done..seq.done + part.rows]);
-            tokens.extend_from_slice(&part.guess);
+            tokens.extend_from_slice(&part.guess.tokens);
+            spans.push(Span { age: part.age, first, rows: tokens.len() - first, past: seq.done });
             segments.push(Segment { rows: tokens.len() - first, past: seq.done, pages: seq.pages.clone() });
             if part.rows == seq.left() {
                 part.wanted = Some(wanted.len());
@@ -509,17 +505,21 @@ impl<'m> Lane<'m> {
             }
         }
         self.counts.computed += tokens.len();
-        let logits = self.predict(&tokens, &segments, &wanted);
+        let (hidden, logits) = self.predict(&tokens, &segments, &wanted);
         self.take_predictions(parts, &logits, wanted.len(), sink);
+        if self.limits.mtp {
+            self.look_ahead(&spans, &hidden);
+        }
         self.pace.note(begun.elapsed().as_secs_f64(), decoding, prompts);
     }
 
-    /// Logits of the wanted rows, `[wanted, vocab]`.
-    fn predict(&mut self, tokens: &[u32], segments: &[Segment], wanted: &[u32]) -> Tensor {
+    /// The last hidden states, `[tokens, H]`, and logits of the wanted rows, `[wanted, vocab]`.
+    fn predict(&mut self, tokens: &[u32], segments: &[Segment], wanted: &[u32]) -> (Tensor, Tensor) {
         let params = self.model.params();
         let tape = Tape::inference(params);
         let pass = self.model.forward(&tape, tokens, segments, PassOptions::default(), Some(&mut self.cache));
-        ops::logits(params, &ops::pick_rows(params, &pass.hidden, wanted), self.model.head())
+        let logits = ops::logits(params, &ops::pick_rows(params, &pass.hidden, wanted), self.model.head());
+        (pass.hidden, logits)
     }
 
     /// Draws the tokens of the sequences whose rows are done, and hands them out.
@@ -536,7 +536,7 @@ impl<'m> Lane<'m> {
             if self.active[at].trunk {
                 self.active[at].logits = Some(ops::pick_rows(params, logits, &[row as u32]));
             } else {
-                rows.extend((row..=row + part.guess.len()).map(|r| r as u32));
+                rows.extend((row..=row + part.guess.tokens.len()).map(|r| r as u32));
                 drawing.push((at, part));
             }
         }
@@ -547,8 +547,8 @@ impl<'m> Lane<'m> {
         // With the guesses behind them, as they would stand if all came so.
         let texts: Vec<Vec<u32>> = drawing
             .iter()
-            .filter(|(_, p)| !p.guess.is_empty())
-            .map(|(i, p)| [&self.active[*i].tokens[..], &p.guess].concat())
+            .filter(|(_, p)| !p.guess.tokens.is_empty())
+            .map(|(i, p)| [&self.active[*i].tokens[..], &p.guess.tokens].concat())
             .collect();
         let mut texts = texts.iter();
         let mut wishes = Vec::with_capacity(rows.len());
@@ -557,9 +557,9 @@ impl<'m> Lane<'m> {
             let seq = &self.active[*i];
             let job = &self.jobs[&seq.ticket];
             wishes.push(wish(job, seq.sample, &seq.tokens, guide));
-            if !part.guess.is_empty() {
+            if !part.guess.tokens.is_empty() {
                 let text = texts.next().expect("one for each guess");
-                let more = (1..=part.guess.len()).map(|n| &text[..seq.tokens.len() + n]);
+                let more = (1..=part.guess.tokens.len()).map(|n| &text[..seq.tokens.len() + n]);
                 wishes.extend(more.map(|text| wish(job, seq.sample, text, &mut None)));
             }
         }
@@ -567,7 +567,7 @@ impl<'m> Lane<'m> {
         drop(wishes);
         let ages: Vec<_> = drawing.iter().map(|(_, p)| (p.age, p.guess.clone())).collect();
         for ((age, guess), guide) in ages.into_iter().zip(guides) {
-            let chosen: Vec<Chosen> = chosen.by_ref().take(1 + guess.len()).collect();
+            let chosen: Vec<Chosen> = chosen.by_ref().take(1 + guess.tokens.len()).collect();
             // Those that ended meanwhile have moved the others.
             let i = self.active.binary_search_by_key(&age, Seq::age).expect("a part has a sequence");
             let mut seq = self.active.remove(i);
@@ -582,18 +582,23 @@ impl<'m> Lane<'m> {
     }
 
     /// Takes a drawn token and those after it that were guessed right; says whether the continuation has ended.
-    fn accept_all(&mut self, seq: &mut Seq, guess: &[u32], chosen: &[Chosen], sink: &mut impl Sink) -> bool {
-        self.counts.guessed += guess.len();
-        for (n, c) in chosen.iter().enumerate() {
+    fn accept_all(&mut self, seq: &mut Seq, guess: &Guess, chosen: &[Chosen], sink: &mut impl Sink) -> bool {
+        let right = guess.tokens.iter().zip(chosen).take_while(|(g, c)| **g == c.drawn.token).count();
+        if !guess.tokens.is_empty() {
+            self.counts.guessed += guess.tokens.len();
+            self.counts.guessed_right += right;
+            if guess.by_mtp {
+                self.counts.mtp_guessed += guess.tokens.len();
+                self.counts.mtp_guessed_right += right;
+            }
+            sink.guessed(seq.ticket, seq.sample, guess.tokens.len(), right);
+        }
+        for (n, c) in chosen[..=right].iter().enumerate() {
+            // The row of a guess that came has computed its key and value.
+            seq.done += usize::from(n > 0);
             if self.accept(seq, c, sink) {
                 return true;
             }
-            if guess.get(n) != Some(&c.drawn.token) {
-                break;
-            }
-            // The row of the guess has computed its key and value.
-            seq.done += 1;
-            self.counts.guessed_right += 1;
         }
         false
     }
@@ -638,35 +643,19 @@ impl Seq {
         tokens: Vec<u32>,
         guide: Option<Box<dyn Guide>>,
     ) -> Seq {
-        let (done, pages, kept, logits) = (0, Vec::new(), (0, 0), None);
-        Seq { ticket, sample, trunk, tokens, done, pages, kept, logits, guide }
-    }
-}
-
-impl Pace {
-    /// How many prompt tokens a step may take along beside decoding.
-    fn rows(&self, limits: &Limits) -> usize {
-        match (self.usual, self.row) {
-            (Some(usual), Some(row)) => {
-                let more = (f64::from(limits.patience) - 1.0).max(0.0) * usual;
-                ((more / row.max(1e-9)) as usize).clamp(FEWEST_ROWS, limits.rows.max(FEWEST_ROWS))
-            }
-            _ => FIRST_ROWS,
+        Seq {
+            ticket,
+            sample,
+            trunk,
+            tokens,
+            done: 0,
+            ahead: 0,
+            mtp_guess: None,
+            pages: Vec::new(),
+            kept: (0, 0),
+            logits: None,
+            guide,
         }
-    }
-
-    /// Takes note of a step of so many sequences in decoding and so many prompt tokens.
-    fn note(&mut self, seconds: f64, decoding: usize, prompts: usize) {
-        let towards =
-            |old: Option<f64>, new: f64, share: f64| Some(old.map_or(new, |old| old + share * (new - old)));
-        if prompts == 0 {
-            // Quickly down and slowly up: what another program takes of the machine is no measure.
-            let share = if self.usual.is_some_and(|usual| seconds > usual) { 0.05 } else { 0.5 };
-            self.usual = towards(self.usual, seconds, share);
-            return;
-        }
-        let own = if decoding == 0 { 0.0 } else { self.usual.unwrap_or(0.0) };
-        self.row = towards(self.row, (seconds - own).max(0.0) / prompts as f64, 0.3);
     }
 }
 

@@ -286,6 +286,10 @@ impl Model {
     pub fn new_cache(&self) -> KvCache {
         KvCache::new(self.blocks.len(), self.shape, self.params.gpu())
     }
+    /// The same with room for the MTP layer, as [`Model::look_ahead`] needs it.
+    pub fn new_cache_with_mtp(&self) -> KvCache {
+        KvCache::new(self.blocks.len() + usize::from(self.has_mtp()), self.shape, self.params.gpu())
+    }
     /// Positions that a pass may use at present.
     pub fn positions(&self) -> usize {
         self.ropes.main.positions()
@@ -348,13 +352,38 @@ impl Model {
         segments: &[Segment],
         options: PassOptions,
     ) -> Pass {
+        self.mtp_layer(tape, hidden, next_tokens, segments, options, None)
+    }
+
+    /// The MTP layer in generation: its keys and values are kept in the last layer of a cache that has room for it.
+    pub fn look_ahead(
+        &self,
+        hidden: &Tensor,
+        next_tokens: &[u32],
+        segments: &[Segment],
+        cache: &mut KvCache,
+    ) -> Tensor {
+        let tape = Tape::inference(&self.params);
+        let layer = Some(&mut cache.layers[self.blocks.len()]);
+        self.mtp_layer(&tape, hidden, next_tokens, segments, PassOptions::default(), layer).hidden
+    }
+
+    fn mtp_layer<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        hidden: &Tensor,
+        next_tokens: &[u32],
+        segments: &[Segment],
+        options: PassOptions,
+        cache: Option<&mut KvLayer>,
+    ) -> Pass {
         let mtp = self.mtp.as_ref().expect("a model with an MTP layer");
         let batch = BatchInfo::new(segments, options);
         let loads = RefCell::new(Vec::new());
         let e = ops::rms_norm(tape, &ops::embedding(tape, next_tokens, self.embed), mtp.enorm, self.eps);
         let h = ops::rms_norm(tape, hidden, mtp.hnorm, self.eps);
         let x = ops::linear(tape, &ops::concat_cols(tape, &e, &h), mtp.eh_proj, None);
-        let (x, delta) = self.block(tape, &mtp.block, (&x, None), &batch, None, &loads);
+        let (x, delta) = self.block(tape, &mtp.block, (&x, None), &batch, cache, &loads);
         let hidden = ops::add_rms_norm(tape, &x, &delta, mtp.norm, self.eps).1;
         Pass { hidden, loads: loads.into_inner() }
     }

@@ -59,9 +59,7 @@ impl App {
         let mut known = self.ignored.lock().expect("nothing panics under this lock");
         for name in fields.unknown() {
             if known.len() < MOST_IGNORED && known.insert(name.clone()) {
-                (self.options.log)(&format!(
-                    "note: the field {name:?} of a request means nothing here and is ignored"
-                ));
+                tracing::warn!(field = name, "a field of a request means nothing here and is ignored");
             }
         }
     }
@@ -85,6 +83,9 @@ pub(crate) async fn read(app: Arc<App>, request: Request<Body>) -> Answer<Call> 
     }
     let body = tokio::time::timeout(app.options.patience, to_bytes(request.into_body(), limit)).await;
     let body = body.map_err(|_| ApiError::too_slow())?.map_err(|_| ApiError::too_large(limit))?;
+    if app.options.log_text {
+        tracing::info!(body = %String::from_utf8_lossy(&body).escape_debug(), "asked");
+    }
     Ok(Call { fields: Fields::parse(&body)?, app, salt })
 }
 

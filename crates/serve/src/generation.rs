@@ -70,6 +70,10 @@ pub(crate) struct Spent {
     pub(crate) tokens: usize,
     /// Those that were thinking.
     pub(crate) reasoning: usize,
+    /// Those that were guessed ahead, and those of them that came.
+    pub(crate) guessed: usize,
+    /// See `guessed`.
+    pub(crate) guessed_right: usize,
 }
 
 /// What is heard of an answer.
@@ -190,6 +194,12 @@ async fn pump(served: Arc<Served>, mut work: Work, samples: usize, reading: Read
                         deltas
                     }
                 }
+            }
+            Some(Heard::Guessed { sample, guessed, right }) => {
+                let spent = &mut texts[sample].spent;
+                spent.guessed += guessed;
+                spent.guessed_right += right;
+                continue;
             }
             Some(Heard::End { sample, reason }) => match texts[sample].end(sample, reason) {
                 Err(error) => vec![Delta::Failed(ApiError::internal(error.to_string()))],

@@ -109,7 +109,10 @@ pub(crate) async fn guide(entry: &Entry, form: Form, opened: bool) -> Answer<Mak
         return Err(ApiError::field(field, "the schema takes too long to read"));
     };
     if let Some(problem) = matcher.get_error() {
-        let problem: String = problem.lines().next().unwrap_or_default().chars().take(300).collect();
+        // Behind where in the grammar it stands, which the client has never seen.
+        let problem = problem.lines().next().unwrap_or_default();
+        let problem: String =
+            problem.rsplit("JSON schema: ").next().unwrap_or_default().chars().take(300).collect();
         return Err(ApiError::field(field, format!("the schema cannot be followed: {problem}")));
     }
     let think = served.tokenizer.token_id("<think>");

@@ -18,10 +18,10 @@ use crate::pages;
 pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request<Body>, next: Next) -> Response {
     let begun = Instant::now();
     let path: String = request.uri().path().chars().take(80).collect();
-    let what = format!("{} {}", request.method(), path.escape_debug());
+    let method = request.method().clone();
     let response = admit(&app, request, next).await;
     let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
-    (app.options.log)(&format!("{what} {status} after {ms} ms"));
+    tracing::info!(%method, path, status, ms, "answered");
     app.metrics.count(response)
 }
 

@@ -22,6 +22,8 @@ pub(crate) enum Heard {
     Begun { cached: usize },
     /// A token of a sample.
     Token { sample: usize, drawn: Drawn, top: Vec<(u32, f32)> },
+    /// So many of a sample's tokens were guessed ahead, and so many of these came.
+    Guessed { sample: usize, guessed: usize, right: usize },
     /// The end of a sample.
     End { sample: usize, reason: FinishReason },
     /// The engine does not take it.
@@ -87,14 +89,14 @@ pub(crate) struct Front {
 impl Front {
     /// Starts the thread of a model's lane.
     pub(crate) fn start(served: Arc<Served>, options: &Options) -> std::io::Result<Front> {
-        let page = served.model.new_cache().page_bytes().max(1);
-        let pages = (options.cache_bytes / page).max(2);
-        let limits =
-            Limits { sequences: options.sequences, pages, keep: true, patience: 2.5, ..Limits::default() };
+        let mtp = options.speculate > 0;
+        let cache = if mtp { served.model.new_cache_with_mtp() } else { served.model.new_cache() };
+        let pages = (options.cache_bytes / cache.page_bytes().max(1)).max(2);
+        let sequences = options.sequences;
+        let limits = Limits { sequences, pages, keep: true, patience: 2.5, mtp, ..Limits::default() };
         let (submissions, received) = channel();
         let standing = Arc::new(Mutex::new(Standing { pages, ..Standing::default() }));
         let alive = Arc::new(AtomicBool::new(true));
-        let log = options.log;
         let front = Front {
             submissions,
             open: Arc::default(),
@@ -109,7 +111,7 @@ impl Front {
                 let why = payload
                     .downcast_ref::<GpuError>()
                     .map_or("a fault of the program".to_owned(), GpuError::to_string);
-                log(&format!("error: {} answers no more: {why}", served.name));
+                tracing::error!(model = served.name, why, "a model answers no more");
             }
             alive.store(false, SeqCst);
         })?;
@@ -162,6 +164,11 @@ impl Sink for Listeners {
         let Some(l) = self.0.get(&ticket) else { return false };
         let sent = l.to.send(Heard::Token { sample, drawn, top: top.to_vec() });
         sent.is_ok() && !l.stopped[sample].load(SeqCst)
+    }
+    fn guessed(&mut self, ticket: Ticket, sample: usize, guessed: usize, right: usize) {
+        if let Some(l) = self.0.get(&ticket) {
+            let _ = l.to.send(Heard::Guessed { sample, guessed, right });
+        }
     }
     fn end(&mut self, ticket: Ticket, sample: usize, reason: FinishReason) {
         let Some(l) = self.0.get_mut(&ticket) else { return };

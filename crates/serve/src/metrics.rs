@@ -91,7 +91,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>) -> Response {
 /// How every model's lane stands.
 fn lanes(app: &App, out: &mut String) {
     type Read = fn(&crate::lanes::Standing) -> usize;
-    let gauges: [(&str, &str, &str, Read); 9] = [
+    let gauges: [(&str, &str, &str, Read); 11] = [
         ("running", "gauge", "Answers in work.", |s| s.running),
         ("waiting", "gauge", "Answers that wait for room.", |s| s.waiting),
         ("cache_pages", "gauge", "Pages that the cache may hold.", |s| s.pages),
@@ -103,6 +103,10 @@ fn lanes(app: &App, out: &mut String) {
         }),
         ("guessed_tokens_total", "counter", "Tokens that were guessed ahead.", |s| s.counts.guessed),
         ("guessed_right_tokens_total", "counter", "Guesses that came true.", |s| s.counts.guessed_right),
+        ("mtp_guessed_tokens_total", "counter", "Of the guesses, the MTP layer's.", |s| s.counts.mtp_guessed),
+        ("mtp_guessed_right_tokens_total", "counter", "Guesses of the MTP layer that came true.", |s| {
+            s.counts.mtp_guessed_right
+        }),
     ];
     for (name, kind, help, read) in gauges {
         let _ = writeln!(out, "# HELP shoestring_{name} {help}\n# TYPE shoestring_{name} {kind}");

@@ -123,8 +123,8 @@ pub struct Options {
     pub patience: Duration,
     /// How long answers in work may take to end when the server is told to.
     pub grace: Duration,
-    /// Takes lines about what is going on: addresses, outcomes and times, never what was said.
-    pub log: fn(&str),
+    /// Whether what is asked goes into the log too, beside addresses, outcomes and times.
+    pub log_text: bool,
 }
 
 impl Default for Options {
@@ -146,7 +146,7 @@ impl Default for Options {
             body_bytes: 4 << 20,
             patience: Duration::from_secs(30),
             grace: Duration::from_secs(30),
-            log: |_| {},
+            log_text: false,
         }
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use model::{HeldAs, Use};
 use serve::{Options, ReasoningField, Served, Server, Shelf, Shelved, Teacher};
+use tracing_subscriber::filter::LevelFilter as Level;
 
 use super::ranges;
 use crate::model_files::{Loaded, check_model, reserve};
@@ -105,8 +106,9 @@ struct ServerArgs {
     /// Answers of a model in work or waiting; who comes then is told to come back.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = ranges::count)]
     queue: usize,
-    /// Guess up to N tokens ahead from what a text already holds, and check them in one step: for texts that repeat
-    /// themselves, few clients, and models whose weights do not fit the processor's cache. No token changes.
+    /// Guess up to N tokens ahead from what a text already holds, or else one by the model's MTP layer, if it has one, and check
+    /// them in one step: for texts that repeat themselves, few clients, and models whose weights do not fit the processor's
+    /// cache. No token changes.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
     speculate: u8,
     /// Seconds that a client may take to send a request or to read what is sent.
@@ -115,9 +117,12 @@ struct ServerArgs {
     /// Seconds that answers in work may take to end after Ctrl-C.
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     grace: u64,
-    /// Do not write a line to stderr for every request.
+    /// Write errors alone to stderr, and not a line for every request.
     #[arg(long)]
     quiet: bool,
+    /// Write what is asked to stderr too; without it no line tells what was said.
+    #[arg(long, conflicts_with = "quiet")]
+    log_text: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -219,6 +224,9 @@ fn given(text: &str) -> Result<Shelved> {
 
 impl ServerArgs {
     fn options(&self) -> Result<Options> {
+        let level = if self.quiet { Level::ERROR } else { Level::INFO };
+        let log = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(false);
+        log.with_writer(std::io::stderr).init();
         let keys = self.api_key_file.as_deref().map(keys).transpose()?.unwrap_or_default();
         if !self.host.is_loopback() && keys.is_empty() {
             tell(
@@ -242,15 +250,7 @@ impl ServerArgs {
             speculate: self.speculate.into(),
             patience: Duration::from_secs(self.patience),
             grace: Duration::from_secs(self.grace),
-            log: if self.quiet {
-                |text| {
-                    if text.starts_with("error") {
-                        tell(text)
-                    }
-                }
-            } else {
-                tell
-            },
+            log_text: self.log_text,
             ..Options::default()
         })
     }

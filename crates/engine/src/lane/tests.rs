@@ -10,6 +10,7 @@ struct Heard {
     tokens: HashMap<(Ticket, usize), Vec<(u32, u32)>>,
     ends: HashMap<(Ticket, usize), FinishReason>,
     cached: HashMap<Ticket, usize>,
+    guessed: [usize; 2],
 }
 
 impl Sink for Heard {
@@ -21,6 +22,10 @@ impl Sink for Heard {
         assert!(!self.ends.contains_key(&(ticket, sample)), "a token after the end");
         self.tokens.entry((ticket, sample)).or_default().push((drawn.token, drawn.logprob.to_bits()));
         true
+    }
+    fn guessed(&mut self, _: Ticket, _: usize, guessed: usize, right: usize) {
+        self.guessed[0] += guessed;
+        self.guessed[1] += right;
     }
     fn end(&mut self, ticket: Ticket, sample: usize, reason: FinishReason) {
         assert_eq!(self.ends.insert((ticket, sample), reason), None, "ended twice");
@@ -79,19 +84,20 @@ impl Guide for Even {
 /// Many requests that come and go at random, in lanes of much and of little room.
 #[test]
 fn a_text_does_not_depend_on_who_else_is_served() {
-    for (kind, seed) in [("dense", 1), ("moe", 2)] {
+    for (kind, seed) in [("dense", 1), ("moe", 2), ("mtp", 3)] {
         let model = tiny(kind);
         let mut rng = Rng::at(seed, &[]);
         let shared: Vec<u32> = (0..200).map(|_| rng.below(61) as u32).collect();
         let asked: Vec<(Request, Extras)> = (0..40).map(|_| random(&mut rng, &shared)).collect();
         let alone: Vec<_> = asked.iter().map(|(r, e)| solo(&model, r, e)).collect();
-        let (mut put_back, mut cached, mut right) = (0, 0, 0);
+        let (mut put_back, mut cached, mut right, mut ahead) = (0, 0, 0, 0);
         for limits in [
             Limits { keep: true, ..Limits::default() },
             Limits { pages: 8, keep: true, patience: 1.5, ..Limits::default() },
             Limits { pages: 7, sequences: 5, rows: 20, ..Limits::default() },
-            Limits { pages: 16, sequences: 3, rows: 100, keep: true, patience: 0.1 },
+            Limits { pages: 16, sequences: 3, rows: 100, keep: true, patience: 0.1, ..Limits::default() },
         ] {
+            let limits = Limits { mtp: true, ..limits };
             let mut lane = Lane::new(&model, limits);
             let mut heard = Heard::default();
             let mut tickets: Vec<Option<Ticket>> = Vec::new();
@@ -131,10 +137,13 @@ fn a_text_does_not_depend_on_who_else_is_served() {
             put_back += counts.put_back;
             cached += counts.cached;
             right += counts.guessed_right;
+            ahead += counts.mtp_guessed_right;
+            assert_eq!(heard.guessed, [counts.guessed, counts.guessed_right]);
             assert!(counts.guessed >= counts.guessed_right);
         }
         assert!(put_back > 0 && cached > 0, "{kind}: put back {put_back}, cached {cached}");
         assert!(kind == "moe" || right > 0, "some guesses come true");
+        assert_eq!(ahead > 0, kind == "mtp", "{kind}: some of the MTP layer's too, by chance");
     }
 }
 

@@ -42,6 +42,8 @@ impl Usage {
     pub(crate) fn add(&mut self, spent: Spent) {
         self.spent.tokens += spent.tokens;
         self.spent.reasoning += spent.reasoning;
+        self.spent.guessed += spent.guessed;
+        self.spent.guessed_right += spent.guessed_right;
     }
 
     pub(crate) fn to_json(self) -> Value {
@@ -50,7 +52,11 @@ impl Usage {
             "completion_tokens": self.spent.tokens,
             "total_tokens": self.prompt + self.spent.tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached},
-            "completion_tokens_details": {"reasoning_tokens": self.spent.reasoning},
+            "completion_tokens_details": {
+                "reasoning_tokens": self.spent.reasoning,
+                "accepted_prediction_tokens": self.spent.guessed_right,
+                "rejected_prediction_tokens": self.spent.guessed - self.spent.guessed_right,
+            },
         })
     }
 }
