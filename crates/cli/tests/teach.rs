@@ -24,7 +24,7 @@ fn tables_that_cannot_be_taught_are_refused() {
     for (path, want) in [
         (of("a.csv", &["Frage,Antwort", "x,1"]), "no column for the question"),
         (of("b.csv", &["question,answer", "x,1"]), "1 rows can be used"),
-        (of("c.xlsx", &["x"]), "save the sheet as CSV"),
+        (of("c.xlsx", &["x"]), "no workbook"),
         (dir.path().join("none.csv"), "none.csv"),
     ] {
         let said = refusal(&["teach", arg(model.path()), arg(&path)]);
@@ -58,7 +58,10 @@ fn a_table_ends_in_a_measured_model() {
     let args =
         ["teach", arg(model.path()), arg(&path), "--out", arg(&out), "--max-new", "4", "--minutes", "0.05"];
     let plan = text(&[&args[..], &["--dry-run"]].concat());
-    assert!(plan.contains("verifier = \"numeric\"") && plan.contains("[[claim]]"), "{plan}");
+    assert!(
+        ["verifier = \"numeric\"", "name = \"before\"", "[[claim]]"].iter().all(|s| plan.contains(s)),
+        "{plan}"
+    );
     let look = object(&[&args[..], &["--dry-run", "--json"]].concat());
     assert_eq!(
         (&look["question"], &look["verifier"], &look["rows"]),
@@ -82,6 +85,42 @@ fn a_table_ends_in_a_measured_model() {
     assert!(
         gain["low"].as_f64() <= gain["value"].as_f64() && gain["value"].as_f64() <= gain["high"].as_f64()
     );
+    let forgotten = &first["forgotten"];
+    assert!(forgotten["bytes"].as_u64() > Some(5000) && forgotten["before"].as_f64() > Some(0.5), "{first}");
+    let worse = forgotten["after"].as_f64().unwrap() / forgotten["before"].as_f64().unwrap() - 1.0;
+    assert_eq!(forgotten["worse"].as_f64(), Some(worse));
+    for (key, want) in [("adapter", serde_json::Value::Null), ("model", arg(&out.join("model")).into())] {
+        assert_eq!(first[key], want, "{key}");
+    }
+    assert!(first["minutes"].as_f64() > Some(0.0) && first["held_out"] == 6 && first["recipe"].is_string());
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["held_text"]["model"]["bits_per_byte"], forgotten["after"]);
+    assert!(std::fs::read_to_string(out.join("report.html")).unwrap().contains("What was forgotten"));
     assert!(out.join("model/model.safetensors").exists() && dir.path().join("out.toml").exists());
     assert_eq!(object(&with_json)["gain"], first["gain"], "the same command has nothing left to do");
+}
+
+/// With `--lora` there are an adapter and the model with it merged, which say the same.
+#[test]
+fn an_adapter_comes_with_the_merged_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = puppet(&tokenizer(), "<|assistant|>34");
+    let rows = (0..30).map(|i| format!("What is {i}?,34,so"));
+    let path = table(dir.path(), "t.csv", std::iter::once("q,a,work".to_owned()).chain(rows));
+    // Right already: nothing is done.
+    let out = dir.path().join("out");
+    let common =
+        ["--out", arg(&out), "--max-new", "8", "--minutes", "0.05", "--lora", "2", "--held-text", "none"];
+    let args = [&["teach", arg(model.path()), arg(&path)][..], &common].concat();
+    assert!(text(&args).contains("nothing to teach"));
+    let rows = (0..30).map(|i| format!("What is {i}?,{},so", if i % 3 == 0 { 34 } else { 7 }));
+    let path = table(dir.path(), "t.csv", std::iter::once("q,a,work".to_owned()).chain(rows));
+    let args = [&["teach", arg(model.path()), arg(&path)][..], &common, &["--json"]].concat();
+    let said = object(&args);
+    assert_eq!(said["adapter"], arg(&out.join("model")));
+    assert!(said["forgotten"].is_null(), "{said}");
+    let merged = PathBuf::from(said["model"].as_str().unwrap());
+    assert!(merged.join("model.safetensors").exists() && out.join("model/adapter_config.json").exists());
+    assert_eq!(object(&args)["model"], said["model"], "the same command has nothing left to do");
 }

@@ -25,6 +25,7 @@ pub mod shards;
 pub mod split;
 pub mod table;
 pub mod tokenizer;
+mod workbook;
 
 pub use chat::{
     Conversation, DEFAULT_SPECIAL_TOKENS, DEFAULT_TEMPLATE, Given, Message, Sample, chat_len, encode_chat,

@@ -1,4 +1,4 @@
-//! Tables as people have them: CSV, TSV, lines of JSON, Parquet.
+//! Tables as people have them: CSV, TSV, lines of JSON, Parquet, sheets of workbooks.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use crate::error::io_error;
 use crate::input::open_text;
 use crate::records::Records;
+use crate::workbook::read_workbook;
 use crate::{DataError, Result};
 
 /// More rows than this are refused: a table is held in memory.
@@ -28,7 +29,7 @@ pub struct Table {
 /// A row of a [`Table`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Its place among the rows, from 1; of a file of JSON its line, of Parquet its row from 0.
+    /// Its place among the rows, from 1; of a file of JSON its line, of a sheet its row there, of Parquet its row from 0.
     pub number: u64,
     /// Its cells.
     pub cells: Vec<String>,
@@ -42,24 +43,34 @@ impl Table {
 }
 
 /// Reads a table: `.csv` (commas, or semicolons where the first line has more of them) and `.tsv` with a line of names at the
-/// top, `.jsonl` with an object in every line, `.parquet`; each but the last also in gzip.
+/// top, `.jsonl` with an object in every line, each also in gzip; `.parquet`; of `.xlsx` and `.ods` the sheet of this name, or the
+/// only one that is not empty.
 ///
 /// # Errors
 /// A file that cannot be read or is of another kind, a row with other cells than there are names, a table without
-/// rows, and one that is too large to hold.
-pub fn read_table(path: &Path) -> Result<Table> {
+/// rows, one that is too large to hold, and of a workbook with several sheets none that is named.
+pub fn read_table(path: &Path, sheet: Option<&str>) -> Result<Table> {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
-    let table = match name.rsplit_once('.').map(|(_, e)| e) {
+    let ending = name.rsplit_once('.').map(|(_, e)| e);
+    if sheet.is_some() && !matches!(ending, Some("xlsx" | "ods")) {
+        let problem = "only workbooks (.xlsx, .ods) have sheets".to_owned();
+        return Err(DataError::Table { path: path.to_owned(), problem });
+    }
+    let table = match ending {
         Some("csv") => delimited(path, None)?,
         Some("tsv") => delimited(path, Some(b'\t'))?,
         Some("jsonl" | "ndjson" | "parquet") => objects(path)?,
-        Some("xlsx" | "xls" | "ods") => {
-            let problem = "a workbook: save the sheet as CSV".to_owned();
+        Some("xlsx" | "ods") => read_workbook(path, sheet)?,
+        Some("xls" | "xlsm" | "xlsb" | "numbers") => {
+            let problem =
+                "a workbook of a kind that is not read: save it as .xlsx or .ods, or the sheet as CSV"
+                    .to_owned();
             return Err(DataError::Table { path: path.to_owned(), problem });
         }
         _ => {
-            let problem = "not a table by its name: expected .csv, .tsv, .jsonl or .parquet".to_owned();
+            let problem =
+                "not a table by its name: expected .csv, .tsv, .jsonl, .parquet, .xlsx or .ods".to_owned();
             return Err(DataError::Table { path: path.to_owned(), problem });
         }
     };
@@ -71,14 +82,14 @@ pub fn read_table(path: &Path) -> Result<Table> {
 
 /// What is held so far, against the limits.
 #[derive(Default)]
-struct Held {
+pub(crate) struct Held {
     rows: usize,
     bytes: usize,
 }
 
 impl Held {
-    fn add(&mut self, path: &Path, cells: &[String]) -> Result<()> {
-        self.rows += 1;
+    pub(crate) fn add(&mut self, path: &Path, cells: &[String], new_row: bool) -> Result<()> {
+        self.rows += usize::from(new_row);
         self.bytes += cells.iter().map(|c| c.len() + size_of::<String>()).sum::<usize>();
         if self.rows > MOST_ROWS || self.bytes > MOST_BYTES {
             let problem = format!("more than {MOST_ROWS} rows or 1 GiB, which a table may not have");
@@ -120,7 +131,7 @@ fn delimited(path: &Path, delimiter: Option<u8>) -> Result<Table> {
         }
         let mut cells: Vec<String> = record.iter().map(str::to_owned).collect();
         cells.resize(table.columns.len(), String::new());
-        held.add(path, &cells)?;
+        held.add(path, &cells, true)?;
         table.rows.push(Row { number, cells });
     }
     Ok(table)
@@ -147,7 +158,7 @@ fn objects(path: &Path) -> Result<Table> {
                 other => other.to_owned(),
             };
         }
-        held.add(path, &cells)?;
+        held.add(path, &cells, true)?;
         table.rows.push(Row { number: place.number(), cells });
     }
     let columns = table.columns.len();
@@ -163,7 +174,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
-        read_table(&path)
+        read_table(&path, None)
     }
 
     fn cells(table: &Table) -> Vec<Vec<&str>> {
@@ -196,7 +207,9 @@ mod tests {
             ("a.csv", "q,a\n1,2,3\n", "row 1 has 3 cells"),
             ("a.csv", "q,a\n", "no rows"),
             ("a.csv", "", "no rows"),
-            ("a.xlsx", "PK", "save the sheet as CSV"),
+            ("a.xlsx", "PK", "no workbook"),
+            ("a.ods", "", "no workbook"),
+            ("a.xls", "x", "save it as .xlsx"),
             ("a.doc", "x", "expected .csv"),
             ("a.jsonl", "[1]\n", "line 1"),
         ] {

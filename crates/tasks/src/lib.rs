@@ -24,7 +24,7 @@ pub use load::load_problems;
 pub use mix::{Mix, MixEntry};
 pub use problem::{Level, Problem, Split, Style, Task};
 pub use problems::{task, task_names};
-pub use rewards::{Reward, RewardConfig};
+pub use rewards::{NamedReward, Reward, RewardConfig, Scoring};
 pub use rng::Rng;
 pub use verify::external::{self, ExternalVerifier};
 pub use verify::{AnswerPlace, Verdict, Verifier, answer_of, format_score, placed, verifier, verifier_names};

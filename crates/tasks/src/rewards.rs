@@ -3,6 +3,7 @@
 use crate::Problem;
 use crate::verify::Verifier;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Weights of the parts of the reward.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,13 +16,53 @@ pub struct RewardConfig {
 }
 
 impl Default for RewardConfig {
-    /// Format is worth a tenth of a right answer: enough to learn the tags, too little to live on.
     fn default() -> RewardConfig {
-        RewardConfig { accuracy: 1.0, format: 0.1 }
+        RewardConfig::USUAL
+    }
+}
+
+/// A reward beside those of [`RewardConfig`].
+pub struct NamedReward {
+    /// What it is called where it is logged.
+    pub name: String,
+    /// For its score.
+    pub weight: f64,
+    /// What scores a completion, all of it or the answer alone, as it likes.
+    pub verifier: Arc<dyn Verifier>,
+}
+
+/// All that a completion is paid by.
+pub struct Scoring<'a> {
+    /// What is right.
+    pub verifier: &'a dyn Verifier,
+    /// For that and the form.
+    pub weights: &'a RewardConfig,
+    /// What counts besides.
+    pub others: &'a [NamedReward],
+}
+
+impl Scoring<'_> {
+    /// The rewards of many completions, in their order.
+    pub fn rewards(&self, items: &[(&Problem, &str)]) -> Vec<Reward> {
+        let others: Vec<_> = self.others.iter().map(|o| o.verifier.score_batch(items)).collect();
+        let verdicts = self.verifier.score_batch(items);
+        let reward = |(i, verdict): (usize, crate::Verdict)| {
+            let mut reward =
+                self.weights.combine(verdict.score, verdict.reason, self.verifier.form(items[i].1));
+            for (other, verdicts) in self.others.iter().zip(&others) {
+                reward.total += other.weight as f32 * verdicts[i].score;
+                reward.others.push(verdicts[i].score);
+            }
+            reward
+        };
+        verdicts.into_iter().enumerate().map(reward).collect()
     }
 }
 
 impl RewardConfig {
+    /// Format is worth a tenth of a right answer: enough to learn the tags, too little to live on.
+    pub const USUAL: RewardConfig = RewardConfig { accuracy: 1.0, format: 0.1 };
+
     /// Adds up the reward of one completion from its accuracy and its form.
     pub fn combine(&self, accuracy: f32, reason: String, format: f32) -> Reward {
         Reward {
@@ -29,6 +70,7 @@ impl RewardConfig {
             accuracy,
             format,
             reason,
+            others: Vec::new(),
         }
     }
 
@@ -50,6 +92,9 @@ pub struct Reward {
     pub format: f32,
     /// The verifier's reason.
     pub reason: String,
+    /// Of each [`NamedReward`] its score, before weighting.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<f32>,
 }
 
 #[cfg(test)]
@@ -66,5 +111,18 @@ mod tests {
         assert_eq!((right.total, right.accuracy, right.format), (2.5, 1.0, 1.0));
         let wrong = config.reward(&*numeric, &problem, "<think></think><answer>12345</answer>");
         assert_eq!(wrong.total, 0.5);
+        let brief = NamedReward {
+            name: "brief".into(),
+            weight: 0.25,
+            verifier: Arc::new(crate::verify::MostWords(1)),
+        };
+        let scoring = Scoring { verifier: &*numeric, weights: &config, others: &[brief] };
+        let long = corpus::completion(&problem, Style::Careful, 1);
+        let short = format!("<think></think><answer>{}</answer>", problem.answer);
+        let rewards = scoring.rewards(&[(&problem, &long), (&problem, &short)]);
+        assert_eq!(
+            rewards.iter().map(|r| (r.total, r.others[0])).collect::<Vec<_>>(),
+            [(2.5, 0.0), (2.75, 1.0)]
+        );
     }
 }

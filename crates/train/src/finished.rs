@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{Outcome, Scores};
+use crate::forgetting::TextMeasure;
 use crate::ledger::StageCost;
 use crate::report::Completion;
 
@@ -72,6 +73,9 @@ pub struct Measured {
     pub truncated_share: f64,
     /// Some of the greedy answers.
     pub answers: Vec<Answered>,
+    /// What it makes of a text that no stage trains on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_text: Option<TextMeasure>,
 }
 
 /// A problem and a model's greedy answer.

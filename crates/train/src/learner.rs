@@ -108,6 +108,8 @@ pub struct StepOutcome {
     pub headline: (&'static str, f64),
     /// The others, for the log.
     pub values: Vec<(&'static str, f64)>,
+    /// Those of the recipe's own naming.
+    pub named: Vec<(String, f64)>,
     /// Tokens trained on and generated.
     pub tokens: u64,
     /// Whether the weights were left alone.
@@ -139,7 +141,14 @@ impl Learner {
         values.extend(stats.mtp_loss.map(|l| ("mtp_loss", l)));
         values.extend(stats.max_load.map(|l| ("max_expert_load", l)));
         let skipped = stats.report.skipped;
-        StepOutcome { headline: (keys::LOSS, stats.loss), values, tokens, skipped, enough: false }
+        StepOutcome {
+            headline: (keys::LOSS, stats.loss),
+            values,
+            named: Vec::new(),
+            tokens,
+            skipped,
+            enough: false,
+        }
     }
 
     /// Takes a loss into the usual one.
@@ -360,6 +369,7 @@ impl Log<'_> {
         let tokens_per_second = sum.1 as f64 / sum.0;
         let mut values = vec![outcome.headline];
         values.extend(&outcome.values);
+        values.extend(outcome.named.iter().map(|(name, value)| (name.as_str(), *value)));
         values.push((keys::TOKENS, self.meter.tokens() as f64));
         values.push((keys::TOKENS_PER_SECOND, tokens_per_second));
         let ceiling_share = self.ctx.ceiling.share(sum.2 as f64 / sum.0);
@@ -436,7 +446,14 @@ mod tests {
             }
             l.set_figure("document", document as f64);
             let headline = ("loss", l.usual_loss);
-            Ok(StepOutcome { headline, values: Vec::new(), tokens: 1, skipped, enough: false })
+            Ok(StepOutcome {
+                headline,
+                values: Vec::new(),
+                named: Vec::new(),
+                tokens: 1,
+                skipped,
+                enough: false,
+            })
         }
 
         fn measure(&mut self, _: &Learner, _: u64, _: &mut Metrics) -> Result<(), TrainError> {

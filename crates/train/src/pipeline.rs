@@ -79,7 +79,7 @@ fn perform(recipe: &Recipe, stages: &[&NamedStage], ctx: &Context) -> Result<(),
         }
         at_work = true;
         reporter.stage(stage.name(), stage.kind(), i + 1, count);
-        let failures = || ctx.problems.as_ref().and_then(|p| p.verifier().failures());
+        let failures = || ctx.problems.as_ref().and_then(|p| p.failures());
         let before = failures().map_or(0, |f| f.0);
         let result = stage.run(ctx, stage.name())?;
         if let Some((count, words)) = failures().filter(|f| f.0 > before) {

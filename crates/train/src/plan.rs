@@ -1,14 +1,17 @@
 //! What a recipe will take, before anything is done: parameters, operations, memory, time.
 
 use model::ModelConfig;
-use model::config::tensor_specs;
+use model::config::{TensorSpec, tensor_specs};
 use model::inspect::inspect;
 
 use crate::TrainError;
 use crate::context::fresh_config;
+use crate::memory::{
+    OVERHEAD, READING_COPIES, STORED_COPIES, TRAINING_COPIES, activations, available_bytes, pass_tokens,
+};
 use crate::optim::update_flops;
 use crate::recipe::{Recipe, Reference};
-use crate::stages::{AnyStage, Makes, NamedStage};
+use crate::stages::{AnyStage, Makes, NamedStage, Work};
 
 /// One stage's plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,27 +83,46 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage) -> Result<Option<StagePlan>, 
         parameters: i.parameters.total,
         active_parameters: i.parameters.active,
         operations: training * w.trained + i.forward.total() as f64 * w.generated + update * w.steps,
-        memory_bytes: training_bytes(
-            &config,
-            if w.adapter.is_some() { ADAPTING_COPIES } else { TRAINING_COPIES },
-            w.held,
-        ),
+        memory_bytes: {
+            let held = held_weights(recipe, model, &config, &w);
+            let room = recipe.machine.memory_gib * (1u64 << 30) as f64 - held - OVERHEAD;
+            let tokens = match w.cut {
+                Some(least) => pass_tokens(&config, room, w.recompute).clamp(least, w.held.max(least)),
+                None => w.held,
+            };
+            held + activations(&config, w.recompute) * tokens as f64 + OVERHEAD
+        },
         remedy: w.remedy,
     }))
 }
 
-/// Weights, packed weights, gradients and two moments.
-pub const TRAINING_COPIES: usize = 5;
+/// What a stage's weights, and what belongs to them, take, in bytes.
+fn held_weights(recipe: &Recipe, reference: &str, config: &ModelConfig, w: &Work) -> f64 {
+    let parameters = 4.0 * inspect(config, CONTEXT).parameters.total as f64;
+    if w.optimizer.is_some() && w.adapter.is_none() {
+        return TRAINING_COPIES as f64 * parameters;
+    }
+    let adapters = w.adapter.and_then(|a| a.specs(&tensor_specs(config)).ok()).unwrap_or_default();
+    let adapters = 4.0 * adapters.iter().map(TensorSpec::elements).sum::<usize>() as f64;
+    base_bytes(recipe, reference, parameters) + TRAINING_COPIES as f64 * adapters
+}
 
-/// Weights and packed weights; adapters weigh little.
-const ADAPTING_COPIES: usize = 2;
-
-/// Memory at the peak, about, in bytes: `copies` of the weights and the activations of `held` tokens, some 24 values for
-/// each layer and feature.
-pub fn training_bytes(config: &ModelConfig, copies: usize, held: usize) -> f64 {
-    let parameters = inspect(config, CONTEXT).parameters.total as f64;
-    let per_token = (24 * config.hidden_size() * config.num_hidden_layers()) as f64;
-    4.0 * (copies as f64 * parameters + per_token * held as f64) + 64e6
+/// Weights that nothing moves, as they are stored.
+fn base_bytes(recipe: &Recipe, reference: &str, parameters: f64) -> f64 {
+    match recipe.reference(reference) {
+        Reference::Path(path) => match std::fs::metadata(path) {
+            Ok(file) if file.is_file() => {
+                (STORED_COPIES * file.len() as f64).min(READING_COPIES as f64 * parameters)
+            }
+            _ => READING_COPIES as f64 * parameters,
+        },
+        // What adapters were trained beside stays where it is.
+        Reference::Stage(stage) => match (stage.work(&|_| 0.0).and_then(|w| w.adapter), stage.model()) {
+            (Some(_), Some(model)) => base_bytes(recipe, model, parameters),
+            _ => READING_COPIES as f64 * parameters,
+        },
+        Reference::Model(_) => READING_COPIES as f64 * parameters,
+    }
 }
 
 /// Refuses a recipe that would need more memory than it allows itself or than is free; on a GPU, than that has.
@@ -165,11 +187,4 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
         }
     }
     Ok(())
-}
-
-/// Memory that the system says is free for new work.
-pub fn available_bytes() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib * 1024.0)
 }

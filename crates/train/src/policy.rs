@@ -11,8 +11,8 @@ use crate::objective::{Clip, Norm, Objective, Sequence};
 use crate::optim::{Optimizer, StepReport};
 use crate::step::{Balance, Descent, StepOptions, descend, score};
 
-/// Tokens of one pass; more rollouts are worked off in several passes.
-const PASS_TOKENS: usize = 8192;
+/// Tokens of one pass, where memory allows them; more rollouts are worked off in several passes.
+pub const PASS_TOKENS: usize = 8192;
 
 /// One sampled answer with what is known of it.
 #[derive(Clone, Debug)]
@@ -66,6 +66,8 @@ pub struct PolicySettings<'a> {
     /// Whether the weights still are those that sampled. Then the log-probabilities are the sampler's, to the bit, and
     /// are not computed again before the gradient.
     pub on_policy: bool,
+    /// Tokens of one pass, at most.
+    pub pass_tokens: usize,
     /// Passes and balance.
     pub options: StepOptions,
 }
@@ -101,7 +103,7 @@ pub fn policy_step(
     let active = groups
         .iter()
         .map(|g| Prompted { prompt: g.prompt, answers: g.answers.iter().copied().filter(teaches).collect() });
-    let passes = passes(active);
+    let passes = passes(active, s.pass_tokens);
     let how = Descent { lr_factor, router_bias_rate: s.options.router_bias_rate, loss_limit: 0.0 };
     let done = descend(model, optimizer, how, |model, balance| {
         let mut sums = Sums::default();
@@ -125,8 +127,8 @@ pub fn policy_step(
 
 /// Computes the log-probabilities of all tokens of answers, at their temperature, and counts those that differ by a bit from
 /// the sampler's.
-pub fn mismatched(model: &Model, groups: &[Prompted], temperature: f32) -> usize {
-    let passes = passes(groups.iter().cloned());
+pub fn mismatched(model: &Model, groups: &[Prompted], pass_tokens: usize, temperature: f32) -> usize {
+    let passes = passes(groups.iter().cloned(), pass_tokens);
     let count = |groups: &Vec<Prompted>| -> usize {
         let flat = flatten(groups);
         let stats = score(model, &flat.tokens, &flat.targets, &flat.segments, temperature);
@@ -150,15 +152,15 @@ struct Sums {
     mismatched: usize,
 }
 
-/// Parts groups into passes of at most [`PASS_TOKENS`], or one answer each. A group that is cut has its prompt in both.
-fn passes<'a>(groups: impl Iterator<Item = Prompted<'a>>) -> Vec<Vec<Prompted<'a>>> {
+/// Parts groups into passes of at most `most` tokens, or one answer each. A group that is cut has its prompt in both.
+fn passes<'a>(groups: impl Iterator<Item = Prompted<'a>>, most: usize) -> Vec<Vec<Prompted<'a>>> {
     let mut passes: Vec<Vec<Prompted>> = Vec::new();
-    let mut tokens = PASS_TOKENS;
+    let mut tokens = most;
     for Prompted { prompt, answers } in groups {
         let mut begun = false;
         for answer in answers {
             tokens += answer.tokens.len() + if begun { 0 } else { prompt.len() };
-            if tokens > PASS_TOKENS {
+            if tokens > most {
                 passes.push(Vec::new());
                 tokens = answer.tokens.len() + prompt.len();
                 begun = false;
@@ -310,6 +312,7 @@ mod tests {
             norm: Norm { sequences: alone.len(), tokens: 88, mean_tokens: 88.0, max_new: 70 },
             temperature: 1.0,
             on_policy: false,
+            pass_tokens: PASS_TOKENS,
             options: StepOptions::default(),
         };
         let gradient = |passes: &[&[Prompted]]| {
@@ -352,6 +355,7 @@ mod tests {
                 norm: Norm { sequences: 3, tokens: 20, mean_tokens: 20.0, max_new: 9 },
                 temperature: 0.7,
                 on_policy,
+                pass_tokens: PASS_TOKENS,
                 options: StepOptions::default(),
             };
             let mut model = tiny();
@@ -361,10 +365,10 @@ mod tests {
             (stats, model.params().data().to_vec())
         };
         let sampled = tiny();
-        assert_eq!(mismatched(&sampled, &all, 0.7), 0, "also of the answer without advantage");
+        assert_eq!(mismatched(&sampled, &all, PASS_TOKENS, 0.7), 0, "also of the answer without advantage");
         let mut other = answers.clone();
         other[2].old[3] += 1e-3;
-        assert_eq!(mismatched(&sampled, &[prompted(&prompt, &other)], 0.7), 1);
+        assert_eq!(mismatched(&sampled, &[prompted(&prompt, &other)], PASS_TOKENS, 0.7), 1);
 
         let (computed, taken) = (step(false), step(true));
         assert!(computed.0.report.grad_norm > 0.0 && computed.0.mismatched == 0);

@@ -1,16 +1,22 @@
 //! The problems of a run and what scores them, as the recipe says: the built-in mix, a file, or a command.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use data::{Conversation, Message, hash_bytes, permutation};
 use tasks::corpus::Blend;
-use tasks::verify::external;
-use tasks::{AnswerPlace, Mix, MixEntry, Problem, Split, Style, Verifier, corpus, placed};
+use tasks::verify::http::{Endpoint, HttpVerifier};
+use tasks::verify::{MostWords, Script, external};
+use tasks::{
+    AnswerPlace, Mix, MixEntry, NamedReward, Problem, RewardConfig, Scoring, Split, Style, Verifier, corpus,
+    placed,
+};
 
 use crate::TrainError;
 use crate::source::{
-    HELD_OUT, PROMPT_SLOT, Problems, TaskMix, TooLong, Verifier as VerifierChoice, VerifierCommand,
+    HELD_OUT, PROMPT_SLOT, Problems, RewardChoice, TaskMix, TooLong, Verifier as VerifierChoice,
+    VerifierCommand,
 };
 
 /// Of a file's problems, one in so many is held out where the recipe does not say how many, and so many at most.
@@ -25,11 +31,26 @@ pub struct ProblemSource {
     form: Form,
     /// Numbered as a list is.
     held_out: Vec<(usize, Problem)>,
-    /// All that have a worked solution, each with it, where the recipe says how many there are.
+    /// The same before they are put.
+    plain: Vec<(usize, Problem)>,
+    /// All that have a worked solution, each with it, where the recipe says how many there are or a list has others too.
     solved: Option<Vec<Problem>>,
-    verifier: Box<dyn Verifier>,
+    /// Whether the recipe says how many there are.
+    few: bool,
+    rewards: Vec<NamedReward>,
+    verifier: Arc<dyn Verifier>,
+    /// The same for answers in our tags.
+    unplaced: Arc<dyn Verifier>,
     seed: u64,
     too_long: TooLong,
+}
+
+/// The held-out problems as some models are asked them.
+pub struct Asked {
+    /// Each with its number, as [`ProblemSource::numbered_held_out`] has them.
+    pub problems: Vec<(usize, Problem)>,
+    /// What scores the answers.
+    pub verifier: Arc<dyn Verifier>,
 }
 
 /// How problems are put to a model, and how it is to answer.
@@ -42,12 +63,7 @@ struct Form {
 
 impl Form {
     fn of(p: &Problems) -> Result<Form, TrainError> {
-        let around = p.prompt.as_ref().and_then(|text| text.split_once(PROMPT_SLOT));
-        Ok(Form {
-            place: p.answer.parse()?,
-            system: p.system.clone(),
-            around: around.map(|(before, behind)| (before.to_owned(), behind.to_owned())),
-        })
+        Ok(Form { place: p.answer.parse()?, system: p.system.clone(), around: around(p.prompt.as_deref()) })
     }
 
     fn put(&self, mut problem: Problem) -> Problem {
@@ -57,6 +73,12 @@ impl Form {
         problem.system = problem.system.or_else(|| self.system.clone());
         problem
     }
+}
+
+/// What stands before and behind a problem's text.
+fn around(prompt: Option<&str>) -> Option<(String, String)> {
+    let (before, behind) = prompt?.split_once(PROMPT_SLOT)?;
+    Some((before.to_owned(), behind.to_owned()))
 }
 
 /// The turns that put a problem to a model.
@@ -87,6 +109,23 @@ pub fn mix(entries: &[TaskMix]) -> Result<Mix, TrainError> {
     Ok(if entries.is_empty() { Mix::launch() } else { Mix::new(entries)? })
 }
 
+/// A verifier as a recipe wants it.
+fn made(choice: &VerifierChoice) -> Result<Arc<dyn Verifier>, TrainError> {
+    Ok(match choice {
+        VerifierChoice::Named(name) => tasks::verifier(name)?.into(),
+        VerifierChoice::Command(c) => Arc::new(start(c)?),
+        VerifierChoice::Http(h) => Arc::new(HttpVerifier::open(Endpoint {
+            url: h.url.clone(),
+            timeout: Duration::from_secs_f64(h.timeout_seconds),
+            retries: h.retries,
+            batch: h.batch,
+            workers: h.workers,
+        })?),
+        VerifierChoice::MostWords(m) => Arc::new(MostWords(m.most_words)),
+        VerifierChoice::Script(s) => Arc::new(Script::new(&s.script)?),
+    })
+}
+
 fn start(c: &VerifierCommand) -> Result<external::ExternalVerifier, TrainError> {
     let mut command = external::Command::new(c.command.clone());
     command.workers = c.workers;
@@ -111,6 +150,13 @@ fn solve(problems: impl Iterator<Item = Problem>, n: usize) -> Result<Vec<Proble
     }
     let what = format!("problems.solved is {n}, but only {} problems have a worked solution", solved.len());
     Err(TrainError::Recipe(what))
+}
+
+/// Those of a list that have a worked solution, where others have none: who learns to work does not learn to guess beside it.
+fn worked_of(list: &[(usize, Problem)]) -> Option<Vec<Problem>> {
+    let has = |p: &Problem| corpus::reasoning(p, Style::Careful, 0).is_some();
+    let worked: Vec<Problem> = list.iter().filter(|(_, p)| has(p)).map(|(_, p)| p.clone()).collect();
+    (!worked.is_empty() && worked.len() < list.len()).then_some(worked)
 }
 
 type Numbered = Vec<(usize, Problem)>;
@@ -171,14 +217,21 @@ impl ProblemSource {
             let held = (1..).zip(drawn).collect();
             (Origin::Mix(mix), held)
         };
-        let verifier: Box<dyn Verifier> = match (&p.verifier, of_command) {
-            (Some(VerifierChoice::Named(name)), _) => tasks::verifier(name)?,
-            (Some(VerifierChoice::Command(c)), _) => Box::new(start(c)?),
-            (None, Some(external)) => Box::new(external),
-            (None, None) => tasks::verifier("task")?,
+        let unplaced: Arc<dyn Verifier> = match (&p.verifier, of_command) {
+            (Some(choice), _) => made(choice)?,
+            (None, Some(external)) => Arc::new(external),
+            (None, None) => tasks::verifier("task")?.into(),
         };
-        let verifier = placed(form.place.clone(), verifier);
-        let held_out = held_out.into_iter().map(|(n, p)| (n, form.put(p))).collect();
+        let reward = |r: &RewardChoice| -> Result<NamedReward, TrainError> {
+            let verifier = placed(form.place.clone(), made(&r.verifier)?);
+            // What looks at all of a completion is not shown an answer alone.
+            let verifier = if r.verifier.reads_all() { made(&r.verifier)? } else { verifier };
+            Ok(NamedReward { name: r.name.clone(), weight: r.weight, verifier })
+        };
+        let rewards = p.reward.iter().map(reward).collect::<Result<Vec<_>, TrainError>>()?;
+        let verifier = placed(form.place.clone(), Arc::clone(&unplaced));
+        let plain = held_out;
+        let held_out: Numbered = plain.iter().map(|(n, p)| (*n, form.put(p.clone()))).collect();
         if let Origin::List(train) = &origin
             && let Some((problem, fault)) =
                 train.iter().chain(&held_out).find_map(|(_, p)| Some((p, verifier.fault(p)?)))
@@ -187,13 +240,27 @@ impl ProblemSource {
             return Err(TrainError::Recipe(what));
         }
         let solved = match (p.solved, &origin) {
-            (None, _) => None,
+            (None, Origin::List(list)) => worked_of(list),
+            (None, Origin::Mix(_)) => None,
             (Some(n), Origin::List(list)) => Some(solve(list.iter().map(|(_, p)| p.clone()), n)?),
             (Some(n), Origin::Mix(mix)) => {
                 Some(solve((FIRST_SOLVED..).take(n).map(|i| mix.problem(Split::Train, seed, i)), n)?)
             }
         };
-        Ok(ProblemSource { origin, form, held_out, solved, verifier, seed, too_long: p.too_long })
+        let too_long = p.too_long;
+        Ok(ProblemSource {
+            origin,
+            form,
+            held_out,
+            plain,
+            solved,
+            few: p.solved.is_some(),
+            rewards,
+            verifier,
+            unplaced,
+            seed,
+            too_long,
+        })
     }
 
     /// The same with other tasks drawn for training.
@@ -256,6 +323,49 @@ impl ProblemSource {
         self.held_out.iter().map(|(_, problem)| problem)
     }
 
+    /// A held-out problem's own text, whatever it is put in.
+    pub fn plain_prompt(&self, number: usize) -> &str {
+        self.plain.iter().find(|(n, _)| *n == number).map_or("", |(_, p)| &p.prompt)
+    }
+
+    /// The held-out problems put in another way and answered in another place, where either is stated.
+    ///
+    /// # Errors
+    /// A place that is none.
+    pub fn asked_so(&self, answer: Option<&str>, prompt: Option<&str>) -> Result<Asked, TrainError> {
+        let form = Form {
+            place: answer.map_or(Ok(self.form.place.clone()), str::parse)?,
+            system: self.form.system.clone(),
+            around: if prompt.is_some() { around(prompt) } else { self.form.around.clone() },
+        };
+        Ok(Asked {
+            problems: self.plain.iter().map(|(n, p)| (*n, form.put(p.clone()))).collect(),
+            verifier: placed(form.place, Arc::clone(&self.unplaced)),
+        })
+    }
+
+    /// What is right alone.
+    pub fn accuracy(&self) -> Scoring<'_> {
+        Scoring { verifier: self.verifier(), weights: &RewardConfig::USUAL, others: &[] }
+    }
+
+    /// What is right, the form, and the rewards of the recipe.
+    pub fn scoring<'a>(&'a self, weights: &'a RewardConfig) -> Scoring<'a> {
+        Scoring { verifier: self.verifier(), weights, others: &self.rewards }
+    }
+
+    /// The rewards of the recipe beside the verifier's.
+    pub fn rewards(&self) -> &[NamedReward] {
+        &self.rewards
+    }
+
+    /// Answers that could not be judged so far, by the verifier or for a reward, and what went wrong with them.
+    pub fn failures(&self) -> Option<(u64, String)> {
+        let all = std::iter::once(&self.verifier).chain(self.rewards.iter().map(|r| &r.verifier));
+        let (counts, words): (Vec<u64>, Vec<String>) = all.filter_map(|v| v.failures()).unzip();
+        (!counts.is_empty()).then(|| (counts.iter().sum(), words.join("; ")))
+    }
+
     /// What scores completions.
     pub fn verifier(&self) -> &dyn Verifier {
         &*self.verifier
@@ -267,7 +377,7 @@ impl ProblemSource {
         match (&self.origin, mix) {
             (Origin::List(_), Some(mix)) => corpus::document(mix, Some(mix), self.seed, index, blend),
             (Origin::Mix(unsolved), _) => {
-                let solved = mix.or(self.solved.is_none().then_some(unsolved));
+                let solved = mix.or((!self.few).then_some(unsolved));
                 corpus::document(unsolved, solved, self.seed, index, blend)
             }
             (Origin::List(_), None) => {
@@ -278,7 +388,7 @@ impl ProblemSource {
                     self.train(None, index)
                 };
                 let mut rng = tasks::Rng::new(&[self.seed, index]);
-                if self.solved.is_some() || (blend.questions > 0.0 && rng.chance(blend.questions)) {
+                if self.few || (blend.questions > 0.0 && rng.chance(blend.questions)) {
                     return corpus::question(&p, &mut rng);
                 }
                 let style = if rng.chance(blend.hurried) { Style::Hurried } else { Style::Careful };
@@ -315,6 +425,23 @@ mod tests {
         assert_eq!(split(problems(5), None, 1).expect("a split").1.len(), 1);
         assert!(split(problems(100), Some(100), 1).unwrap_err().contains("100 different problems"));
         assert!(split(problems(1), None, 1).is_err());
+    }
+
+    /// Rows without a solution teach no answers out of nothing where others are worked; where none is, answers are all there is.
+    #[test]
+    fn rows_without_work_are_not_learnt_beside_worked_ones() {
+        let with = |solutions: &[&str]| -> Vec<(usize, Problem)> {
+            let of = |(i, s): (usize, &&str)| {
+                let record = serde_json::json!({"prompt": format!("p{i}"), "answer": "1", "solution": s});
+                (i, serde_json::from_value(record).expect("a problem"))
+            };
+            solutions.iter().enumerate().map(of).collect()
+        };
+        let worked = |solutions: &[&str]| {
+            worked_of(&with(solutions)).map(|w| w.iter().map(|p| p.prompt.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(worked(&["", "so", "", "thus"]), Some(vec!["p1".to_owned(), "p3".to_owned()]));
+        assert_eq!((worked(&["", ""]), worked(&["so", "thus"])), (None, None));
     }
 
     /// `solved` bounds the worked solutions that fine-tuning ever sees, and pretraining on the recipe's problems sees none.

@@ -3,7 +3,7 @@
 use data::{Tokenizer, encode_prompt};
 use engine::{Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
-use tasks::{Problem, Reward, RewardConfig, Verifier};
+use tasks::{Problem, Reward, Scoring};
 
 use crate::TrainError;
 use crate::policy::{Prompted, Sampled};
@@ -62,8 +62,7 @@ pub fn sample(
     model: &Model,
     tokenizer: &Tokenizer,
     problems: Vec<Problem>,
-    verifier: &dyn Verifier,
-    rewards: &RewardConfig,
+    scoring: &Scoring,
     s: SampleSettings,
 ) -> Result<(Vec<Group>, u64), TrainError> {
     let stop_tokens = stop_tokens(model, tokenizer);
@@ -98,12 +97,12 @@ pub fn sample(
     }
     let items: Vec<(&Problem, &str)> =
         texts.iter().enumerate().map(|(i, t)| (&problems[i / s.group], t.as_str())).collect();
-    let verdicts = verifier.score_batch(&items);
-    let mut scored = texts.into_iter().zip(verdicts);
+    let rewards = scoring.rewards(&items);
+    let mut scored = texts.into_iter().zip(rewards);
     let mut groups = Vec::with_capacity(problems.len());
     for ((problem, request), completions) in problems.into_iter().zip(requests).zip(results) {
-        let answers = completions.into_iter().zip(&mut scored).map(|(completion, (text, verdict))| Answer {
-            reward: rewards.combine(verdict.score, verdict.reason, verifier.form(&text)),
+        let answers = completions.into_iter().zip(&mut scored).map(|(completion, (text, reward))| Answer {
+            reward,
             truncated: completion.finish_reason == FinishReason::Length,
             sampled: Sampled::new(completion.token_ids, completion.tempered_logprobs),
             text,

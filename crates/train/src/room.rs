@@ -109,10 +109,10 @@ pub fn held_out_with_room(
     ctx: &Context,
     stage: &str,
     models: &[String],
-    limit: usize,
-) -> Result<Vec<Problem>, TrainError> {
+    held_out: &[(usize, Problem)],
+) -> Result<Vec<(usize, Problem)>, TrainError> {
     let source = ctx.problems()?;
-    let mut kept: Vec<(usize, &Problem)> = source.numbered_held_out().take(limit).collect();
+    let mut kept: Vec<(usize, &Problem)> = held_out.iter().map(|(n, p)| (*n, p)).collect();
     let all = kept.len();
     for name in models {
         let (config, tokenizer) = speaker::load_tokenizer(&ctx.dir(name)?, None, |_| ())?;
@@ -126,7 +126,7 @@ pub fn held_out_with_room(
             all - kept.len()
         ));
     }
-    Ok(kept.into_iter().map(|(_, p)| p.clone()).collect())
+    Ok(kept.into_iter().map(|(n, p)| (n, p.clone())).collect())
 }
 
 /// A limit of prompts.

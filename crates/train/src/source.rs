@@ -46,6 +46,9 @@ pub struct Problems {
     /// What scores an answer; by default what the task or the problem itself names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+    /// What answers are paid for in reinforcement beside the verifier's score and the form, each logged as `reward_NAME`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reward: Vec<RewardChoice>,
     /// Where an answer has its result: `tags`, `boxed`, `hash`, `last_number`, `whole`, `json:KEY` or `regex:PATTERN`.
     pub answer: String,
     /// What the model is told before every problem, as the system's turn.
@@ -58,6 +61,14 @@ pub struct Problems {
 
 /// What a `problems.prompt` must hold.
 pub(crate) const PROMPT_SLOT: &str = "{prompt}";
+
+/// Holds a text that problems are put in against what it must hold.
+pub(crate) fn check_prompt(prompt: &str) -> Result<(), String> {
+    match prompt.matches(PROMPT_SLOT).count() {
+        1 => Ok(()),
+        _ => Err(format!("expected {PROMPT_SLOT} once, where a problem's text goes")),
+    }
+}
 
 impl Default for Problems {
     fn default() -> Self {
@@ -72,6 +83,7 @@ impl Default for Problems {
             too_long: TooLong::Refuse,
             solved: None,
             verifier: None,
+            reward: Vec::new(),
             answer: "tags".to_owned(),
             system: None,
             prompt: None,
@@ -143,7 +155,20 @@ fn one() -> f64 {
     1.0
 }
 
-/// What scores answers: `verifier = "numeric"` or `verifier = { command = ["python3", "check.py"] }`.
+/// A reward of a recipe: `[[problems.reward]]` with `name`, `weight` and `verifier`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardChoice {
+    /// What it is called in the log.
+    pub name: String,
+    /// For its score, which goes from 0 to 1; below 0 it is a punishment.
+    pub weight: f64,
+    /// What scores.
+    pub verifier: Verifier,
+}
+
+/// What scores answers: `"numeric"`, `{ command = ["python3", "check.py"] }`, `{ url = "http://127.0.0.1:8000/score" }`,
+/// `{ most_words = 80 }` or `{ script = "Latin" }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Verifier {
@@ -151,32 +176,144 @@ pub enum Verifier {
     Named(String),
     /// A program that reads a JSON object a line and answers one a line.
     Command(VerifierCommand),
+    /// A server that answers a JSON object a request.
+    Http(VerifierHttp),
+    /// A length.
+    MostWords(VerifierWords),
+    /// A script.
+    Script(VerifierScript),
 }
 
-/// A program that scores answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VerifierCommand {
-    /// The program and its arguments.
-    #[serde(deserialize_with = "one_or_many")]
-    pub command: Vec<String>,
-    /// Environment variables that it is given, beside those that any program needs (PATH, HOME, LANG, …).
-    #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
-    pub env: Vec<String>,
-    /// How many of them run at a time.
-    #[serde(default = "two")]
+impl Verifier {
+    /// Whether it looks at all of a completion, wherever the answer stands.
+    pub fn reads_all(&self) -> bool {
+        matches!(self, Verifier::MostWords(_) | Verifier::Script(_))
+    }
+
+    /// Holds it against its ranges.
+    pub(crate) fn check(&self, check: &Check<'_>, path: &[&str]) -> Checked {
+        let at = |key| [path, &[key]].concat();
+        let patient = |seconds: f64| {
+            let message = "expected 0.001 to 86400";
+            check.that((0.001..=86_400.0).contains(&seconds), &at("timeout_seconds"), message)
+        };
+        let workers = |n: usize| check.that((1..=1024).contains(&n), &at("workers"), "expected 1 to 1024");
+        match self {
+            Verifier::Named(name) => {
+                tasks::verifier(name).map(drop).map_err(|e| check.error(path, e.to_string()))
+            }
+            Verifier::Command(c) => {
+                check.that(!c.command.is_empty(), &at("command"), "name a program")?;
+                workers(c.workers)?;
+                patient(c.timeout_seconds)
+            }
+            Verifier::Http(h) => {
+                workers(h.workers)?;
+                check.that(h.retries <= 10, &at("retries"), "expected 0 to 10")?;
+                check.that((1..=10_000).contains(&h.batch), &at("batch"), "expected 1 to 10000")?;
+                patient(h.timeout_seconds)
+            }
+            Verifier::MostWords(m) => {
+                check.that(m.most_words > 0, &at("most_words"), "expected a number above 0")
+            }
+            Verifier::Script(s) => tasks::verify::Script::new(&s.script)
+                .map(drop)
+                .map_err(|e| check.error(&at("script"), e.to_string())),
+        }
+    }
+}
+
+/// A server that scores answers: only its address is ever asked.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifierHttp {
+    /// `http://host:port/path`.
+    pub url: String,
+    /// Answers of a request, at most.
+    pub batch: usize,
+    /// Requests at a time.
     pub workers: usize,
-    /// How long one answer may take.
-    #[serde(default = "ten_seconds")]
+    /// How often a request is repeated that failed in passing.
+    pub retries: u32,
+    /// How long one request may take.
     pub timeout_seconds: f64,
 }
 
-fn two() -> usize {
-    2
+/// A length: so many words or fewer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifierWords {
+    /// From so many on it scores less, and from twice as many on nothing.
+    pub most_words: usize,
 }
 
-fn ten_seconds() -> f64 {
-    10.0
+/// A script: the share of letters that are of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifierScript {
+    /// By its name in Unicode.
+    pub script: String,
+}
+
+/// The keys of all of them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VerifierTable {
+    #[serde(default, deserialize_with = "one_or_many")]
+    command: Vec<String>,
+    url: Option<String>,
+    most_words: Option<usize>,
+    script: Option<String>,
+    #[serde(default, deserialize_with = "one_or_many")]
+    env: Vec<String>,
+    workers: Option<usize>,
+    timeout_seconds: Option<f64>,
+    retries: Option<u32>,
+    batch: Option<usize>,
+}
+
+impl TryFrom<VerifierTable> for Verifier {
+    type Error = &'static str;
+
+    fn try_from(t: VerifierTable) -> Result<Verifier, &'static str> {
+        let of_server = t.retries.is_some() || t.batch.is_some();
+        let asks = of_server || t.workers.is_some() || t.timeout_seconds.is_some() || !t.env.is_empty();
+        let (workers, timeout_seconds) = (t.workers.unwrap_or(2), t.timeout_seconds.unwrap_or(10.0));
+        match (t.command.is_empty(), t.url, t.most_words, t.script) {
+            (false, None, None, None) if of_server => Err("`retries` and `batch` go with `url`"),
+            (false, None, None, None) => Ok(Verifier::Command(VerifierCommand {
+                command: t.command,
+                env: t.env,
+                workers,
+                timeout_seconds,
+            })),
+            (true, Some(_), None, None) if !t.env.is_empty() => Err("`env` goes with `command`"),
+            (true, Some(url), None, None) => Ok(Verifier::Http(VerifierHttp {
+                url,
+                batch: t.batch.unwrap_or(32),
+                workers,
+                retries: t.retries.unwrap_or(3),
+                timeout_seconds,
+            })),
+            (true, None, Some(_), None) | (true, None, None, Some(_)) if asks => {
+                Err("`most_words` and `script` stand alone")
+            }
+            (true, None, Some(most_words), None) => Ok(Verifier::MostWords(VerifierWords { most_words })),
+            (true, None, None, Some(script)) => Ok(Verifier::Script(VerifierScript { script })),
+            _ => Err("give one of `command`, `url`, `most_words` and `script`"),
+        }
+    }
+}
+
+/// A program that scores answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifierCommand {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Environment variables that it is given, beside those that any program needs (PATH, HOME, LANG, …).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// How many of them run at a time.
+    pub workers: usize,
+    /// How long one answer may take.
+    pub timeout_seconds: f64,
 }
 
 /// Text to learn from: `source = "problems"` or `source = { path = "folder" }`.
@@ -285,9 +422,9 @@ impl<'de, V, T: Deserialize<'de>> Visitor<'de> for WordOrTable<V, T> {
 impl<'de> Deserialize<'de> for Verifier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(WordOrTable {
-            expecting: "a verifier's name or { command = [\"program\", \"argument\"] }",
+            expecting: "a verifier's name, { command = [\"program\", \"argument\"] } or { url = \"http://…\" }",
             word: |name| Some(Verifier::Named(name.to_owned())),
-            table: |table| Ok(Verifier::Command(table)),
+            table: |table: VerifierTable| table.try_into(),
         })
     }
 }

@@ -7,6 +7,7 @@ use crate::claims::{Claim, ClaimSettings, Figure, Side};
 use crate::context::Context;
 use crate::evaluate::Scores;
 use crate::finished::{Finished, ModelSize};
+use crate::forgetting::TextMeasure;
 use crate::held_out::HeldOut;
 use crate::recipe::Recipe;
 use crate::report::{self, Overlay, RunReport, Sample};
@@ -37,6 +38,7 @@ pub(crate) fn write(recipe: &Recipe, ctx: &Context) -> Result<Vec<Claim>, TrainE
         machine: machine_words(),
         price_per_core_hour: recipe.machine.price_per_core_hour,
         stages: done.iter().map(|(_, f)| f.cost.clone()).collect(),
+        held_text: held_text(&done),
         claims: claims(recipe, ctx, &done),
         ways: rivals::ways(recipe, &done),
         taught: grpo.as_ref().and_then(|(from, name)| taught(recipe, from, name)),
@@ -49,6 +51,19 @@ pub(crate) fn write(recipe: &Recipe, ctx: &Context) -> Result<Vec<Claim>, TrainE
     };
     report::write(ctx.folder.path(), &report, &read_lines(ctx.folder.path())?)?;
     Ok(report.claims)
+}
+
+/// Once for each model.
+fn held_text(done: &Done) -> Vec<(String, TextMeasure)> {
+    let mut all: Vec<(String, TextMeasure)> = Vec::new();
+    for m in done.iter().flat_map(|(_, f)| &f.figures.measured) {
+        if let Some(text) = &m.held_text
+            && all.iter().all(|(name, _)| *name != m.stage)
+        {
+            all.push((m.stage.clone(), text.clone()));
+        }
+    }
+    all
 }
 
 type ByTask = Vec<(String, Vec<(String, Scores)>)>;

@@ -1,24 +1,25 @@
-//! `bench`: how fast this machine runs the engine, on random weights from a Hugging Face config.
+//! `bench`: how fast this machine runs the engine, on random weights from a Hugging Face config or on a model's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use engine::{Engine, Request, Sampling};
 use model::inspect::inspect;
-use model::{Model, ModelConfig};
+use model::{AdapterConfig, HeldAs, Model, ModelConfig, Use};
 use serde_json::{Value, json};
 use tensor::cpu::gemm::{Left, Product, Right, gemm, pack_transposed, packed_len};
 use tensor::operations::{self, Counts};
 use tensor::{Buf, Gpu, Math, Params, Rng, Tape, Tensor, ops};
+use train::memory::{TRAINING_COPIES, available_bytes, training_bytes};
 use train::objective::{Clip, Norm, ObjectiveKind, kl::KlKind, objective};
 use train::optim::{Optimizer, OptimizerSettings};
-use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
-use train::policy::{PolicySettings, Prompted, Sampled, policy_step};
+use train::policy::{PASS_TOKENS, PolicySettings, Prompted, Sampled, policy_step};
 use train::step::{Batch, StepOptions, train_step};
 
 use super::ranges;
+use crate::model_files::check_model;
 use crate::output::{Output, peak_memory_bytes, tell};
 
 const EXAMPLES: &str = "\
@@ -26,8 +27,11 @@ Examples:
   shoestring bench gemm
   shoestring bench train --config bench/moe.json --batch 16 --seq 256 --steps 5 --json
   shoestring bench generate --config my-model --prompts 64 --prompt-len 64 --max-new 64
+  shoestring bench generate --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts 1 --prompt-len 32
+  shoestring bench grpo --model SmolLM2-135M-Instruct.Q4_1.gguf --lora 16 --prompts 4 --json
 
-Models have random weights; only their config.json is read. `ceiling_share` is the share of the machine's matrix product
+With --config models have random weights, and their config.json alone is read; with --model they have their own, held as stored where
+nothing trains them. --lora trains adapters of a rank in place of all weights (`generate` samples through them). `ceiling_share` is the share of the machine's matrix product
 that the counted operations reached. Close other programs, and compare what was measured in the same minutes.";
 
 /// What to measure.
@@ -92,16 +96,41 @@ pub enum Bench {
 
 /// The model to make.
 #[derive(Args)]
+#[command(group = ArgGroup::new("which").required(true))]
 pub struct ModelArgs {
-    /// A Hugging Face config.json, or a folder with one.
-    #[arg(long)]
-    config: PathBuf,
+    /// A Hugging Face config.json, or a folder with one: random weights.
+    #[arg(long, group = "which")]
+    config: Option<PathBuf>,
+    /// A model folder or a GGUF file: its own weights.
+    #[arg(long, group = "which")]
+    model: Option<PathBuf>,
+    /// Adapters of this rank beside frozen weights.
+    #[arg(long, value_name = "RANK", requires = "model", value_parser = ranges::count)]
+    lora: Option<usize>,
     /// On a GPU: show how long each kernel took (on stderr; the whole takes a little longer).
     #[arg(long)]
     profile: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+impl ModelArgs {
+    fn path(&self) -> &Path {
+        self.model.as_ref().or(self.config.as_ref()).expect("one of the two is required")
+    }
+
+    /// How a model of its own weights is read.
+    fn wanted(&self, trains: bool) -> Use {
+        match self.lora {
+            Some(rank) => {
+                let alpha = 2.0 * rank as f64;
+                Use::Adapt(HeldAs::Stored, AdapterConfig { rank, alpha, ..AdapterConfig::default() })
+            }
+            None if trains => Use::Train,
+            None => Use::Infer(HeldAs::Stored),
+        }
+    }
 }
 
 /// Begins to measure kernels if that is wanted.
@@ -241,7 +270,15 @@ fn load(args: &ModelArgs, copies: usize, trained: usize, cached: usize) -> Resul
     if args.profile && tensor::device(0).is_none() {
         bail!("--profile measures the kernels of a GPU: name one with --device");
     }
-    let config = ModelConfig::load(&args.config)?;
+    let config = match &args.model {
+        Some(path) => {
+            check_model(path)?;
+            model::load::config_of(path)?
+        }
+        None => ModelConfig::load(args.path())?,
+    };
+    // Frozen weights are there once and as panels.
+    let copies = if args.lora.is_some() { copies.min(2) } else { copies };
     let sizes = inspect(&config, 1);
     let cache = sizes.kv_cache.expanded_f32 as f64 * cached as f64;
     let need = training_bytes(&config, copies, trained) + cache;
@@ -250,12 +287,19 @@ fn load(args: &ModelArgs, copies: usize, trained: usize, cached: usize) -> Resul
         let gib = |bytes: f64| bytes / f64::from(1u32 << 30);
         bail!(
             "{} would take about {:.1} GiB of memory, but {:.1} GiB are there: choose a smaller model, or less at a time",
-            args.config.display(),
+            args.path().display(),
             gib(need),
             gib(free)
         );
     }
-    Ok(Model::random(config, 1))
+    match &args.model {
+        Some(path) => {
+            let model = Model::open(path, args.wanted(trained > 0))?;
+            model.notices().iter().for_each(|text| tell(text));
+            Ok(model)
+        }
+        None => Ok(Model::random(config, 1)),
+    }
 }
 
 fn random_tokens(rng: &mut Rng, n: usize, vocab: usize) -> Vec<u32> {
@@ -279,7 +323,8 @@ fn report(title: &str, args: &ModelArgs, parameters: usize, took: Took, more: Va
     let held = gpu.as_ref().map(|gpu| gpu.held());
     let rate = counts.total() as f64 / seconds;
     let mut out = json!({
-        "config": args.config.display().to_string(),
+        (if args.model.is_some() { "model" } else { "config" }): args.path().display().to_string(),
+        "lora": args.lora,
         "device": device_name(),
         "math": math_name(gpu.as_ref()),
         "threads": tensor::threads::threads(),
@@ -410,6 +455,7 @@ fn bench_grpo(
             norm: Norm { sequences, tokens: total, mean_tokens: total as f32, max_new },
             temperature: 1.0,
             on_policy: true,
+            pass_tokens: PASS_TOKENS,
             options: StepOptions { accumulate: 1, ..StepOptions::default() },
         };
         let prompted = requests.iter().zip(&groups);

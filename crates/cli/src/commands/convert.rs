@@ -79,6 +79,19 @@ pub fn run(a: &Convert) -> Result<()> {
     line(&format!("wrote {to}"))
 }
 
+/// Writes a model, its adapter merged, as a folder that appears whole or not at all.
+pub fn merge_into(model: &Path, to: &Path) -> Result<()> {
+    let Loaded { model, tokenizer } = Loaded::open(model, None, Use::Train)?;
+    let mut part = to.as_os_str().to_owned();
+    part.push(".part");
+    let part = Path::new(&part);
+    let failed = || format!("cannot write {}", to.display());
+    std::fs::create_dir_all(part).with_context(failed)?;
+    tokenizer.save(part)?;
+    model.save_as(part, WeightType::F32)?;
+    std::fs::rename(part, to).with_context(failed)
+}
+
 fn to_gguf(a: &Convert, kind: GgufType) -> Result<()> {
     let Loaded { model, tokenizer } = Loaded::open(&a.model, a.adapter.as_deref(), Use::Train)?;
     let no_form = |problem| anyhow!("{}: {problem}", a.model.display());

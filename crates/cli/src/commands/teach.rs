@@ -10,11 +10,13 @@ use model::Model;
 use serde_json::{Value, json};
 use train::evaluate::Outcome;
 use train::finished::{Finished, Measured};
-use train::plan::{TRAINING_COPIES, available_bytes, training_bytes};
+use train::forgetting::{BUILT_IN, HeldText, NONE};
+use train::memory::{TRAINING_COPIES, available_bytes, training_bytes};
 use train::recipe::Recipe;
-use train::teach::{Budget, Columns, Lesson, LessonPlan, Trial, try_model};
+use train::teach::{Budget, Columns, Lesson, LessonPlan, PATIENCE, Trial, try_model};
 
 use super::bench::ceiling;
+use super::convert::merge_into;
 use super::{ranges, run};
 use crate::model_files::{Loaded, ModelArgs, reserve};
 use crate::output::{harmless, json_line, line, tell};
@@ -26,9 +28,10 @@ Examples:
   shoestring teach my-model table.tsv --question Frage --answer Antwort --out taught
   shoestring chat questions/model                                   # what came out
 
-The table has a line of names at the top (CSV, TSV) or an object a line (JSONL; also in gzip) or is Parquet; it has a column for the
-question, one for the answer, and perhaps one with worked solutions. Numbers, letters from A to E and texts are told apart by
-looking. A fifth of the rows, at most 100, is kept for measuring and never trained on.
+The table has a line of names at the top (CSV, TSV, a sheet of an XLSX or ODS workbook) or an object a line (JSONL) or is Parquet; it has
+a column for the question, one for the answer, and perhaps one with worked solutions. Numbers, letters from A to E and texts are told
+apart by looking. A fifth of the rows, at most 100, is kept for measuring and never trained on. Where some rows have a worked solution
+and others none, the others teach no answer: their problems are for the rounds. Eight worked rows do to show the form.
 
 The model is tried first, asked in each way that suits the answers, and the kindest is taken for before and after alike: what is gained
 is not a matter of form alone. If it is right already, or never right and no solutions are given, that is said and nothing is
@@ -41,8 +44,11 @@ solutions, then rounds of sampling answers and learning those that are right. Ct
 pub struct Teach {
     #[command(flatten)]
     model: ModelArgs,
-    /// The table: .csv, .tsv, .jsonl or .parquet.
+    /// The table: .csv, .tsv, .jsonl, .parquet, .xlsx or .ods.
     table: PathBuf,
+    /// The sheet, of a workbook with several.
+    #[arg(long, value_name = "NAME")]
+    sheet: Option<String>,
     /// Where the run goes (default: the table's name without its ending).
     #[arg(long)]
     out: Option<PathBuf>,
@@ -64,11 +70,15 @@ pub struct Teach {
     /// Train low-rank adapters of this rank in place of all weights (default: only where memory is short).
     #[arg(long, value_name = "RANK", value_parser = ranges::count)]
     lora: Option<usize>,
+    /// What is forgotten is measured on this text, its first 32 KiB, that nothing is trained on (default: a text of 6 KB that comes with
+    /// the program; `none` measures nothing).
+    #[arg(long, value_name = "FILE")]
+    held_text: Option<String>,
     /// Show how the table was understood, and what would be done; do nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object at the end: verifier, rows, held_out, before, after, gain, model, recipe. With --dry-run: the columns,
-    /// rows, verifier, five rows that the model tried, and the recipe or why there is none.
+    /// Print one JSON object at the end: verifier, rows, held_out, before, after, gain, forgotten, minutes, model, adapter, recipe. With
+    /// --dry-run: the columns, rows, verifier, five rows that the model tried, and the recipe or why there is none.
     #[arg(long)]
     json: bool,
 }
@@ -77,6 +87,8 @@ pub struct Teach {
 const MAX_NEW: usize = 256;
 /// The rank of adapters where memory is short.
 const RANK: usize = 16;
+/// Of the time, what trying the ways to ask may take.
+const TRYING: f64 = 0.1;
 /// The share of the product ceiling that training reaches, for the plan.
 const REACHED: f64 = 0.4;
 /// Of free memory, what may be used.
@@ -84,11 +96,12 @@ const MEMORY_SHARE: f64 = 0.6;
 
 /// Runs the command.
 pub fn run(a: &Teach) -> Result<()> {
+    let began = std::time::Instant::now();
     let say = |text: &str| if a.json { tell(text) } else { line(text).unwrap_or_default() };
     let columns =
         Columns { question: a.question.clone(), answer: a.answer.clone(), solution: a.solution.clone() };
-    let lesson =
-        Lesson::of(&read_table(&a.table)?, &columns).with_context(|| a.table.display().to_string())?;
+    let lesson = Lesson::of(&read_table(&a.table, a.sheet.as_deref())?, &columns)
+        .with_context(|| a.table.display().to_string())?;
     let out = a.out.clone().unwrap_or_else(|| {
         let name = a.table.file_name().unwrap_or_default().to_string_lossy().into_owned();
         PathBuf::from(name.split('.').next().filter(|n| !n.is_empty()).unwrap_or("taught"))
@@ -119,7 +132,6 @@ pub fn run(a: &Teach) -> Result<()> {
     if a.dry_run {
         return line(&recipe.resolved_toml());
     }
-    let began = std::time::Instant::now();
     run::train(&recipe, &[], &out)?;
     finale(a, &lesson, &out, began.elapsed().as_secs_f64() / 60.0)
 }
@@ -177,13 +189,22 @@ fn settle(
         _ => (lengths.longest_answer * 3 / 2).max(32),
     });
     let seq_len = lengths.longest_row + max_new;
-    if reserve(&mut loaded.model, seq_len) < seq_len {
+    let patient = lengths.longest_row + max_new.max(PATIENCE);
+    if reserve(&mut loaded.model, patient) < seq_len {
         bail!(
             "the longest row and its answer take {seq_len} tokens, more than the model's context: lower --max-new, or leave the row out"
         );
     }
     say("the model as it came, on some of the rows:");
-    let trial = try_model(&loaded.model, &loaded.tokenizer, lesson, max_new, say)?;
+    let held_text = held_text(a)?;
+    let trial = try_model(
+        &loaded.model,
+        &loaded.tokenizer,
+        lesson,
+        max_new,
+        TRYING * 60.0 * f64::from(a.minutes),
+        say,
+    )?;
     if let Some(reason) = pointless(&trial, lesson) {
         return Ok((trial, Err(reason)));
     }
@@ -192,7 +213,10 @@ fn settle(
     let absolute = |p: &Path| std::path::absolute(p).with_context(|| p.display().to_string());
     let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let problems = absolute(&beside(out, ".problems.jsonl"))?;
-    let text = plan.recipe(&name, &absolute(&a.model.model)?, &problems, lesson, &trial.place, &budget);
+    let places = (&trial.place, &trial.taught_place);
+    let model = absolute(&a.model.model)?;
+    let files = (model.as_path(), problems.as_path());
+    let text = plan.recipe(&name, files, lesson, places, held_text.as_deref(), &budget);
     Ok((trial, Ok(text)))
 }
 
@@ -228,6 +252,16 @@ fn plan_json(lesson: &Lesson, trial: &Trial, settled: &Result<String, String>) -
     })
 }
 
+/// The text to measure on as a recipe names it, once it can be read.
+fn held_text(a: &Teach) -> Result<Option<String>> {
+    let Some(text) = &a.held_text else { return Ok(None) };
+    HeldText::of(text)?;
+    if [BUILT_IN, NONE].contains(&text.as_str()) {
+        return Ok(Some(text.clone()));
+    }
+    Ok(Some(std::path::absolute(text)?.to_string_lossy().into_owned()))
+}
+
 /// Why there is nothing to do, if so.
 fn pointless(trial: &Trial, lesson: &Lesson) -> Option<String> {
     let all = &trial.found.all;
@@ -254,7 +288,7 @@ struct Lengths {
 
 /// Tokens of rows with their solutions, as conversations.
 fn lengths(tokenizer: &Tokenizer, lesson: &Lesson) -> Result<Lengths> {
-    let place = &lesson.places[0];
+    let place = lesson.taught_place();
     let (mut longest_row, mut longest_answer, mut sum) = (0, 0, 0);
     for (i, p) in lesson.problems.iter().enumerate() {
         let work = p.solution.as_deref().unwrap_or_default();
@@ -297,6 +331,7 @@ fn budget(
         generating: trial.seconds_per_token,
         max_new,
         seq_len,
+        before: (trial.max_new, trial.found.mean_tokens),
         answer,
         row: lengths.row,
         lora: a.lora.or(short.then_some(RANK)),
@@ -307,18 +342,16 @@ fn budget(
 
 /// Before and after, problem by problem.
 fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
-    let done: Finished = serde_json::from_slice(&std::fs::read(out.join("eval").join("done.json"))?)?;
-    let [before, after] = &done.figures.measured[..] else {
-        bail!("the run's measurements are not those of `teach`")
-    };
+    let (before, after) = (&measured(out, "before")?, &measured(out, "after")?);
     let gain = gain(&before.outcomes, &after.outcomes);
     let pct = |x: f64| format!("{:.1} %", 100.0 * x);
     let range = |m: &Measured| {
         let e = &m.scores.pass_at_1;
         format!("{} [{:.0}–{:.0}]", pct(e.value), 100.0 * e.low, 100.0 * e.high)
     };
-    let model = out.join("model");
     let recipe = beside(out, ".toml");
+    let (model, adapter) = models(out)?;
+    let forgotten = before.held_text.as_ref().zip(after.held_text.as_ref());
     if a.json {
         return json_line(&json!({
             "verifier": lesson.verifier,
@@ -327,8 +360,16 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
             "before": before.scores,
             "after": after.scores,
             "gain": {"value": gain[0], "low": gain[1], "high": gain[2]},
+            "forgotten": forgotten.map(|(b, t)| json!({
+                "text": b.text,
+                "bytes": b.bytes,
+                "before": b.bits_per_byte,
+                "after": t.bits_per_byte,
+                "worse": t.bits_per_byte / b.bits_per_byte - 1.0,
+            })),
             "minutes": minutes,
             "model": model,
+            "adapter": adapter,
             "recipe": recipe,
         }));
     }
@@ -362,6 +403,15 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
             pct(after.scores.maj_at_k.value)
         ))?;
     }
+    if let Some((b, t)) = forgotten {
+        line(&format!(
+            "  forgotten: {:.3} bits per byte before, {:.3} after ({:+.1} %), on {} bytes of text that nothing was trained on",
+            b.bits_per_byte,
+            t.bits_per_byte,
+            100.0 * (t.bits_per_byte / b.bits_per_byte - 1.0),
+            b.bytes
+        ))?;
+    }
     for (b, t) in before.answers.iter().zip(&after.answers).take(3) {
         line(&format!("\n  {}", harmless(&b.prompt).trim().replace('\n', "\n  ")))?;
         line(&format!(
@@ -375,6 +425,13 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
             harmless(&t.completion.text).trim().replace('\n', "\n    ")
         ))?;
     }
+    if let Some(adapter) = &adapter {
+        line(&format!(
+            "\nthe adapter is {}, and {} the model with it merged",
+            adapter.display(),
+            model.display()
+        ))?;
+    }
     line("\nnext:")?;
     line(&format!("  shoestring chat {}", model.display()))?;
     line(&format!("  shoestring convert {} --to my-model.gguf --type q8_0", model.display()))?;
@@ -383,6 +440,28 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
 
 fn mark(score: f64) -> &'static str {
     if score >= 0.5 { "right" } else { "wrong" }
+}
+
+/// What a stage of the run measured.
+fn measured(out: &Path, stage: &str) -> Result<Measured> {
+    let path = out.join(stage).join("done.json");
+    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    let done: Finished = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    let one = done.figures.measured.into_iter().next();
+    one.with_context(|| format!("{}: the run's measurements are not those of `teach`", path.display()))
+}
+
+/// The model that came out and, where that was trained, its adapter, which is merged beside the run.
+fn models(out: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
+    let model = out.join("model");
+    if !model.join("adapter_config.json").exists() {
+        return Ok((model, None));
+    }
+    let merged = beside(out, "-merged");
+    if !merged.exists() {
+        merge_into(&model, &merged)?;
+    }
+    Ok((merged, Some(model)))
 }
 
 /// The difference of the shares that are right, and its interval of 95 %, from the pairs.

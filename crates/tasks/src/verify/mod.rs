@@ -9,11 +9,13 @@ mod exact;
 mod expression;
 pub mod external;
 mod format;
+pub mod http;
 mod number;
 mod numeric;
 mod pattern;
 mod place;
 mod rational;
+mod style;
 
 pub use by_task::ByTask;
 pub use choice::Choice;
@@ -25,6 +27,7 @@ pub use numeric::Numeric;
 pub use pattern::Pattern;
 pub use place::{AnswerPlace, placed};
 pub use rational::Rational;
+pub use style::{MostWords, Script};
 
 use crate::{Error, Problem, Result};
 use serde::Serialize;

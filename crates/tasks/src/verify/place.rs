@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The names that [`AnswerPlace::from_str`] takes.
 const NAMES: [&str; 7] = ["tags", "boxed", "hash", "last_number", "whole", "json:KEY", "regex:PATTERN"];
@@ -182,14 +183,14 @@ fn json_value(text: &str, key: &str) -> Option<String> {
 /// A verifier of answers that stand in a place of their own.
 struct Placed {
     place: AnswerPlace,
-    verifier: Box<dyn Verifier>,
+    verifier: Arc<dyn Verifier>,
 }
 
 /// The verifier for answers in this place.
-pub fn placed(place: AnswerPlace, verifier: Box<dyn Verifier>) -> Box<dyn Verifier> {
+pub fn placed(place: AnswerPlace, verifier: Arc<dyn Verifier>) -> Arc<dyn Verifier> {
     match place {
         AnswerPlace::Tags => verifier,
-        place => Box::new(Placed { place, verifier }),
+        place => Arc::new(Placed { place, verifier }),
     }
 }
 
@@ -292,7 +293,7 @@ mod tests {
     #[test]
     fn a_verifier_looks_where_it_is_told() {
         let problem: Problem = serde_json::from_str(r#"{"prompt": "5 + 5?", "answer": "10"}"#).unwrap();
-        let v = placed("hash".parse().unwrap(), verifier("numeric").unwrap());
+        let v = placed("hash".parse().unwrap(), verifier("numeric").unwrap().into());
         let texts = ["#### 10", "<think></think><answer>10</answer>", "#### 11", "### 10"];
         let scores: Vec<f32> = texts.iter().map(|t| v.score(&problem, t).score).collect();
         assert_eq!(scores, [1.0, 0.0, 0.0, 0.0]);

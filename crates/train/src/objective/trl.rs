@@ -123,6 +123,7 @@ fn settings(kind: ObjectiveKind, groups: &[Group], temperature: f32, kl: f32) ->
         norm: Norm { sequences, tokens, mean_tokens: tokens as f32, max_new: MAX_NEW },
         temperature,
         on_policy: false,
+        pass_tokens: crate::policy::PASS_TOKENS,
         options: StepOptions::default(),
     }
 }

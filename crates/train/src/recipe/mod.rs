@@ -19,7 +19,7 @@ use crate::context::Machine;
 use crate::settings::check::Check;
 use crate::settings::{self, Node};
 use crate::source::Problems;
-use crate::stages::NamedStage;
+use crate::stages::{NamedStage, is_path};
 
 pub use crate::settings::RecipeError;
 pub use resolve::DEFAULT_MIX;
@@ -143,6 +143,15 @@ impl Recipe {
             }
         }
         found
+    }
+
+    /// Whether a model is a folder or a file from outside of the run, or is built on one.
+    pub fn is_from_outside(&self, name: &str) -> bool {
+        is_path(name)
+            || self
+                .lineage(name)
+                .iter()
+                .any(|n| self.stage(n).is_some_and(|s| s.built_on().iter().any(|on| is_path(on))))
     }
 
     /// How many stages of its own kind a stage is built on: each of them has drawn problems of its own.

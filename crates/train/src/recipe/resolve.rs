@@ -1,8 +1,9 @@
 //! Fills in what a recipe leaves out and what has no fixed default.
 
 use super::Recipe;
+use crate::forgetting::{BUILT_IN, NONE};
 use crate::source::{HELD_OUT, TaskMix};
-use crate::stages::{Earlier, Outline};
+use crate::stages::{AnyStage, Earlier, Outline};
 
 /// The tasks of a recipe that draws problems and does not say which.
 pub const DEFAULT_MIX: [&str; 3] = ["arithmetic", "countdown", "word"];
@@ -27,6 +28,17 @@ pub(super) fn all(recipe: &mut Recipe) {
             models: &models,
             problems: &recipe.problems,
         });
+    }
+    let from_outside: Vec<bool> = recipe
+        .stages
+        .iter()
+        .map(|s| s.measures().is_some_and(|(of, _)| of.iter().any(|name| recipe.is_from_outside(name))))
+        .collect();
+    for (stage, from_outside) in recipe.stages.iter_mut().zip(from_outside) {
+        if let AnyStage::Eval(eval) = stage.stage_mut() {
+            let text = if from_outside { BUILT_IN } else { NONE };
+            eval.held_text.get_or_insert_with(|| text.to_owned());
+        }
     }
     let draws = recipe.draws_problems();
     let problems = &mut recipe.problems;

@@ -273,6 +273,15 @@ fn names_and_ranges_are_checked() {
         ("stage.pretrain.batch_tokens=9223372036854775807", "at most 4294967296"),
         ("problems.held_out=9223372036854775807", "expected 1 to 10000000"),
         ("problems.verifier={command=\"cat\",timeout_seconds=1e300}", "expected 0.001 to 86400"),
+        ("problems.verifier={url=\"http://localhost:1/\",batch=0}", "expected 1 to 10000"),
+        ("problems.verifier={most_words=9,workers=2}", "stand alone"),
+        ("problems.verifier={command=\"cat\",retries=2}", "go with `url`"),
+        ("problems.verifier={script=\"Klingon\"}", "no script named `Klingon`"),
+        ("problems.reward=[{name=\"a b\",weight=1,verifier=\"exact\"}]", "a name of its own"),
+        ("problems.reward=[{name=\"a\",weight=0,verifier=\"exact\"}]", "a number other than 0"),
+        ("problems.reward=[{name=\"a\",weight=1,verifier=\"exakt\"}]", "did you mean `exact`?"),
+        ("stage.eval.answer=boxd", "did you mean `boxed`?"),
+        ("stage.eval.prompt=again", "expected {prompt} once"),
         ("stage.grpo.minibatches=1000", "1000 parts of 256 answers are too many"),
         ("stage.grpo.reward={accuracy=0,format=0}", "every weight is 0"),
         ("stage.sft.optimizer.beta1=1.0", "expected a number at least 0 and below 1, found 1"),
@@ -293,6 +302,35 @@ fn names_and_ranges_are_checked() {
         assert!(wrong.contains(part) && !wrong.contains('\n'), "{set}: {wrong}");
     }
     assert!(refusal("seed = 1", &[]).contains("the recipe has no stages"));
+}
+
+/// Rewards go with reinforcement, and a text that tells what is forgotten with models from outside.
+#[test]
+fn rewards_and_held_texts_are_where_they_mean_something() {
+    let of = |verifier: &str| format!("problems.reward=[{{name=\"brief\",weight=-0.2,verifier={verifier}}}]");
+    for verifier in
+        ["{most_words=9}", "{script=\"Latin\"}", "{url=\"http://localhost:1/\",retries=0}", "\"format\""]
+    {
+        let recipe = parse(LAUNCH, &[&of(verifier)]).unwrap();
+        assert_eq!(recipe.problems.reward[0].weight, -0.2);
+        let again = Recipe::parse("again", &recipe.resolved_toml(), &[]).unwrap();
+        assert_eq!(again.problems.reward, recipe.problems.reward);
+    }
+    let wrong = refusal(
+        "[[problems.reward]]\nname = 'a'\nweight = 1\nverifier = 'exact'\n[[stage]]\nkind = 'eval'\nof = './m'",
+        &[],
+    );
+    assert!(wrong.contains("rewards are for `grpo` stages"), "{wrong}");
+    let held = |text: &str| {
+        let recipe = parse(text, &[]).unwrap();
+        let evals = recipe.stages.iter().filter_map(|s| match s.stage() {
+            AnyStage::Eval(eval) => eval.held_text.clone(),
+            _ => None,
+        });
+        evals.collect::<Vec<_>>()
+    };
+    assert_eq!(held(LAUNCH), ["none"]);
+    assert_eq!(held("[[stage]]\nkind = 'sft'\nfrom = './m'\n[[stage]]\nkind = 'eval'"), ["built_in"]);
 }
 
 /// A claim that the run could not judge, or that says what would be ignored, is refused before the run.

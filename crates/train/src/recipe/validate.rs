@@ -4,7 +4,7 @@ use super::{Recipe, resolve};
 use crate::claims::{ClaimSettings, Figure};
 use crate::settings::check::{At, Check, Checked};
 use crate::settings::node;
-use crate::source::{PROMPT_SLOT, Problems, TooLong, Verifier, check_mix};
+use crate::source::{Problems, TooLong, check_mix, check_prompt};
 use crate::stages::{AnyStage, Earlier, NamedStage, is_path};
 
 /// Names that a run folder uses itself.
@@ -61,6 +61,9 @@ pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
     if recipe.draws_problems() {
         problems(&recipe.problems, check)?;
     }
+    let reinforces = recipe.stages.iter().any(|s| matches!(s.stage(), AnyStage::Grpo(_)));
+    let message = "rewards are for `grpo` stages, and the recipe has none";
+    check.that(recipe.problems.reward.is_empty() || reinforces, &["problems", "reward"], message)?;
     let (outlines, models) = resolve::outlines(recipe);
     for (before, stage) in recipe.stages.iter().enumerate() {
         let at = At { check, stage: stage.name() };
@@ -172,15 +175,24 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
     let place = problems.answer.parse::<tasks::AnswerPlace>();
     place.map_err(|e| check.error(&["problems", "answer"], e.to_string()))?;
     if let Some(prompt) = &problems.prompt {
-        let message = format!("expected {PROMPT_SLOT} once, where a problem's text goes");
-        check.that(prompt.matches(PROMPT_SLOT).count() == 1, &["problems", "prompt"], message)?;
+        check_prompt(prompt).map_err(|message| check.error(&["problems", "prompt"], message))?;
     }
-    if let Some(Verifier::Command(verifier)) = &problems.verifier {
-        let path = |key| ["problems", "verifier", key];
-        check.that(!verifier.command.is_empty(), &path("command"), "name a program")?;
-        check.that((1..=1024).contains(&verifier.workers), &path("workers"), "expected 1 to 1024")?;
-        let patient = (0.001..=86_400.0).contains(&verifier.timeout_seconds);
-        check.that(patient, &path("timeout_seconds"), "expected 0.001 to 86400")?;
+    if let Some(verifier) = &problems.verifier {
+        verifier.check(check, &["problems", "verifier"])?;
+    }
+    for (i, reward) in problems.reward.iter().enumerate() {
+        let number = (i + 1).to_string();
+        let path = |key| ["problems", "reward", number.as_str(), key];
+        let plain = reward.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let free = plain
+            && !reward.name.is_empty()
+            && !["std", "accuracy", "format"].contains(&reward.name.as_str());
+        let once = problems.reward[..i].iter().all(|other| other.name != reward.name);
+        let message = "expected a name of its own, of letters, digits and `_`, not std, accuracy or format";
+        check.that(free && once, &path("name"), message)?;
+        let weighs = reward.weight.is_finite() && reward.weight != 0.0;
+        check.that(weighs, &path("weight"), "expected a number other than 0")?;
+        reward.verifier.check(check, &path("verifier"))?;
     }
     Ok(())
 }

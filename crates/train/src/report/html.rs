@@ -8,6 +8,7 @@ use super::svg::{LineChart, escape};
 use super::{RunReport, charts, sample};
 use crate::claims::Claim;
 use crate::evaluate::Scores;
+use crate::forgetting::BUILT_IN;
 use crate::ledger::StageCost;
 use crate::run::metrics::{Line, keys};
 use crate::stats::Estimate;
@@ -22,6 +23,7 @@ pub(super) fn page(report: &RunReport, metrics: &[Line]) -> String {
     ways(report, &mut body);
     reinforcement(report, metrics, &mut body);
     measured(report, &mut body);
+    forgotten(report, &mut body);
     curves(report, metrics, &mut body);
     samples(report, &mut body);
     ledger(report, &mut body);
@@ -234,6 +236,33 @@ fn measured(report: &RunReport, out: &mut String) {
         out.push_str("</tr>");
     }
     out.push_str("</tbody></table></div></details>\n");
+}
+
+/// What models make of a text that no stage trained on, against the first of them.
+fn forgotten(report: &RunReport, out: &mut String) {
+    let Some((first, start)) = report.held_text.first() else { return };
+    let text = match start.text.as_str() {
+        BUILT_IN => "the text that comes with the program".to_owned(),
+        file => escape(file),
+    };
+    let _ = writeln!(
+        out,
+        "<h2>What was forgotten</h2>\n<p class=\"lead\">Bits per byte on {} bytes of {text}, on which no stage trained: higher \
+         than at the start is forgotten.</p>\n<div class=\"scroll\"><table><thead><tr><th>model</th><th>bits per byte</th>\
+         <th>against {}</th></tr></thead><tbody>",
+        start.bytes,
+        escape(first)
+    );
+    for (name, m) in &report.held_text {
+        let change = 100.0 * (m.bits_per_byte / start.bits_per_byte - 1.0);
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{:.3}</td><td>{change:+.1} %</td></tr>",
+            escape(name),
+            m.bits_per_byte
+        );
+    }
+    out.push_str("</tbody></table></div>\n");
 }
 
 fn curves(report: &RunReport, metrics: &[Line], out: &mut String) {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::claims::Claim;
 use crate::evaluate::Scores;
+use crate::forgetting::TextMeasure;
 use crate::ledger::StageCost;
 use crate::run::metrics::Line;
 use crate::run::{RunError, write_atomic};
@@ -42,6 +43,9 @@ pub struct RunReport {
     /// The same for each task: `{ task: { stage: { … } } }`.
     #[serde(serialize_with = "as_map_of_maps")]
     pub evaluation_by_task: Vec<(String, Vec<(String, Scores)>)>,
+    /// What measured models make of a text that no stage trained on.
+    #[serde(serialize_with = "as_map", skip_serializing_if = "Vec::is_empty")]
+    pub held_text: Vec<(String, TextMeasure)>,
     /// What the run claims, shown or not.
     pub claims: Vec<Claim>,
     /// Ways of spending FLOPs that the claims compare, for the first picture; none where there is nothing to compare.

@@ -5,7 +5,7 @@ use data::{Document, Tokenizer, pack};
 use engine::Sampling;
 use model::{Model, whole};
 use serde::{Deserialize, Serialize};
-use tasks::{Mix, RewardConfig, Style};
+use tasks::{Mix, Style};
 use tensor::{Tape, ops};
 
 use super::conversations::{
@@ -309,6 +309,7 @@ impl Distilling<'_> {
             tokens: 2 * tokens,
             skipped: done.report.skipped,
             enough: false,
+            named: Vec::new(),
         })
     }
 
@@ -328,7 +329,7 @@ impl Distilling<'_> {
             seed: tensor::Rng::at(self.ctx.seed, &[FIRST_PROBLEM, now.step]).next_u64(),
         };
         let (groups, sampled) =
-            sample(&l.model, &l.tokenizer, problems, source.verifier(), &RewardConfig::default(), settings)?;
+            sample(&l.model, &l.tokenizer, problems, &source.accuracy(), settings)?;
         let right: f64 = groups.iter().flat_map(|g| &g.answers).map(|a| f64::from(a.reward.accuracy)).sum();
         let accuracy = right / groups.len() as f64;
         let total: usize = groups.iter().map(Group::tokens).sum();
@@ -361,6 +362,7 @@ impl Distilling<'_> {
             tokens: sampled + total as u64,
             skipped: done.report.skipped,
             enough: false,
+            named: Vec::new(),
         })
     }
 }

@@ -1,16 +1,21 @@
 //! `eval`: held-out problems, answered greedily and by sampling, for every model of the run.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+use tasks::Problem;
 
 use super::{Earlier, Makes, Stage, StageResult};
 use crate::TrainError;
 use crate::context::{Context, Progress};
 use crate::evaluate::{EvalSettings, EvaluateError, Graded, evaluate};
 use crate::finished::{Answered, Figures, Measured};
+use crate::forgetting::{BUILT_IN, HeldText, NONE};
 use crate::report::Completion;
 use crate::room::held_out_with_room;
 use crate::settings::check::{At, Checked};
 use crate::settings::one_or_many;
+use crate::source::check_prompt;
 
 /// Completions that are kept for the report.
 const KEPT: usize = 12;
@@ -30,6 +35,17 @@ pub struct EvalStage {
     pub max_new: usize,
     /// Held-out problems to use, at most; 0 uses all.
     pub limit: usize,
+    /// Where these models put an answer, if not where `problems.answer` says: a model that was not taught yet may do better
+    /// asked in its own way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// How problems are put to these models, if not as `problems.prompt` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// A text that no stage trains on, whose bits per byte tell what is forgotten: `built_in`, a file, or `none`. By default the
+    /// built-in one where any of the models began outside of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_text: Option<String>,
 }
 
 impl Default for EvalStage {
@@ -40,6 +56,9 @@ impl Default for EvalStage {
             temperature: 1.0,
             max_new: 256,
             limit: 0,
+            answer: None,
+            prompt: None,
+            held_text: None,
         }
     }
 }
@@ -62,8 +81,19 @@ impl Stage for EvalStage {
         for name in &self.of {
             earlier.model(at, "of", name)?;
         }
+        if let Some(answer) = &self.answer {
+            answer.parse::<tasks::AnswerPlace>().map_err(|e| at.error("answer", e.to_string()))?;
+        }
+        if let Some(prompt) = &self.prompt {
+            check_prompt(prompt).map_err(|message| at.error("prompt", message))?;
+        }
         at.positive(&[("samples", self.samples as u64), ("max_new", self.max_new as u64)])?;
         at.number("temperature", self.temperature, 0.0..)
+    }
+
+    fn files(&self) -> Vec<(&'static str, &Path)> {
+        let file = self.held_text.as_deref().filter(|text| ![BUILT_IN, NONE].contains(text));
+        file.map(|file| ("held_text", Path::new(file))).into_iter().collect()
     }
 
     fn measures(&self) -> Option<(&[String], usize)> {
@@ -72,8 +102,13 @@ impl Stage for EvalStage {
 
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
     let source = ctx.problems()?;
-    let limit = if self.limit == 0 { usize::MAX } else { self.limit };
-    let problems = held_out_with_room(ctx, name, &self.of, limit)?;
+    let mut asked = source.asked_so(self.answer.as_deref(), self.prompt.as_deref())?;
+    if self.limit > 0 {
+        asked.problems.truncate(self.limit);
+    }
+    let numbered = held_out_with_room(ctx, name, &self.of, &asked.problems)?;
+    let (numbers, problems): (Vec<usize>, Vec<Problem>) = numbered.into_iter().unzip();
+    let held_text = HeldText::of(self.held_text.as_deref().unwrap_or(NONE))?;
     let mut meter = ctx.meter(name, None);
     let clock = std::time::Instant::now();
     let (mut measured, mut words) = (Vec::new(), Vec::new());
@@ -88,21 +123,24 @@ impl Stage for EvalStage {
         let counts = tensor::operations::counts();
         let reporter = ctx.reporter;
         let keep_going = || !reporter.stop();
-        let e = match evaluate(&model, &tokenizer, &problems, source.verifier(), &settings, &keep_going) {
+        let e = match evaluate(&model, &tokenizer, &problems, &*asked.verifier, &settings, &keep_going) {
             Err(EvaluateError::Stopped) => return Err(TrainError::Interrupted),
             other => other?,
         };
         meter.add(e.tokens as u64, tensor::operations::counts().since(&counts).total());
         words.push(format!("{model_name} {:.1} %", 100.0 * e.all.pass_at_1.value));
-        let (pass_at_1, answers) = (e.all.pass_at_1.value, e.greedy.iter().take(KEPT));
+        let held_text = held_text.as_ref().map(|text| text.measure(&model, &tokenizer)).transpose()?;
+        let pass_at_1 = e.all.pass_at_1.value;
+        let answers = e.greedy.iter().zip(&numbers).take(KEPT);
         measured.push(Measured {
             stage: model_name.clone(),
             scores: e.all,
-            answers: answers.map(|g| answered(model_name, g)).collect(),
+            answers: answers.map(|(g, n)| answered(model_name, g, source.plain_prompt(*n))).collect(),
             by_task: e.by_task,
             outcomes: e.outcomes,
             mean_tokens: e.mean_tokens,
             truncated_share: e.truncated_share,
+            held_text,
         });
         let (done, elapsed) = ((i + 1) as f64, clock.elapsed().as_secs_f64());
         ctx.reporter.progress(&Progress {
@@ -123,10 +161,10 @@ impl Stage for EvalStage {
     }
 }
 
-fn answered(stage: &str, g: &Graded) -> Answered {
+fn answered(stage: &str, g: &Graded, prompt: &str) -> Answered {
     Answered {
         task: g.problem.task.clone(),
-        prompt: g.problem.prompt.clone(),
+        prompt: prompt.to_owned(),
         answer: g.problem.answer.clone(),
         completion: Completion {
             stage: stage.to_owned(),

@@ -15,7 +15,8 @@ use crate::finished::Figures;
 use crate::learner::{Learner, Now, StepOutcome, Steps};
 use crate::objective::kl::KlKind;
 use crate::objective::{Clip, Norm, ObjectiveKind, objective};
-use crate::policy::{PolicySettings, PolicyStats, Prompted, flatten, mismatched, policy_step};
+use crate::memory::room_for_passes;
+use crate::policy::{PASS_TOKENS, PolicySettings, PolicyStats, Prompted, flatten, mismatched, policy_step};
 use crate::rollout::{Answer, Group, SampleSettings, sample};
 use crate::room::StageProblems;
 use crate::run::metrics::{Metrics, keys};
@@ -168,8 +169,11 @@ impl Stage for GrpoStage {
             steps: own.steps as f64 * own.epochs as f64 * own.minibatches as f64,
             trained: answers * own.epochs as f64,
             generated: answers,
-            held: 8192,
-            remedy: "set `recompute = true`, take a smaller model, or raise `machine.memory_gib`",
+            // Prompts come on top, whose length nobody knows yet.
+            held: PASS_TOKENS.min(own.prompts * own.group * own.max_new / own.minibatches.max(1)),
+            cut: Some(2 * own.max_new),
+            recompute: self.training.recompute,
+            remedy: "lower `max_new`, set `recompute = true` or `adapter`, take a smaller model, or raise `machine.memory_gib`",
             ..Work::default()
         }
         .adapting(&self.adapting))
@@ -194,7 +198,12 @@ impl Stage for GrpoStage {
         let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
         let budget = own.budget(ctx)?;
         let (recompute, before) = (self.training.recompute, ctx.rounds_before(name));
-        let mut steps = Reinforcing { ctx, s: own, first, before, recompute, problems, reference, budget };
+        let room = room_for_passes(&learner.model, ctx.machine.memory_gib, recompute);
+        let pass_tokens = room.clamp(2 * own.max_new, PASS_TOKENS.max(2 * own.max_new));
+        if pass_tokens < PASS_TOKENS {
+            ctx.reporter.note(&format!("{name}: passes of {pass_tokens} tokens, to keep to machine.memory_gib"));
+        }
+        let mut steps = Reinforcing { pass_tokens, ctx, s: own, first, before, recompute, problems, reference, budget };
         let cost = learner.run(ctx, name, &self.training, (own.steps, own.steps), &mut steps)?;
         let [reward, accuracy] = [keys::REWARD, keys::ACCURACY].map(|key| learner.figure(key));
         let summary = format!("reward {reward:.3}, accuracy of samples {:.1} %", 100.0 * accuracy);
@@ -243,7 +252,7 @@ impl Grpo {
             ],
             0.0..,
         )?;
-        let paid = self.reward.accuracy + self.reward.format > 0.0;
+        let paid = self.reward.accuracy + self.reward.format > 0.0 || !earlier.problems.reward.is_empty();
         if paid { Ok(()) } else { Err(at.error("reward", "every weight is 0, so that nothing would be learnt")) }
     }
 
@@ -301,6 +310,8 @@ impl Reference {
 }
 
 struct Reinforcing<'a> {
+    /// Tokens of a pass, at most.
+    pass_tokens: usize,
     ctx: &'a Context<'a>,
     s: &'a Grpo,
     /// The first problem that it draws, and how many stages of reinforcement it is built on.
@@ -335,7 +346,9 @@ impl Steps for Reinforcing<'_> {
         let stats = self.update(l, &groups, &replaced, now.lr_factor);
         l.set_figure(keys::REWARD, found.reward);
         l.set_figure(keys::ACCURACY, found.accuracy);
+        let names = self.ctx.problems()?.rewards().iter().map(|r| format!("reward_{}", r.name));
         Ok(StepOutcome {
+            named: names.zip(found.others).collect(),
             headline: (keys::REWARD, found.reward),
             values: vec![
                 (keys::ACCURACY, found.accuracy),
@@ -366,8 +379,7 @@ impl Steps for Reinforcing<'_> {
         let n = problems.len().max(1) as f64;
         let sampling = Sampling { temperature: 0.0, ..Sampling::wished(l.model.generation(), 1.0) };
         let settings = SampleSettings { group: 1, max_new: self.s.max_new, sampling, seed: 0 };
-        let rewards = RewardConfig::default();
-        let (groups, _) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &rewards, settings)?;
+        let (groups, _) = sample(&l.model, &l.tokenizer, problems, &source.accuracy(), settings)?;
         let right: f64 = groups.iter().flat_map(|g| &g.answers).map(|a| f64::from(a.reward.accuracy)).sum();
         Ok(metrics.log(step, &[(keys::EVAL_ACCURACY, right / n)])?)
     }
@@ -404,7 +416,7 @@ impl Reinforcing<'_> {
                 seed: tensor::Rng::at(self.ctx.seed, &place).next_u64(),
             };
             l.cursor += want;
-            let (fresh, n) = sample(&l.model, &l.tokenizer, problems, source.verifier(), &s.reward, settings)?;
+            let (fresh, n) = sample(&l.model, &l.tokenizer, problems, &source.scoring(&s.reward), settings)?;
             tokens += n;
             drawn.extend(fresh.iter().flat_map(|g| &g.answers).map(|a| a.reward.clone()));
             let last = round + 1 == ROUNDS;
@@ -431,7 +443,7 @@ impl Reinforcing<'_> {
         let mut left_out: Vec<Prompted> = first.iter().map(Group::prompted).collect();
         left_out.iter_mut().for_each(|g| g.answers.retain(|a| !a.teaches(s.kl_coefficient as f32)));
         left_out.extend(later.iter().chain(replaced).map(Group::prompted));
-        let differing = mismatched(&l.model, &left_out, s.temperature as f32);
+        let differing = mismatched(&l.model, &left_out, self.pass_tokens, s.temperature as f32);
         let mut steps: Vec<PolicyStats> = Vec::new();
         for _ in 0..s.epochs {
             for part in groups.chunks(size) {
@@ -444,6 +456,7 @@ impl Reinforcing<'_> {
                     norm: Norm { sequences, tokens: tokens(part), mean_tokens, max_new: s.max_new },
                     temperature: s.temperature as f32,
                     on_policy: steps.is_empty(),
+                    pass_tokens: self.pass_tokens,
                     options: StepOptions {
                         recompute: self.recompute,
                         router_bias_rate: s.router_bias_rate as f32,
@@ -520,6 +533,8 @@ struct RolloutStats {
     length: f64,
     truncated: f64,
     flat: f64,
+    /// Of each named reward.
+    others: Vec<f64>,
 }
 
 impl RolloutStats {
@@ -533,6 +548,9 @@ impl RolloutStats {
         let mean = |f: &dyn Fn(&Answer) -> f64| answers().map(f).sum::<f64>() / count;
         RolloutStats {
             reward,
+            others: (0..drawn.first().map_or(0, |d| d.others.len()))
+                .map(|i| drawn.iter().map(|d| f64::from(d.others[i])).sum::<f64>() / n)
+                .collect(),
             reward_std: (drawn.iter().map(|d| (total(d) - reward).powi(2)).sum::<f64>() / n).sqrt(),
             accuracy: drawn.iter().map(|d| f64::from(d.accuracy)).sum::<f64>() / n,
             format: mean(&|a| f64::from(a.reward.format)),

@@ -98,6 +98,10 @@ pub struct Work<'a> {
     pub generated: f64,
     /// Tokens held at a time.
     pub held: usize,
+    /// Of a stage that holds fewer where memory is short: the least.
+    pub cut: Option<usize>,
+    /// Whether layers are computed again instead of being kept.
+    pub recompute: bool,
     /// The adapters that are trained in place of the weights, if any.
     pub adapter: Option<&'a AdapterConfig>,
     /// What to do where memory is too small.
@@ -112,6 +116,7 @@ impl<'a> Work<'a> {
             steps: tokens / packing.batch_tokens as f64,
             trained: tokens,
             held: packing.batch_tokens / packing.accumulate.max(1),
+            recompute: training.recompute,
             remedy: "lower `batch_tokens`, raise `accumulate`, set `recompute = true`, or raise `machine.memory_gib`",
             ..Work::default()
         }

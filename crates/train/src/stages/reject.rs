@@ -3,7 +3,6 @@
 use data::{Conversation, Message, write_jsonl};
 use engine::Sampling;
 use serde::{Deserialize, Serialize};
-use tasks::RewardConfig;
 
 use super::{Earlier, Makes, Stage, StageResult, Work, guess};
 use crate::TrainError;
@@ -115,7 +114,7 @@ impl Stage for RejectStage {
         let settings = SampleSettings { group: self.samples, max_new: self.max_new, sampling, seed };
         let counts = tensor::operations::counts();
         let (groups, tokens) =
-            sample(&model, &tokenizer, drawn_now, source.verifier(), &RewardConfig::default(), settings)?;
+            sample(&model, &tokenizer, drawn_now, &source.accuracy(), settings)?;
         meter.add(tokens, tensor::operations::counts().since(&counts).total());
         for g in groups {
             drawn += g.answers.len();

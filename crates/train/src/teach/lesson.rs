@@ -52,6 +52,12 @@ pub struct Lesson {
 }
 
 impl Lesson {
+    /// The likeliest place for an answer of who is taught: where there is work to learn from, one with room for it.
+    pub fn taught_place(&self) -> &AnswerPlace {
+        let fits = |place: &&AnswerPlace| self.solved == 0 || !matches!(place, AnswerPlace::Whole);
+        self.places.iter().find(fits).unwrap_or(&self.places[0])
+    }
+
     /// Reads a table.
     ///
     /// # Errors
@@ -79,7 +85,7 @@ impl Lesson {
         if problems.len() < FEWEST_ROWS {
             return Err(TeachError::FewRows { usable: problems.len(), left_out: left_out.len() });
         }
-        let (verifier, why, places) = scoring(&problems);
+        let (verifier, why, places) = scoring(&mut problems);
         let solved = problems.iter().filter(|p| p.solution.as_ref().is_some_and(|s| !s.is_empty())).count();
         let name = |at: usize| table.columns[at].clone();
         let columns = (name(question), name(answer), solution.map(name));
@@ -131,7 +137,7 @@ fn asked(places: [AnswerPlace; 3]) -> Vec<AnswerPlace> {
 }
 
 /// The verifier that all answers suit, why, and where the answer may stand.
-fn scoring(problems: &[Problem]) -> (&'static str, String, Vec<AnswerPlace>) {
+fn scoring(problems: &mut [Problem]) -> (&'static str, String, Vec<AnswerPlace>) {
     let n = problems.len();
     let numbers = problems.iter().filter(|p| Number::parse(&p.answer).is_some()).count();
     let is_letter = |p: &&Problem| {
@@ -155,16 +161,23 @@ fn scoring(problems: &[Problem]) -> (&'static str, String, Vec<AnswerPlace>) {
             asked([AnswerPlace::Whole, AnswerPlace::Hash, AnswerPlace::Boxed]),
         );
     }
-    let mixed = match numbers.max(choices) {
+    if numbers > 0 {
+        for p in problems {
+            let of = if Number::parse(&p.answer).is_some() { "numeric" } else { "exact" };
+            p.verifier = Some(of.to_owned());
+        }
+        let why = format!(
+            "{numbers} of {n} answers are numbers, compared by value, and the others texts, compared but for case and blanks"
+        );
+        return ("task", why, asked([AnswerPlace::Hash, AnswerPlace::Boxed, AnswerPlace::Whole]));
+    }
+    let why = match choices {
         0 => "answers are texts, compared but for case and blanks".to_owned(),
-        _ if numbers >= choices => {
-            format!("{numbers} of {n} answers are numbers and the rest is not, so all are compared as texts")
-        }
-        _ => {
-            format!("{choices} of {n} answers are letters and the rest is not, so all are compared as texts")
-        }
+        _ => format!(
+            "{choices} of {n} answers are letters and the rest is not, so all are compared as texts, but for case and blanks"
+        ),
     };
-    ("exact", mixed, asked([AnswerPlace::Whole, AnswerPlace::Hash, AnswerPlace::Boxed]))
+    ("exact", why, asked([AnswerPlace::Whole, AnswerPlace::Hash, AnswerPlace::Boxed]))
 }
 
 #[cfg(test)]
@@ -195,7 +208,9 @@ mod tests {
         assert_eq!(Lesson::of(&letters, &Columns::default()).unwrap().verifier, "choice");
         let mixed = table(&["q", "a"], |i| texts(&["x", if i == 0 { "none" } else { "4" }]), 30);
         let lesson = Lesson::of(&mixed, &Columns::default()).unwrap();
-        assert!(lesson.verifier == "exact" && lesson.why.contains("29 of 30"), "{}", lesson.why);
+        assert!(lesson.verifier == "task" && lesson.why.contains("29 of 30"), "{}", lesson.why);
+        let of = |i: usize| lesson.problems[i].verifier.as_deref();
+        assert_eq!((of(0), of(1)), (Some("exact"), Some("numeric")));
     }
 
     #[test]

@@ -13,14 +13,20 @@ const MOST_HELD_OUT: usize = 100;
 const MEASURING: f64 = 0.25;
 /// Of the rest, what fine-tuning on given solutions takes where rounds of the model's own answers follow.
 const SOLUTIONS: f64 = 0.6;
-/// Passes over what there is to learn, at most: more add nothing (LOG.md).
-const MOST_EPOCHS: f64 = 6.0;
-/// Rounds of sampling and learning.
-const ROUNDS: usize = 2;
+/// Passes over what there is to learn, at most, where it is plenty: more add nothing (LOG.md).
+const EPOCHS: f64 = 6.0;
+/// And where it is a handful of rows, which show the form.
+const MOST_EPOCHS: f64 = 30.0;
+/// Rows from which on it is plenty.
+const PLENTY: f64 = 200.0;
+/// Rounds of sampling and learning, at most.
+const MOST_ROUNDS: f64 = 4.0;
 /// Tokens of an optimizer step.
 const BATCH: usize = 2048;
 /// Answers sampled to a problem.
 const SAMPLES: usize = 4;
+/// Samples of a held-out row, beside the greedy answer; where time is short, the fewer.
+const MEASURED: [usize; 2] = [8, 4];
 
 /// What there is to spend, and what things cost.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +41,8 @@ pub struct Budget {
     pub max_new: usize,
     /// See above.
     pub seq_len: usize,
+    /// Tokens that the model may take for an answer before it is taught, and takes on average.
+    pub before: (usize, f64),
     /// Tokens of an answer, and of a row with its solution, on average.
     pub answer: f64,
     /// See above.
@@ -47,11 +55,12 @@ pub struct Budget {
     pub memory: f64,
 }
 
-/// Of adapters the usual rate; of all weights 2e-5 for a model of 135 M, and more for smaller ones.
+/// Of adapters the usual rate; of all weights 1e-4 for a model of 135 M (2e-5 and 4e-4 learnt less in the same steps, LOG.md), and more
+/// for smaller ones.
 fn learning_rate(b: &Budget) -> f64 {
     let rate: f64 = match b.lora {
         Some(_) => 2e-4,
-        None => (2e-5 * (135e6 / b.parameters).sqrt()).clamp(1e-5, 1e-3),
+        None => (1e-4 * (135e6 / b.parameters).sqrt()).clamp(1e-5, 1e-3),
     };
     // Two digits are enough to read and to write.
     format!("{rate:.1e}").parse().expect("a number")
@@ -77,37 +86,43 @@ impl LessonPlan {
     pub fn of(lesson: &Lesson, b: &Budget) -> LessonPlan {
         let rows = lesson.problems.len();
         let most = (rows / 5).clamp(4, MOST_HELD_OUT);
-        let samples = SAMPLES;
         // Before and after, the greedy answer and the samples.
-        let measuring = |rows: usize| 2.0 * (rows * (1 + samples)) as f64 * b.answer * b.generating;
-        let held_out = (4..=most).rev().find(|&n| measuring(n) <= MEASURING * b.seconds).unwrap_or(4);
-        let left = (b.seconds - measuring(held_out)).max(0.0);
+        let measuring =
+            |rows: usize, samples| (rows * (1 + samples)) as f64 * (b.before.1 + b.answer) * b.generating;
+        let fits = |rows, samples| measuring(rows, samples) <= MEASURING * b.seconds;
+        let samples = MEASURED.into_iter().find(|&k| fits(most, k)).unwrap_or(MEASURED[1]);
+        let held_out = (4..=most).rev().find(|&n| fits(n, samples)).unwrap_or(4);
+        let left = (b.seconds - measuring(held_out, samples)).max(0.0);
         let step = BATCH as f64 * b.training;
-        let steps_of = |seconds: f64, tokens: f64| {
-            let most = (MOST_EPOCHS * tokens / BATCH as f64).ceil().max(1.0);
+        let steps_of = |seconds: f64, rows: f64| {
+            let epochs = (EPOCHS * PLENTY / rows).clamp(EPOCHS, MOST_EPOCHS);
+            let most = (epochs * rows * b.row / BATCH as f64).ceil().max(1.0);
             (seconds / step).floor().clamp(1.0, most) as u64
         };
         let training_rows = (rows - held_out) as f64;
         let solution_steps = match lesson.solved {
             0 => 0,
-            solved => steps_of(SOLUTIONS * left, solved as f64 * b.row),
+            solved => steps_of(SOLUTIONS * left, solved as f64),
         };
-        let left = (left - solution_steps as f64 * step).max(0.0) / ROUNDS as f64;
-        // Half of a round samples, half of it learns.
+        let left = (left - solution_steps as f64 * step).max(0.0);
+        // Half of a round samples, half of it learns; one that goes over all rows is as long as it is worth.
         let problem = SAMPLES as f64 * b.answer * b.generating;
-        let problems = (left / 2.0 / problem).clamp(8.0, training_rows.max(8.0)) as usize;
-        let learn = steps_of(left / 2.0, problems as f64 * b.row);
-        LessonPlan { held_out, samples, solution_steps, rounds: ROUNDS, round: (problems, learn) }
+        let whole = 2.0 * training_rows * problem;
+        let rounds = (left / whole).round().clamp(1.0, MOST_ROUNDS);
+        let left = left / rounds / 2.0;
+        let problems = (left / problem).clamp(8.0, training_rows.max(8.0)) as usize;
+        let learn = steps_of(left, problems as f64);
+        LessonPlan { held_out, samples, solution_steps, rounds: rounds as usize, round: (problems, learn) }
     }
 
     /// The recipe, to be read by people too. Paths are absolute, so that it runs from anywhere.
     pub fn recipe(
         &self,
         name: &str,
-        model: &Path,
-        problems: &Path,
+        (model, problems): (&Path, &Path),
         lesson: &Lesson,
-        place: &AnswerPlace,
+        (before, place): (&AnswerPlace, &AnswerPlace),
+        held_text: Option<&str>,
         b: &Budget,
     ) -> String {
         let text = |value: &str| toml::Value::from(value).to_string();
@@ -132,6 +147,21 @@ impl LessonPlan {
         put(format!(
             "\n[[claim]]\nname = \"what was taught shows on rows that nothing was trained on\"\nstage = \"model\"\nbaseline = {}\nagainst = \"the model as it came\"\nfigure = \"pass@1\"\nequal_flops = false\n",
             path(model)
+        ));
+        let held_text = held_text.map_or_else(String::new, |t| format!("held_text = {}\n", text(t)));
+        let own_way = match before.to_string() == place.to_string() {
+            true => String::new(),
+            false => format!(
+                "# Asked in the way that suits it best.\nanswer = {}\nprompt = {}\n",
+                text(&before.to_string()),
+                text(&prompt_template(before).unwrap_or_else(|| "{prompt}".to_owned()))
+            ),
+        };
+        put(format!(
+            "\n[[stage]]\nkind = \"eval\"\nname = \"before\"\nof = {}\nsamples = {}\nmax_new = {}\n{own_way}{held_text}",
+            path(model),
+            self.samples,
+            b.before.0
         ));
         let mut from = path(model);
         let adapter = match b.lora {
@@ -165,10 +195,8 @@ impl LessonPlan {
         }
         let _ = write!(
             out,
-            "\n[[stage]]\nkind = \"eval\"\nof = [{}, \"model\"]\nsamples = {}\nmax_new = {}\n",
-            path(model),
-            self.samples,
-            b.max_new
+            "\n[[stage]]\nkind = \"eval\"\nname = \"after\"\nof = \"model\"\nsamples = {}\nmax_new = {}\n{held_text}",
+            self.samples, b.max_new
         );
         out
     }

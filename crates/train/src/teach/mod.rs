@@ -52,21 +52,28 @@ pub enum TeachError {
 
 /// Problems that each way to ask is tried on.
 const TRIED: usize = 16;
-/// The way that did best is tried on so many samples of each.
+/// Samples of each, to find out whether it is ever right.
 const SAMPLES: usize = 8;
+/// Tokens that a model which was not taught gets for an answer, at least: many talk before they say it.
+pub const PATIENCE: usize = 256;
 
 /// How a model does before it is taught, asked in the way that suits it best.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// Where it puts its answer then.
+    /// Where it is asked for its answer then.
     pub place: AnswerPlace,
+    /// Where it will put its answer once it is taught: behind its work, where there is work to learn from.
+    pub taught_place: AnswerPlace,
     /// What it did, of some of the problems.
     pub found: Evaluation,
+    /// Tokens that it had for an answer, at most.
+    pub max_new: usize,
     /// Seconds that a generated token took.
     pub seconds_per_token: f64,
 }
 
-/// Tries a model on some of the problems, asked in each way that the answers allow, and keeps the kindest.
+/// Tries a model on some of the problems, asked in each way that the answers allow, and keeps the kindest. Once it has taken so many
+/// seconds, no further way is tried.
 ///
 /// # Errors
 /// Problems that cannot be put to the model.
@@ -75,30 +82,45 @@ pub fn try_model(
     tokenizer: &Tokenizer,
     lesson: &Lesson,
     max_new: usize,
+    most_seconds: f64,
     tell: &dyn Fn(&str),
 ) -> Result<Trial, TrainError> {
+    let max_new = max_new.max(PATIENCE);
     let ask = |place: &AnswerPlace, samples: usize| -> Result<(Evaluation, f64), TrainError> {
         let problems: Vec<Problem> =
             lesson.problems.iter().take(TRIED).cloned().map(|p| put(place, p)).collect();
-        let verifier = placed(place.clone(), tasks::verifier(lesson.verifier)?);
+        let verifier = placed(place.clone(), tasks::verifier(lesson.verifier)?.into());
         let settings = EvalSettings { samples, temperature: 1.0, max_new, seed: 1 };
         let began = std::time::Instant::now();
         let found = evaluate(model, tokenizer, &problems, &*verifier, &settings, &|| true)?;
         let seconds = began.elapsed().as_secs_f64() / found.tokens.max(1) as f64;
         Ok((found, seconds))
     };
-    let mut best: Option<(f64, &AnswerPlace)> = None;
+    let began = std::time::Instant::now();
+    let mut tried = Vec::new();
     for place in &lesson.places {
-        let (found, _) = ask(place, 1)?;
-        let right = found.all.pass_at_1.value;
-        tell(&format!("  asked for the answer as `{place}`: {:.0} % of {TRIED} right", 100.0 * right));
-        if best.is_none_or(|(before, _)| right > before) {
-            best = Some((right, place));
+        if !tried.is_empty() && began.elapsed().as_secs_f64() > most_seconds {
+            tell(&format!("  `{place}` is not tried: the others have taken long enough"));
+            continue;
         }
+        let (found, seconds) = ask(place, 0)?;
+        let right = 100.0 * found.all.pass_at_1.value;
+        tell(&format!("  asked for the answer as `{place}`: {right:.0} % of {TRIED} right"));
+        tried.push((place, found, seconds));
     }
-    let (_, place) = best.expect("every lesson has a way to ask");
-    let (found, seconds_per_token) = ask(place, SAMPLES)?;
-    Ok(Trial { place: place.clone(), found, seconds_per_token })
+    // Of equals the first, which is the likeliest.
+    let best = |work: bool| {
+        let allowed = tried.iter().rev().filter(|(place, ..)| !work || !matches!(place, AnswerPlace::Whole));
+        allowed.max_by(|a, b| a.1.all.pass_at_1.value.total_cmp(&b.1.all.pass_at_1.value))
+    };
+    let (place, found, seconds) = best(false).expect("every lesson has a way to ask");
+    let taught_place = best(lesson.solved > 0).map_or(lesson.taught_place(), |(place, ..)| *place).clone();
+    // Whether it is ever right matters where its own answers are all there is to learn from, and where it may be right always.
+    let (found, seconds_per_token) = match lesson.solved > 0 && found.all.pass_at_1.value < 1.0 {
+        true => (found.clone(), *seconds),
+        false => ask(place, SAMPLES)?,
+    };
+    Ok(Trial { place: (*place).clone(), taught_place, found, max_new, seconds_per_token })
 }
 
 /// A problem as it is put where the answer is expected in this place.
