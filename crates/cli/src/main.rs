@@ -6,6 +6,7 @@ mod live;
 mod model_files;
 mod output;
 mod progress;
+mod ranks;
 
 use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
@@ -66,6 +67,8 @@ fn main() {
     let cli = Cli::parse();
     if let Some(n) = cli.threads {
         tensor::threads::set_threads(n.into());
+    } else if let Some(n) = ranks::threads() {
+        tensor::threads::set_threads(n);
     }
     if let Err(refusal) = tensor::cpu::simd::wanted() {
         output::tell(&format!("error: {refusal}"));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use train::context::{Progress, Reporter};
+use train::context::{Progress, RankShare, Reporter};
 use train::ledger::StageCost;
 
 use crate::output::{harmless, tell, tell_part};
@@ -15,8 +15,9 @@ use crate::output::{harmless, tell, tell_part};
 const ON_TERMINAL: f64 = 0.2;
 const ELSEWHERE: f64 = 10.0;
 
-/// Speaks on stderr.
+/// Speaks on stderr, on one rank.
 pub struct Terminal {
+    speaks: bool,
     terminal: bool,
     state: Mutex<State>,
     interrupts: Arc<AtomicU32>,
@@ -31,24 +32,23 @@ struct State {
 }
 
 impl Terminal {
-    /// A reporter for this process.
-    pub fn new() -> Terminal {
+    /// A reporter for this process, which counts how often it is asked to stop.
+    pub fn new(speaks: bool, interrupts: Arc<AtomicU32>) -> Terminal {
         let state = State { stage: String::new(), told: Instant::now(), open: false, last: String::new() };
-        Terminal {
-            terminal: std::io::stderr().is_terminal(),
-            state: Mutex::new(state),
-            interrupts: Arc::default(),
-        }
+        let terminal = std::io::stderr().is_terminal();
+        Terminal { speaks, terminal, state: Mutex::new(state), interrupts }
     }
 
     /// Ctrl-C asks the run to save and stop; a second one ends the process at once.
     pub fn catch_interrupt(&self) -> Result<()> {
-        let count = self.interrupts.clone();
+        let (count, speaks) = (self.interrupts.clone(), self.speaks);
         let handler = move || {
             if count.fetch_add(1, Relaxed) > 0 {
                 std::process::exit(130);
             }
-            tell("\nsaving … (Ctrl-C again to stop at once)");
+            if speaks {
+                tell("\nsaving … (Ctrl-C again to stop at once)");
+            }
         };
         ctrlc::set_handler(handler).context("cannot catch Ctrl-C")
     }
@@ -67,6 +67,9 @@ impl Terminal {
     }
 
     fn full_line(&self, text: &str) {
+        if !self.speaks {
+            return;
+        }
         self.finish();
         tell(text);
     }
@@ -81,6 +84,18 @@ fn duration(seconds: f64) -> String {
     }
 }
 
+/// Each rank's share of the work and of its time that it waits, in per cent, as `25/3`.
+fn ranks(shares: &[RankShare]) -> String {
+    /// More do not fit a line.
+    const SHOWN: usize = 8;
+    if shares.is_empty() {
+        return String::new();
+    }
+    let each = shares.iter().take(SHOWN).map(|r| format!("{:.0}/{:.0}", 100.0 * r.work, 100.0 * r.waiting));
+    let more = if shares.len() > SHOWN { " …" } else { "" };
+    format!("  ranks, work/waiting {}{more} %", each.collect::<Vec<_>>().join(" "))
+}
+
 impl Reporter for Terminal {
     fn stage(&self, name: &str, kind: &str, index: usize, count: usize) {
         let what = if name == kind { String::new() } else { format!(" ({kind})") };
@@ -92,8 +107,11 @@ impl Reporter for Terminal {
     }
 
     fn progress(&self, p: &Progress) {
+        if !self.speaks {
+            return;
+        }
         let text = format!(
-            "  {:<16} {:>5}/{:<5} {} {:<7.3} {:>7.0} tok/s  {:>3.0} % of ceiling  {} left",
+            "  {:<16} {:>5}/{:<5} {} {:<7.3} {:>7.0} tok/s  {:>3.0} % of ceiling  {} left{}",
             p.stage,
             p.step,
             p.total,
@@ -101,7 +119,8 @@ impl Reporter for Terminal {
             p.headline.1,
             p.tokens_per_second,
             100.0 * p.ceiling_share,
-            duration(p.seconds_left)
+            duration(p.seconds_left),
+            ranks(p.ranks)
         );
         let mut s = self.state();
         let wait = if self.terminal { ON_TERMINAL } else { ELSEWHERE };

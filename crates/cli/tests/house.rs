@@ -9,8 +9,9 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every crate and those of ours that it may import.
-const MAY_IMPORT: [(&str, &[&str]); 9] = [
+const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("shoestring-ground", &[]),
+    ("shoestring-comm", &[]),
     ("shoestring-tensor", &["shoestring-ground"]),
     ("shoestring-data", &["shoestring-ground"]),
     ("shoestring-model", &["shoestring-tensor", "shoestring-ground"]),
@@ -20,6 +21,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
         "shoestring-train",
         &[
             "shoestring-ground",
+            "shoestring-comm",
             "shoestring-tensor",
             "shoestring-data",
             "shoestring-model",
@@ -32,6 +34,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
         "shoestring",
         &[
             "shoestring-ground",
+            "shoestring-comm",
             "shoestring-tensor",
             "shoestring-data",
             "shoestring-model",

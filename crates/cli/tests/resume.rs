@@ -10,6 +10,8 @@ use common::start_run;
 const RECIPE: &str = r#"
 name = "resume"
 seed = 3
+[parallel]
+shards = 2
 [problems]
 mix = [{ task = "arithmetic", level = { operands = 2, digits = 1 } }]
 held_out = 10
@@ -72,7 +74,6 @@ steps = 6
 prompts = 8
 max_new = 24
 temperature = 1.3
-accumulate = 2
 eval_every = 3
 checkpoint_every = 2
 "#;

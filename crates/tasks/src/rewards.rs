@@ -82,7 +82,7 @@ impl RewardConfig {
 }
 
 /// What one completion earns.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reward {
     /// The weighted sum.
     pub total: f32,
@@ -93,7 +93,7 @@ pub struct Reward {
     /// The verifier's reason.
     pub reason: String,
     /// Of each [`NamedReward`] its score, before weighting.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<f32>,
 }
 

@@ -354,6 +354,15 @@ impl Params {
         }
         grads.clear();
     }
+    /// Takes the gradients away, so that others can be computed beside them; there are none until the next
+    /// [`Params::zero_grads`].
+    pub fn set_grads_aside(&mut self) -> Data {
+        std::mem::replace(self.grads.get_mut().expect(UNPOISONED), Data::zeros(None, 0))
+    }
+    /// Adds gradients that were set aside to those that are there.
+    pub fn add_grads(&mut self, grads: &Data) {
+        crate::ops::add_assign(self.grads.get_mut().expect(UNPOISONED), grads);
+    }
     /// All gradients of the trained region; empty before the first [`Params::zero_grads`].
     pub fn grads(&self) -> Grads<'_> {
         let arena = self.grads.lock().expect(UNPOISONED);

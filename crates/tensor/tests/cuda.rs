@@ -234,9 +234,9 @@ fn optimizers() {
                 correction2,
                 grad_scale: 0.7,
             };
-            ops::adamw(p, grads, (&mut m, &mut v), 1..n - 1, c);
+            ops::adamw(p, grads, (&mut m, &mut v), 0, 1..n - 1, c);
             let rule = Muon { lr: 0.02, decay: 0.1, momentum: 0.95, grad_scale: 0.7 };
-            ops::muon(p, grads, &mut m, &[w[0], w[1], w[2], w[4], w[5]], rule);
+            ops::muon(p, grads, &mut m, 0, &[w[0], w[1], w[2], w[4], w[5]], rule);
             ops::balance_bias(&mut params, w[3], &[3, 0, 9, 2, 2, 2, 3], 0.001);
         }
         out.extend_from_slice(params.data());

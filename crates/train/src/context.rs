@@ -1,7 +1,8 @@
 //! What all stages share: the recipe, the run folder, the way to speak, and the wish to stop.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
 use data::Tokenizer;
@@ -14,7 +15,9 @@ use crate::finished::Finished;
 use crate::ledger::{Meter, StageCost};
 use crate::problems::ProblemSource;
 use crate::run::folder::RunFolder;
+use crate::run::share::share;
 use crate::speaker;
+use crate::team::Team;
 
 /// Positions that training prepares for, where a model's context is longer.
 const MOST_POSITIONS: usize = 1 << 15;
@@ -41,6 +44,17 @@ pub struct Progress<'a> {
     pub ceiling_share: f64,
     /// Seconds left, as it goes.
     pub seconds_left: f64,
+    /// What each rank does, where there are several.
+    pub ranks: &'a [RankShare],
+}
+
+/// What a rank does of a stage, lately.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankShare {
+    /// Of all operations.
+    pub work: f64,
+    /// The share of its time that it waits for others, or for what they send.
+    pub waiting: f64,
 }
 
 /// Who is told what happens.
@@ -72,7 +86,9 @@ pub struct Context<'a> {
     pub models: &'a toml::Table,
     /// The names of the stages, each with how many others of its kind it is built on.
     pub stages: BTreeMap<&'a str, u64>,
-    /// The run folder.
+    /// The ranks that work on it.
+    pub team: Rc<Team>,
+    /// The run folder; of other ranks than the first one that ends with them.
     pub folder: &'a RunFolder,
     /// Who is told.
     pub reporter: &'a dyn Reporter,
@@ -143,10 +159,17 @@ impl Context<'_> {
         !self.stages.contains_key(reference) && self.models.contains_key(reference)
     }
 
+    /// Gives all ranks the files of the first one's folder, which may lie elsewhere there; folders in it are left out.
+    pub fn share(&self, dir: &Path) -> Result<(), TrainError> {
+        share(&self.team, dir)
+    }
+
     /// The folder of a reference: an earlier stage's, or a path.
     pub fn dir(&self, reference: &str) -> Result<PathBuf, TrainError> {
         if self.stages.contains_key(reference) || self.models.contains_key(reference) {
-            return Ok(self.folder.stage_dir(reference)?);
+            let dir = self.folder.stage_dir(reference)?;
+            self.share(&dir)?;
+            return Ok(dir);
         }
         Ok(PathBuf::from(reference))
     }
@@ -180,18 +203,22 @@ impl Context<'_> {
         Ok(model)
     }
 
-    /// A meter for a stage, going on from what it has cost.
+    /// A meter for a stage over the cores of all ranks, going on from what it has cost.
     pub fn meter(&self, stage: &str, before: Option<StageCost>) -> Meter {
-        let (cores, price) = (tensor::threads::threads(), self.machine.price_per_core_hour);
-        match before {
+        let (cores, price) = (tensor::threads::threads() as u64, self.machine.price_per_core_hour);
+        let cores = self.team.total(cores) as usize;
+        // What all ranks have cost before is added once.
+        let cpu = |before: &StageCost| if self.team.leads() { before.cpu_seconds } else { 0.0 };
+        match before.map(|before| StageCost { cpu_seconds: cpu(&before), ..before }) {
             Some(before) => Meter::resume(before, cores, price),
             None => Meter::start(stage, cores, price),
         }
     }
 
-    /// What a stage left, if it has ended.
+    /// What a stage left, if it has ended: by the folder of the first rank, on all of them.
     pub fn finished(&self, stage: &str) -> Result<Option<Finished>, TrainError> {
-        Ok(self.folder.done(stage)?)
+        let found = self.team.leads().then(|| self.folder.done(stage)).transpose()?.flatten();
+        Ok(self.team.from_first(|| found))
     }
 }
 

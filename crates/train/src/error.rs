@@ -77,6 +77,12 @@ pub enum TrainError {
         /// What to do.
         remedy: &'static str,
     },
+    /// Another rank failed.
+    #[error(transparent)]
+    Elsewhere(#[from] crate::team::Elsewhere),
+    /// Ranks that cannot work together.
+    #[error("{0}")]
+    Ranks(String),
     /// Steps were skipped too often.
     #[error(
         "stage `{0}` diverged: its weights are no longer finite, or three steps in a row had no finite or a tenfold loss, even after going back to the last checkpoint; lower the learning rate"

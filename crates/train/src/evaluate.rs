@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::problems::asked;
 use crate::speaker::{answer_text, stop_tokens};
 use crate::stats::{Estimate, majority, wilson};
+use crate::team::{Elsewhere, Team};
 
 /// Problems of one run of the engine: enough to keep it full, few enough to stop soon when asked to.
 const PROBLEMS_AT_ONCE: usize = 128;
@@ -176,19 +177,23 @@ pub enum EvaluateError {
     /// The engine refused a prompt.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Another rank failed.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
     /// `keep_going` said no.
     #[error("the evaluation was stopped")]
     Stopped,
 }
 
-/// Evaluates a model on problems. `keep_going` is asked at every token; once it says no, the evaluation ends with
-/// [`EvaluateError::Stopped`].
+/// Evaluates a model on problems, which are dealt out to the ranks. `keep_going` is asked at every token; once that of the first rank
+/// says no, the evaluation ends with [`EvaluateError::Stopped`].
 ///
 /// # Errors
 /// No problems, a prompt that does not fit the context, text that the tokenizer or its template refuses.
 pub fn evaluate(
     model: &Model,
     tokenizer: &Tokenizer,
+    team: &Team,
     problems: &[Problem],
     verifier: &dyn Verifier,
     s: &EvalSettings,
@@ -201,44 +206,23 @@ pub fn evaluate(
     let mut engine = Engine::new(model, None);
     let (mut outcomes, mut greedy) = (Vec::new(), Vec::new());
     let (mut tokens, mut truncated, mut completions) = (0, 0, 0);
-    for (i, (problems, pairs)) in
-        problems.chunks(PROBLEMS_AT_ONCE).zip(requests.chunks(2 * PROBLEMS_AT_ONCE)).enumerate()
-    {
-        let first = i * PROBLEMS_AT_ONCE;
-        let drawn = engine.run(pairs, |_| keep_going())?;
-        if !keep_going() {
+    for first in (0..problems.len()).step_by(PROBLEMS_AT_ONCE) {
+        let count = PROBLEMS_AT_ONCE.min(problems.len() - first);
+        let answered = team.deal(count, |part| {
+            let part = first + part.start..first + part.end;
+            let pairs = &requests[2 * part.start..2 * part.end];
+            answer(&mut engine, tokenizer, (part.start, &problems[part]), pairs, verifier, keep_going)
+        })?;
+        if !team.from_first(keep_going) {
             return Err(EvaluateError::Stopped);
         }
-        // Per problem the greedy completion, then the samples.
-        let drawn: Vec<Vec<&Completion>> =
-            drawn.chunks(2).map(|pair| pair.iter().flatten().collect()).collect();
-        let mut texts = Vec::with_capacity(drawn.len());
-        for (j, all) in drawn.iter().enumerate() {
-            let decode = |c: &&Completion| answer_text(tokenizer, &pairs[2 * j].prompt, &c.token_ids);
-            let decoded: Result<Vec<String>, _> = all.iter().map(decode).collect();
-            texts.push(decoded.map_err(|source| EvaluateError::Data { problem: first + j + 1, source })?);
-        }
-        let items: Vec<(&Problem, &str)> = problems
-            .iter()
-            .zip(&texts)
-            .flat_map(|(p, texts)| texts.iter().map(move |t| (p, t.as_str())))
-            .collect();
-        let mut verdicts = verifier.score_batch(&items).into_iter();
-        for ((problem, all), texts) in problems.iter().zip(&drawn).zip(texts) {
-            let verdicts: Vec<Verdict> = verdicts.by_ref().take(all.len()).collect();
-            outcomes.push(outcome(verifier, &verdicts, &texts));
-            tokens += all.iter().map(|c| c.token_ids.len()).sum::<usize>();
-            truncated += all.iter().filter(|c| c.finish_reason == FinishReason::Length).count();
-            completions += all.len();
-            let (verdict, completion) = (verdicts.into_iter().next(), texts.into_iter().next());
-            let verdict = verdict.unwrap_or_else(|| Verdict::wrong("the verifier gave no verdict"));
-            greedy.push(Graded {
-                problem: problem.clone(),
-                completion: completion.unwrap_or_default(),
-                score: verdict.score,
-                reason: verdict.reason,
-                truncated: all[0].finish_reason == FinishReason::Length,
-            });
+        for (problem, a) in problems[first..].iter().zip(answered) {
+            outcomes.push(a.outcome);
+            tokens += a.tokens;
+            truncated += a.truncated;
+            completions += a.completions;
+            let Greedy { completion, score, reason, truncated } = a.greedy;
+            greedy.push(Graded { problem: problem.clone(), completion, score, reason, truncated });
         }
     }
     let mut by_task: BTreeMap<String, Vec<&Outcome>> = BTreeMap::new();
@@ -254,6 +238,77 @@ pub fn evaluate(
         truncated_share: truncated as f64 / completions as f64,
         mean_tokens: tokens as f64 / completions as f64,
     })
+}
+
+/// The answers to one problem.
+#[derive(Serialize, Deserialize)]
+struct Answered {
+    outcome: Outcome,
+    greedy: Greedy,
+    tokens: usize,
+    truncated: usize,
+    completions: usize,
+}
+
+/// The greedy one.
+#[derive(Serialize, Deserialize)]
+struct Greedy {
+    completion: String,
+    score: f32,
+    reason: String,
+    truncated: bool,
+}
+
+/// Answers problems, of which the first is number `first`, and has the answers graded; nothing where `keep_going` says no.
+fn answer(
+    engine: &mut Engine,
+    tokenizer: &Tokenizer,
+    (first, problems): (usize, &[Problem]),
+    pairs: &[Request],
+    verifier: &dyn Verifier,
+    keep_going: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<Answered>, EvaluateError> {
+    if problems.is_empty() {
+        return Ok(Vec::new());
+    }
+    let drawn = engine.run(pairs, |_| keep_going())?;
+    if !keep_going() {
+        return Ok(Vec::new());
+    }
+    // Per problem the greedy completion, then the samples.
+    let drawn: Vec<Vec<&Completion>> = drawn.chunks(2).map(|pair| pair.iter().flatten().collect()).collect();
+    let mut texts = Vec::with_capacity(drawn.len());
+    for (j, all) in drawn.iter().enumerate() {
+        let decode = |c: &&Completion| answer_text(tokenizer, &pairs[2 * j].prompt, &c.token_ids);
+        let decoded: Result<Vec<String>, _> = all.iter().map(decode).collect();
+        texts.push(decoded.map_err(|source| EvaluateError::Data { problem: first + j + 1, source })?);
+    }
+    let items: Vec<(&Problem, &str)> = problems
+        .iter()
+        .zip(&texts)
+        .flat_map(|(p, texts)| texts.iter().map(move |t| (p, t.as_str())))
+        .collect();
+    let mut verdicts = verifier.score_batch(&items).into_iter();
+    let answered = drawn.iter().zip(texts).map(|(all, texts)| {
+        let verdicts: Vec<Verdict> = verdicts.by_ref().take(all.len()).collect();
+        let outcome = outcome(verifier, &verdicts, &texts);
+        let (verdict, completion) = (verdicts.into_iter().next(), texts.into_iter().next());
+        let verdict = verdict.unwrap_or_else(|| Verdict::wrong("the verifier gave no verdict"));
+        let is_cut = |c: &&&Completion| c.finish_reason == FinishReason::Length;
+        Answered {
+            outcome,
+            greedy: Greedy {
+                completion: completion.unwrap_or_default(),
+                score: verdict.score,
+                reason: verdict.reason,
+                truncated: is_cut(&&all[0]),
+            },
+            tokens: all.iter().map(|c| c.token_ids.len()).sum(),
+            truncated: all.iter().filter(is_cut).count(),
+            completions: all.len(),
+        }
+    });
+    Ok(answered.collect())
 }
 
 /// The tokens of a problem's prompt, and whether they leave room for an answer in the model's context.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 use crate::held_out::HeldOut;
 use crate::run::RunError;
+use crate::team::Team;
 
 /// What a recipe calls the text that comes with the program.
 pub const BUILT_IN: &str = "built_in";
@@ -73,7 +74,7 @@ impl HeldText {
                 self.name
             )));
         }
-        let bits = HeldOut::measure(model, 0, &pieces).total() / std::f64::consts::LN_2;
+        let bits = HeldOut::measure(model, &Team::alone(), 0, &pieces).total() / std::f64::consts::LN_2;
         let bytes = self.text.len();
         Ok(TextMeasure { text: self.name.clone(), bytes, bits_per_byte: bits / bytes as f64 })
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::run::{RunError, write_atomic};
 use crate::step::score;
+use crate::team::Team;
 
 /// Documents whose held-out loss is measured.
 pub const HELD_OUT_DOCUMENTS: usize = 256;
@@ -27,23 +28,26 @@ pub struct HeldOut {
 
 impl HeldOut {
     /// Measures a model that has read `read` training documents.
-    pub fn measure(model: &Model, read: u64, documents: &[Document]) -> HeldOut {
-        let mut out = HeldOut { documents: read, losses: Vec::new(), tokens: Vec::new() };
-        for part in documents.chunks(64) {
-            let packed = pack(part);
-            let stats = score(model, &packed.tokens, &packed.targets, &whole(&packed.lens), 1.0);
-            let mut at = 0;
-            for len in packed.lens {
-                let (logprobs, weights) = (&stats.logprobs[at..at + len], &packed.weights[at..at + len]);
-                let tokens = weights.iter().map(|&w| f64::from(w)).sum::<f64>().max(1e-9);
-                let sum =
-                    logprobs.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>();
-                out.losses.push(-sum / tokens);
-                out.tokens.push(tokens);
-                at += len;
+    pub fn measure(model: &Model, team: &Team, read: u64, documents: &[Document]) -> HeldOut {
+        let found = team.deal_all(documents.len(), |part| {
+            let mut found = Vec::with_capacity(part.len());
+            for part in documents[part].chunks(64) {
+                let packed = pack(part);
+                let stats = score(model, &packed.tokens, &packed.targets, &whole(&packed.lens), 1.0);
+                let mut at = 0;
+                for len in packed.lens {
+                    let (logprobs, weights) = (&stats.logprobs[at..at + len], &packed.weights[at..at + len]);
+                    let tokens = weights.iter().map(|&w| f64::from(w)).sum::<f64>().max(1e-9);
+                    let sum =
+                        logprobs.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>();
+                    found.push([-sum / tokens, tokens].map(f64::to_bits));
+                    at += len;
+                }
             }
-        }
-        out
+            found
+        });
+        let (losses, tokens) = found.into_iter().map(|of| of.map(f64::from_bits).into()).unzip();
+        HeldOut { documents: read, losses, tokens }
     }
 
     /// The negative log-likelihood of all documents together, in nats.

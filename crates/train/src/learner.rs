@@ -1,9 +1,12 @@
 //! The loop around optimizer steps that every training stage shares: resume, guard, log, save, stop.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
+use comm::collective;
 use data::{Packed, Tokenizer};
 use engine::{Engine, Request, Sampling};
 use model::Model;
@@ -11,13 +14,14 @@ use serde::{Deserialize, Serialize};
 use tensor::{Gpu, Math, operations};
 
 use crate::TrainError;
-use crate::context::{Context, Progress};
+use crate::context::{Context, Progress, RankShare};
 use crate::ledger::{Meter, StageCost};
 use crate::optim::{Optimizer, OptimizerSettings};
-use crate::run::checkpoint;
+use crate::run::checkpoint::{self, Loaded};
 use crate::run::metrics::{Metrics, keys};
 use crate::speaker::{answer_text, stop_tokens};
 use crate::step::{StepOptions, train_step};
+use crate::team::Team;
 use crate::training::Training;
 
 /// Skipped steps in a row after which a run goes back to its last anchor.
@@ -57,6 +61,8 @@ pub struct Learner {
     pub tokenizer: Tokenizer,
     /// Its optimizer.
     pub optimizer: Optimizer,
+    /// The ranks that train it.
+    pub team: Rc<Team>,
     /// How far the data has been read, in units of the stage's own.
     pub cursor: u64,
     /// The usual loss, by which a spike is known.
@@ -120,17 +126,23 @@ pub struct StepOutcome {
 
 impl Learner {
     /// A learner with fresh optimizer state.
-    pub fn new(model: Model, tokenizer: Tokenizer, optimizer: &OptimizerSettings) -> Learner {
-        let optimizer = Optimizer::new(&model, optimizer.clone());
+    pub fn new(
+        model: Model,
+        tokenizer: Tokenizer,
+        optimizer: &OptimizerSettings,
+        team: &Rc<Team>,
+    ) -> Learner {
+        let optimizer = Optimizer::new(&model, optimizer.clone(), team);
+        let team = team.clone();
         let (cursor, usual_loss, figures, guard) = (0, f64::INFINITY, BTreeMap::new(), Guard::default());
-        Learner { model, tokenizer, optimizer, cursor, usual_loss, figures, guard }
+        Learner { model, tokenizer, optimizer, team, cursor, usual_loss, figures, guard }
     }
 
     /// A step of next-token prediction. A loss ten times the usual one is taken for a spike and leaves the weights alone.
     pub fn next_token_step(&mut self, batch: Packed, options: StepOptions, lr_factor: f32) -> StepOutcome {
         let tokens = batch.tokens.len() as u64;
         let options = StepOptions { loss_limit: 10.0 * self.usual_loss, ..options };
-        let stats = train_step(&mut self.model, &mut self.optimizer, batch, &options, lr_factor);
+        let stats = train_step(&mut self.model, &mut self.optimizer, &self.team, batch, &options, lr_factor);
         if !stats.report.skipped {
             self.saw_loss(stats.loss);
         }
@@ -186,6 +198,10 @@ impl Learner {
             return Err(TrainError::Diverged(stage.to_owned()));
         }
         let (first, second) = self.optimizer.state();
+        let (first, second) = (self.whole(first), self.whole(second));
+        if !self.team.leads() {
+            return Ok(());
+        }
         let state = State {
             cursor: self.cursor,
             optimizer_steps: self.optimizer.steps(),
@@ -196,17 +212,35 @@ impl Learner {
             ended: kind == Kind::End,
             math: self.math().to_owned(),
         };
-        let sections = [self.model.params().data(), first, second];
+        let sections = [self.model.params().data(), &first, &second];
         Ok(checkpoint::save(dir, step, kind == Kind::Anchor, &state, &sections)?)
     }
 
-    /// Goes to the newest checkpoint, or the newest anchor; also gives the number of damaged ones that were passed over.
+    /// A moment of all weights, on the first rank.
+    fn whole<'a>(&self, own: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.team.ranks() == 1 {
+            return Cow::Borrowed(own);
+        }
+        let len = if self.team.leads() { self.model.params().trained_len() } else { 0 };
+        let mut whole = vec![0.0; len];
+        collective::gather(self.team.comm(), own, &mut whole, self.optimizer.slices());
+        Cow::Owned(whole)
+    }
+
+    /// Goes to the newest checkpoint, or the newest anchor; also gives the number of damaged ones that were passed over. The first
+    /// rank reads it and gives the others what they need.
     fn load(&mut self, dir: &Path, anchors: bool) -> Result<Option<(u64, State, usize)>, TrainError> {
+        let team = self.team.clone();
+        let loaded = match team.ranks() {
+            1 => {
+                let (first, second, _) = self.optimizer.state_mut();
+                let mut sections = [self.model.params_mut().data_mut(), first, second];
+                checkpoint::load::<State>(dir, anchors, &mut sections)?
+            }
+            _ => self.load_shared(&team, dir, anchors)?,
+        };
+        let Some(Loaded { step, state, passed_over }) = loaded else { return Ok(None) };
         let is = self.math();
-        let (first, second, steps) = self.optimizer.state_mut();
-        let mut sections = [self.model.params_mut().data_mut(), first, second];
-        let Some(loaded) = checkpoint::load::<State>(dir, anchors, &mut sections)? else { return Ok(None) };
-        let state = loaded.state;
         if state.math != is {
             let was = &state.math;
             return Err(TrainError::Recipe(format!(
@@ -214,12 +248,37 @@ impl Learner {
                  `--math {was}`"
             )));
         }
-        *steps = state.optimizer_steps;
+        *self.optimizer.state_mut().2 = state.optimizer_steps;
         self.cursor = state.cursor;
         self.usual_loss = state.usual_loss.unwrap_or(f64::INFINITY);
         self.figures.clone_from(&state.figures);
         self.guard = state.guard;
-        Ok(Some((loaded.step, state, loaded.passed_over.len())))
+        Ok(Some((step, state, passed_over.len())))
+    }
+
+    fn load_shared(
+        &mut self,
+        team: &Team,
+        dir: &Path,
+        anchors: bool,
+    ) -> Result<Option<Loaded<State>>, TrainError> {
+        let len = if team.leads() { self.model.params().trained_len() } else { 0 };
+        let (mut whole, mut found) = ([vec![0.0; len], vec![0.0; len]], None);
+        if team.leads() {
+            let [first, second] = &mut whole;
+            let mut sections = [self.model.params_mut().data_mut(), &mut first[..], &mut second[..]];
+            found = checkpoint::load::<State>(dir, anchors, &mut sections)?;
+        }
+        let loaded = team.from_first(|| found);
+        if loaded.is_some() {
+            let comm = team.comm();
+            collective::broadcast(comm, 0, self.model.params_mut().data_mut());
+            let slices = self.optimizer.slices().clone();
+            let (first, second, _) = self.optimizer.state_mut();
+            collective::scatter(comm, &whole[0], first, &slices);
+            collective::scatter(comm, &whole[1], second, &slices);
+        }
+        Ok(loaded)
     }
 
     /// Runs a stage's steps from where it stands to its end, and writes the model into the stage's folder. Of the
@@ -254,29 +313,36 @@ impl Learner {
         };
         while at < total && !ended {
             let (clock, counts) = (Instant::now(), operations::counts());
+            let (waited, sent) = (self.team.comm().waited(), self.team.comm().sent());
             let lr_factor = training.schedule.factor(at, scheduled);
             let now = Now { step: at, lr_factor, operations: log.meter.operations() };
             let outcome = steps.step(self, &now)?;
             let (seconds, counts) = (clock.elapsed().as_secs_f64(), operations::counts().since(&counts));
             self.guard(ctx, stage, &checkpoints, outcome.skipped)?;
             at += 1;
-            log.step(at, &outcome, seconds, counts.total())?;
+            let waited = (self.team.comm().waited() - waited).as_nanos() as u64;
+            let sent = self.team.comm().sent() - sent;
+            let own = (seconds * 1e9) as u64;
+            let ranks = self.team.all_words([counts.total(), waited, sent, own]);
+            log.step(at, &outcome, seconds, ranks)?;
             if Training::is_time(training.eval_every, at) {
                 steps.measure(self, at, &mut log.metrics)?;
             }
-            let samples = training.sample_every.is_some_and(|every| every > 0);
+            let samples = self.team.leads() && training.sample_every.is_some_and(|every| every > 0);
             if samples && (Training::is_time(training.sample_every, at) || at == total) {
                 self.sample(ctx, stage, at, &mut log.metrics)?;
             }
             let due = training.checkpoint_every > 0 && at % training.checkpoint_every == 0
                 || training.checkpoint_seconds > 0.0
                     && saved.elapsed().as_secs_f64() > training.checkpoint_seconds;
-            let stop = ctx.reporter.stop();
+            // The clock and the wish to stop are those of the first rank.
+            let (due, stop) = self.team.from_first(|| (due, ctx.reporter.stop()));
             let anchor = at % anchor_every == 0 && self.guard.skips == 0;
             if (due || stop || anchor) && at < total && !outcome.enough {
                 log.metrics.sync()?;
                 let kind = if anchor { Kind::Anchor } else { Kind::Passing };
-                self.save(stage, &checkpoints, at, &log.meter.so_far(), kind)?;
+                let cost = log.meter.so_far().over(&self.team);
+                self.save(stage, &checkpoints, at, &cost, kind)?;
                 saved = Instant::now();
             }
             if outcome.enough {
@@ -287,10 +353,12 @@ impl Learner {
             }
         }
         log.metrics.sync()?;
-        let cost = log.meter.stop();
+        let cost = log.meter.stop().over(&self.team);
         self.save(stage, &checkpoints, at, &cost, Kind::End)?;
-        self.model.save(&dir)?;
-        self.tokenizer.save(&dir)?;
+        if self.team.leads() {
+            self.model.save(&dir)?;
+            self.tokenizer.save(&dir)?;
+        }
         Ok(cost)
     }
 
@@ -348,8 +416,16 @@ struct Log<'a> {
     total: u64,
     metrics: Metrics,
     meter: Meter,
-    /// Seconds, tokens and operations of the last steps.
-    window: VecDeque<(f64, u64, u64)>,
+    window: VecDeque<Past>,
+}
+
+/// One of the last steps.
+struct Past {
+    seconds: f64,
+    tokens: u64,
+    /// Of each rank its operations, the nanoseconds that it waited, the bytes of values that it sent, and the nanoseconds that the
+    /// step took it.
+    ranks: Vec<Vec<u64>>,
 }
 
 impl Log<'_> {
@@ -358,24 +434,35 @@ impl Log<'_> {
         step: u64,
         outcome: &StepOutcome,
         seconds: f64,
-        operations: u64,
+        ranks: Vec<Vec<u64>>,
     ) -> Result<(), TrainError> {
-        self.meter.add(outcome.tokens, operations);
-        self.window.push_back((seconds, outcome.tokens, operations));
+        self.meter.add(outcome.tokens, ranks.iter().map(|r| r[0]).sum());
+        self.window.push_back(Past { seconds, tokens: outcome.tokens, ranks });
         if self.window.len() > WINDOW {
             self.window.pop_front();
         }
-        let sum = self.window.iter().fold((0.0, 0, 0), |s, w| (s.0 + w.0, s.1 + w.1, s.2 + w.2));
-        let tokens_per_second = sum.1 as f64 / sum.0;
+        let seconds: f64 = self.window.iter().map(|past| past.seconds).sum();
+        let tokens: u64 = self.window.iter().map(|past| past.tokens).sum();
+        let tokens_per_second = tokens as f64 / seconds;
         let mut values = vec![outcome.headline];
         values.extend(&outcome.values);
         values.extend(outcome.named.iter().map(|(name, value)| (name.as_str(), *value)));
         values.push((keys::TOKENS, self.meter.tokens() as f64));
         values.push((keys::TOKENS_PER_SECOND, tokens_per_second));
-        let ceiling_share = self.ctx.ceiling.share(sum.2 as f64 / sum.0);
-        let seconds_left = (self.total - step) as f64 * sum.0 / self.window.len() as f64;
+        let operations: u64 = self.window.iter().flat_map(|past| &past.ranks).map(|r| r[0]).sum();
+        let ceiling_share = self.ctx.ceiling.share(operations as f64 / seconds);
+        let seconds_left = (self.total - step) as f64 * seconds / self.window.len() as f64;
         values.push((keys::CEILING_SHARE, ceiling_share));
         values.push((keys::SECONDS_LEFT, seconds_left));
+        let shares = self.shares();
+        let several = shares.len() > 1;
+        if several {
+            let last = self.window.back().expect("just pushed");
+            let mean = |of: usize| last.ranks.iter().map(|r| r[of]).sum::<u64>() as f64 / shares.len() as f64;
+            values.push((keys::STEP_SECONDS, last.seconds));
+            values.push((keys::WAITING_SECONDS, mean(1) / 1e9));
+            values.push((keys::SENT_BYTES, mean(2)));
+        }
         self.metrics.log(step, &values)?;
         self.ctx.reporter.progress(&Progress {
             stage: self.stage,
@@ -385,8 +472,23 @@ impl Log<'_> {
             tokens_per_second,
             ceiling_share,
             seconds_left,
+            ranks: if several { &shares } else { &[] },
         });
         Ok(())
+    }
+
+    /// What each rank did in the last steps.
+    fn shares(&self) -> Vec<RankShare> {
+        let count = self.window.front().map_or(0, |past| past.ranks.len());
+        let sum =
+            |rank: usize, of: usize| self.window.iter().map(|past| past.ranks[rank][of]).sum::<u64>() as f64;
+        let all: f64 = (0..count).map(|rank| sum(rank, 0)).sum();
+        (0..count)
+            .map(|rank| RankShare {
+                work: sum(rank, 0) / all.max(1.0),
+                waiting: sum(rank, 1) / sum(rank, 3).max(1.0),
+            })
+            .collect()
     }
 }
 
@@ -441,7 +543,7 @@ mod tests {
                 for (g, w) in grads.host_mut().iter_mut().zip(weights.host()) {
                     *g = 0.1 * w + rng.normal();
                 }
-                l.optimizer.step(l.model.params_mut(), now.lr_factor);
+                l.optimizer.step(l.model.params_mut(), now.lr_factor, &l.team);
                 l.saw_loss(f64::from(rng.uniform()));
             }
             l.set_figure("document", document as f64);
@@ -482,6 +584,7 @@ mod tests {
             folder: &folder,
             reporter: &reporter,
             problems: None,
+            team: Rc::new(Team::alone()),
             ceiling,
         };
         let text = std::iter::repeat_n("some words and more words".to_owned(), 3);
@@ -494,7 +597,7 @@ mod tests {
         let optimizer =
             OptimizerSettings { learning_rate: 1e-2, adam_learning_rate: 1e-2, ..Default::default() };
         let training = Training { optimizer, checkpoint_seconds: seconds, ..Training::default() };
-        let mut learner = Learner::new(model, tokenizer, &training.optimizer);
+        let mut learner = Learner::new(model, tokenizer, &training.optimizer, &ctx.team);
         let mut steps = Poisoned { poison, crash, done: 0 };
         learner.run(&ctx, "stage", &training, (TOTAL, TOTAL), &mut steps)?;
         let weights = learner.model.params().data().iter().map(|w| w.to_bits()).collect();

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::team::Team;
+
 /// The cost of one stage: a line of the ledger.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct StageCost {
@@ -16,7 +18,7 @@ pub struct StageCost {
     pub name: String,
     /// Wall time, in seconds.
     pub seconds: f64,
-    /// Time that the process's threads spent on cores, in seconds; 0 where it cannot be read.
+    /// Time that the threads of all ranks spent on cores, in seconds; 0 where it cannot be read.
     pub cpu_seconds: f64,
     /// Tokens trained on and generated.
     pub tokens: u64,
@@ -27,8 +29,25 @@ pub struct StageCost {
     pub peak_memory_bytes: u64,
     /// Energy of the processor packages while the stage ran, where RAPL is readable: the whole machine's.
     pub joules: Option<f64>,
-    /// `seconds` on all cores at the stated price, in dollars.
+    /// `seconds` on all cores of all ranks at the stated price, in dollars.
     pub cost: f64,
+}
+
+impl StageCost {
+    /// That of all ranks together: their time on cores, and the most memory that one of them took. Energy is left out, since ranks
+    /// may share machines.
+    pub fn over(self, team: &Team) -> StageCost {
+        if team.ranks() == 1 {
+            return self;
+        }
+        let all = team.all((self.cpu_seconds, self.peak_memory_bytes));
+        StageCost {
+            cpu_seconds: all.iter().map(|(seconds, _)| seconds).sum(),
+            peak_memory_bytes: all.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0),
+            joules: None,
+            ..self
+        }
+    }
 }
 
 /// What is measured while a stage runs.

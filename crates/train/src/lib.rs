@@ -22,6 +22,7 @@ pub mod rivals;
 pub mod rollout;
 mod room;
 pub mod run;
+mod same;
 pub mod settings;
 pub mod source;
 pub mod speaker;
@@ -30,6 +31,7 @@ pub mod stats;
 pub mod step;
 mod summary;
 pub mod teach;
+pub mod team;
 pub mod training;
 
 pub use error::TrainError;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::rc::Rc;
 
 use crate::TrainError;
 use crate::context::{Ceiling, Context, Reporter};
@@ -9,27 +10,33 @@ use crate::finished::Finished;
 use crate::problems::ProblemSource;
 use crate::recipe::Recipe;
 use crate::run::folder::RunFolder;
+use crate::run::share::Scratch;
 use crate::stages::{NamedStage, StageResult};
+use crate::team::Team;
 
 /// Performs the recipe's stages into `dir`, skipping those that are done, and writes the report after each: all of them, or
-/// those that `names` says and what they are built on. `ceiling` measures the operations per second of large matrix products.
+/// those that `names` says and what they are built on. All ranks of a team do so together; the first one alone
+/// writes. `ceiling` measures the operations per second of large matrix products.
 pub fn run(
     recipe: &Recipe,
     names: &[String],
     dir: &Path,
     reporter: &dyn Reporter,
     ceiling: &(dyn Fn() -> f64 + Sync),
+    team: Rc<Team>,
 ) -> Result<(), TrainError> {
     let wanted = wanted(recipe, names)?;
-    crate::plan::check_memory(recipe)?;
+    crate::plan::check_memory(recipe, team.ranks())?;
     crate::plan::check_files(recipe)?;
     let resolved = recipe.resolved_toml();
-    let folder = RunFolder::open(dir, &resolved)?;
+    let scratch = if team.leads() { None } else { Some(Scratch::new()?) };
+    let folder = RunFolder::open(scratch.as_ref().map_or(dir, Scratch::path), &resolved)?;
     let problems = if recipe.draws_problems() {
         Some(ProblemSource::open(&recipe.problems, recipe.seed)?)
     } else {
         None
     };
+    crate::same::check(&team, recipe, names, problems.as_ref())?;
     // What can be refused before the first step was refused: from here on the folder is this recipe's.
     folder.claim(&resolved)?;
     let ctx = Context {
@@ -37,6 +44,7 @@ pub fn run(
         machine: &recipe.machine,
         models: &recipe.models,
         stages: recipe.stages.iter().map(|s| (s.name(), recipe.rounds_before(s.name()))).collect(),
+        team,
         folder: &folder,
         reporter,
         problems,
@@ -67,17 +75,17 @@ fn wanted<'a>(recipe: &'a Recipe, names: &'a [String]) -> Result<Vec<&'a NamedSt
 }
 
 fn perform(recipe: &Recipe, stages: &[&NamedStage], ctx: &Context) -> Result<(), TrainError> {
-    let (folder, reporter) = (ctx.folder, ctx.reporter);
+    let (folder, reporter, leads) = (ctx.folder, ctx.reporter, ctx.team.leads());
     let count = stages.len();
-    let mut at_work = !folder.path().join("report.json").exists();
+    let mut at_work = leads && !folder.path().join("report.json").exists();
     for (i, stage) in stages.iter().enumerate() {
         if ctx.finished(stage.name())?.is_some() {
             continue;
         }
-        if reporter.stop() {
+        if ctx.team.from_first(|| reporter.stop()) {
             return Err(TrainError::Interrupted);
         }
-        at_work = true;
+        at_work = leads;
         reporter.stage(stage.name(), stage.kind(), i + 1, count);
         let failures = || ctx.problems.as_ref().and_then(|p| p.failures());
         let before = failures().map_or(0, |f| f.0);
@@ -89,10 +97,13 @@ fn perform(recipe: &Recipe, stages: &[&NamedStage], ctx: &Context) -> Result<(),
             ));
         }
         let StageResult { cost, summary, figures } = result;
+        tensor::buffer::release_unused();
+        if !leads {
+            continue;
+        }
         let done = Finished { kind: stage.kind().to_owned(), cost, summary, figures };
         folder.mark_done(stage.name(), &done)?;
         reporter.stage_done(stage.name(), &done.cost, &done.summary);
-        tensor::buffer::release_unused();
         crate::summary::write(recipe, ctx)?;
     }
     // The report of a finished run stays that of the machine which made it.

@@ -26,8 +26,10 @@ pub struct StagePlan {
     pub active_parameters: u64,
     /// Operations of the whole stage, about.
     pub operations: f64,
-    /// Memory at the peak, about, in bytes.
+    /// Memory of each rank at the peak, about, in bytes.
     pub memory_bytes: f64,
+    /// Bytes that each rank sends for one optimizer step.
+    pub sent_bytes: f64,
     /// What to do where that is too much.
     pub remedy: &'static str,
 }
@@ -35,11 +37,11 @@ pub struct StagePlan {
 /// Sequence length at which attention is counted.
 const CONTEXT: usize = 128;
 
-/// The plan of every stage whose model is known from the recipe.
-pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>, TrainError> {
+/// The plan of every stage whose model is known from the recipe, on so many ranks.
+pub fn plan(recipe: &Recipe, ranks: usize) -> Result<Vec<StagePlan>, TrainError> {
     let mut plans: Vec<StagePlan> = Vec::new();
     for stage in &recipe.stages {
-        let Some(mut plan) = stage_plan(recipe, stage)? else { continue };
+        let Some(mut plan) = stage_plan(recipe, stage, ranks)? else { continue };
         let budget_of = stage.budget_of();
         if !budget_of.is_empty() {
             let of = plans.iter().filter(|p| budget_of.contains(&p.name));
@@ -69,7 +71,7 @@ fn vocab(recipe: &Recipe) -> usize {
     size.unwrap_or(1024)
 }
 
-fn stage_plan(recipe: &Recipe, stage: &NamedStage) -> Result<Option<StagePlan>, TrainError> {
+fn stage_plan(recipe: &Recipe, stage: &NamedStage, ranks: usize) -> Result<Option<StagePlan>, TrainError> {
     let traces = |name: &str| recipe.stage(name).map_or(0.0, |stage| stage.trace_tokens());
     let Some((w, model)) = stage.work(&traces).zip(stage.model()) else { return Ok(None) };
     let Some(config) = config_of(recipe, model)? else { return Ok(None) };
@@ -77,6 +79,12 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage) -> Result<Option<StagePlan>, 
     let update = w.optimizer.map_or(0.0, |optimizer| update_flops(optimizer.kind, &config));
     let training =
         i.training_operations_per_token as f64 + w.mtp_share * i.mtp_training_operations_per_token as f64;
+    let shards = recipe.parallel.shards;
+    let trains = w.optimizer.is_some() && w.adapter.is_none();
+    // Gradients, one more for every level of the tree over a rank's shards; both moments of its slice; weights, and packed weights.
+    let sums = (shards / ranks).next_power_of_two().trailing_zeros();
+    let copies = 3.0 + f64::from(sums) + 2.0 / ranks as f64;
+    let others = 1.0 - 1.0 / ranks as f64;
     Ok(Some(StagePlan {
         name: stage.name().to_owned(),
         kind: stage.kind(),
@@ -84,23 +92,26 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage) -> Result<Option<StagePlan>, 
         active_parameters: i.parameters.active,
         operations: training * w.trained + i.forward.total() as f64 * w.generated + update * w.steps,
         memory_bytes: {
-            let held = held_weights(recipe, model, &config, &w);
+            let held = held_weights(recipe, model, &config, &w, copies);
             let room = recipe.machine.memory_gib * (1u64 << 30) as f64 - held - OVERHEAD;
             let tokens = match w.cut {
                 Some(least) => pass_tokens(&config, room, w.recompute).clamp(least, w.held.max(least)),
+                None if w.sharded => w.held.div_ceil(shards),
                 None => w.held,
             };
             held + activations(&config, w.recompute) * tokens as f64 + OVERHEAD
         },
+        // Gradients on the way to the sum, and weights on the way back.
+        sent_bytes: if trains { 8.0 * i.parameters.total as f64 * others } else { 0.0 },
         remedy: w.remedy,
     }))
 }
 
 /// What a stage's weights, and what belongs to them, take, in bytes.
-fn held_weights(recipe: &Recipe, reference: &str, config: &ModelConfig, w: &Work) -> f64 {
+fn held_weights(recipe: &Recipe, reference: &str, config: &ModelConfig, w: &Work, copies: f64) -> f64 {
     let parameters = 4.0 * inspect(config, CONTEXT).parameters.total as f64;
     if w.optimizer.is_some() && w.adapter.is_none() {
-        return TRAINING_COPIES as f64 * parameters;
+        return copies * parameters;
     }
     let adapters = w.adapter.and_then(|a| a.specs(&tensor_specs(config)).ok()).unwrap_or_default();
     let adapters = 4.0 * adapters.iter().map(TensorSpec::elements).sum::<usize>() as f64;
@@ -126,7 +137,7 @@ fn base_bytes(recipe: &Recipe, reference: &str, parameters: f64) -> f64 {
 }
 
 /// Refuses a recipe that would need more memory than it allows itself or than is free; on a GPU, than that has.
-pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
+pub fn check_memory(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
     let have = match tensor::device(0) {
         Some(gpu) => gpu.info().memory as f64,
         None => {
@@ -134,7 +145,7 @@ pub fn check_memory(recipe: &Recipe) -> Result<(), TrainError> {
             available_bytes().unwrap_or(f64::INFINITY).min(allowed)
         }
     };
-    for p in plan(recipe)? {
+    for p in plan(recipe, ranks)? {
         if p.memory_bytes > have {
             let gib = |b: f64| b / (1u64 << 30) as f64;
             return Err(TrainError::Memory {
@@ -156,7 +167,7 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
         };
         for (key, path) in stage.files() {
             if !path.exists() {
-                let what = format!("{} does not exist: name a file or a folder of text", path.display());
+                let what = format!("{} does not exist", path.display());
                 return wrong(key, what);
             }
         }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use model::{Model, Segment};
+use serde::{Deserialize, Serialize};
 use tensor::Tape;
 use tensor::ops;
 
@@ -10,18 +11,22 @@ use crate::objective::kl::KlKind;
 use crate::objective::{Clip, Norm, Objective, Sequence};
 use crate::optim::{Optimizer, StepReport};
 use crate::step::{Balance, Descent, StepOptions, descend, score};
+use crate::team::Team;
 
 /// Tokens of one pass, where memory allows them; more rollouts are worked off in several passes.
 pub const PASS_TOKENS: usize = 8192;
 
 /// One sampled answer with what is known of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sampled {
     /// Its tokens; at least one.
     pub tokens: Vec<u32>,
     /// Log-probabilities that it was sampled by, `[tokens]`, at the temperature of [`PolicySettings`].
+    #[serde(with = "crate::team::bits")]
     pub old: Vec<f32>,
-    /// Log-probabilities under the reference model at that temperature, `[tokens]`, where a divergence is charged.
+    /// Log-probabilities under the reference model at that temperature, `[tokens]`, where a divergence is charged; found after
+    /// ranks have told each other what they sampled.
+    #[serde(skip)]
     pub reference: Option<Vec<f32>>,
     /// What its tokens are reinforced by.
     pub advantage: f32,
@@ -95,6 +100,7 @@ pub struct PolicyStats {
 pub fn policy_step(
     model: &mut Model,
     optimizer: &mut Optimizer,
+    team: &Team,
     groups: &[Prompted],
     s: &PolicySettings,
     lr_factor: f32,
@@ -103,31 +109,59 @@ pub fn policy_step(
     let active = groups
         .iter()
         .map(|g| Prompted { prompt: g.prompt, answers: g.answers.iter().copied().filter(teaches).collect() });
-    let passes = passes(active, s.pass_tokens);
+    let shards = shards(active.collect(), team);
     let how = Descent { lr_factor, router_bias_rate: s.options.router_bias_rate, loss_limit: 0.0 };
-    let done = descend(model, optimizer, how, |model, balance| {
+    // Of policies, only the gradient says whether it is usable.
+    let loss = |_: &[f64; 5]| 0.0;
+    let done = descend(model, optimizer, team, how, &shards, loss, |model, groups, balance| {
         let mut sums = Sums::default();
-        for groups in &passes {
-            pass(model, groups, s, &mut sums, balance);
+        for groups in passes(groups.iter().cloned(), s.pass_tokens) {
+            pass(model, &groups, s, &mut sums, balance);
         }
-        // Of policies, only the gradient says whether it is usable; without answers there is none.
-        ((!passes.is_empty()).then_some(0.0), sums)
+        sums.numbers()
     });
-    let (sums, report) = (done.found, done.report);
-    let n = sums.tokens.max(1) as f64;
+    let [tokens, entropy, kl, clipped, mismatched] = done.found;
+    let n = tokens.max(1.0);
     PolicyStats {
-        entropy: sums.entropy / n,
-        kl: sums.kl / n,
-        clip_share: sums.clipped as f64 / n,
-        mismatched: sums.mismatched,
-        trained_tokens: sums.tokens,
-        report,
+        entropy: entropy / n,
+        kl: kl / n,
+        clip_share: clipped / n,
+        mismatched: mismatched as usize,
+        trained_tokens: tokens as usize,
+        report: done.report,
     }
+}
+
+/// Cuts groups into the shards of a step: an answer goes to that in which its middle lies, with the prompt.
+pub(crate) fn shards<'a>(groups: Vec<Prompted<'a>>, team: &Team) -> Vec<Option<Vec<Prompted<'a>>>> {
+    let total = groups.iter().flat_map(|g| &g.answers).map(|a| a.tokens.len()).sum();
+    let mut shards = vec![None; team.shards()];
+    let mut at = 0;
+    for Prompted { prompt, answers } in groups {
+        let mut begun = None;
+        for answer in answers {
+            let number = team.shard_at(at, answer.tokens.len(), total);
+            at += answer.tokens.len();
+            let shard: &mut Vec<Prompted> = shards[number].get_or_insert_default();
+            match shard.last_mut().filter(|_| begun == Some(number)) {
+                Some(group) => group.answers.push(answer),
+                None => shard.push(Prompted { prompt, answers: vec![answer] }),
+            }
+            begun = Some(number);
+        }
+    }
+    shards
 }
 
 /// Computes the log-probabilities of all tokens of answers, at their temperature, and counts those that differ by a bit from
 /// the sampler's.
-pub fn mismatched(model: &Model, groups: &[Prompted], pass_tokens: usize, temperature: f32) -> usize {
+pub fn mismatched(
+    model: &Model,
+    team: &Team,
+    groups: &[Prompted],
+    pass_tokens: usize,
+    temperature: f32,
+) -> usize {
     let passes = passes(groups.iter().cloned(), pass_tokens);
     let count = |groups: &Vec<Prompted>| -> usize {
         let flat = flatten(groups);
@@ -135,7 +169,7 @@ pub fn mismatched(model: &Model, groups: &[Prompted], pass_tokens: usize, temper
         let answers = groups.iter().flat_map(|g| &g.answers).zip(flat.predictions);
         answers.map(|(a, rows)| differing(&stats.logprobs[rows], &a.old)).sum()
     };
-    passes.iter().map(count).sum()
+    team.deal_all(passes.len(), |part| passes[part].iter().map(count).collect()).iter().sum()
 }
 
 /// Values that are not the same bits.
@@ -150,6 +184,13 @@ struct Sums {
     kl: f64,
     clipped: usize,
     mismatched: usize,
+}
+
+impl Sums {
+    fn numbers(&self) -> [f64; 5] {
+        let Sums { tokens, entropy, kl, clipped, mismatched } = *self;
+        [tokens as f64, entropy, kl, clipped as f64, mismatched as f64]
+    }
 }
 
 /// Parts groups into passes of at most `most` tokens, or one answer each. A group that is cut has its prompt in both.
@@ -360,15 +401,20 @@ mod tests {
             };
             let mut model = tiny();
             let config = OptimizerSettings { learning_rate: 1e-3, ..OptimizerSettings::default() };
-            let mut optimizer = Optimizer::new(&model, config);
-            let stats = policy_step(&mut model, &mut optimizer, &all, &settings, 1.0);
+            let team = Team::alone();
+            let mut optimizer = Optimizer::new(&model, config, &team);
+            let stats = policy_step(&mut model, &mut optimizer, &team, &all, &settings, 1.0);
             (stats, model.params().data().to_vec())
         };
         let sampled = tiny();
-        assert_eq!(mismatched(&sampled, &all, PASS_TOKENS, 0.7), 0, "also of the answer without advantage");
+        assert_eq!(
+            mismatched(&sampled, &Team::alone(), &all, PASS_TOKENS, 0.7),
+            0,
+            "also of the answer without advantage"
+        );
         let mut other = answers.clone();
         other[2].old[3] += 1e-3;
-        assert_eq!(mismatched(&sampled, &[prompted(&prompt, &other)], PASS_TOKENS, 0.7), 1);
+        assert_eq!(mismatched(&sampled, &Team::alone(), &[prompted(&prompt, &other)], PASS_TOKENS, 0.7), 1);
 
         let (computed, taken) = (step(false), step(true));
         assert!(computed.0.report.grad_norm > 0.0 && computed.0.mismatched == 0);

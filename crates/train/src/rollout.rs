@@ -3,12 +3,14 @@
 use data::{Tokenizer, encode_prompt};
 use engine::{Engine, EngineError, FinishReason, Request, Sampling};
 use model::Model;
+use serde::{Deserialize, Serialize};
 use tasks::{Problem, Reward, Scoring};
 
 use crate::TrainError;
 use crate::policy::{Prompted, Sampled};
 use crate::problems::{PROMPT_REMEDY, asked};
 use crate::speaker::{answer_text, stop_tokens};
+use crate::team::Team;
 
 /// How answers are sampled.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,7 @@ pub struct SampleSettings {
 }
 
 /// One sampled answer.
+#[derive(Serialize, Deserialize)]
 pub struct Answer {
     /// Tokens and log-probabilities, and what a policy step adds.
     pub sampled: Sampled,
@@ -57,14 +60,47 @@ impl Group {
     }
 }
 
-/// Samples and scores a group of answers to every problem; also gives the tokens computed.
+/// Samples and scores a group of answers to every problem; also gives the tokens computed. The problems are dealt out to the ranks.
 pub fn sample(
     model: &Model,
     tokenizer: &Tokenizer,
+    team: &Team,
     problems: Vec<Problem>,
     scoring: &Scoring,
     s: SampleSettings,
 ) -> Result<(Vec<Group>, u64), TrainError> {
+    let mut computed = 0;
+    let found = team.deal(problems.len(), |part| {
+        let s = SampleSettings { seed: s.seed.wrapping_add(part.start as u64), ..s };
+        let (found, tokens) = sample_here(model, tokenizer, &problems[part], scoring, s)?;
+        computed = tokens;
+        Ok::<_, TrainError>(found)
+    })?;
+    let groups = problems.into_iter().zip(found).map(|(problem, Found { prompt, answers })| Group {
+        problem,
+        prompt,
+        answers,
+    });
+    Ok((groups.collect(), team.total(computed)))
+}
+
+/// What was found for a problem: its prompt's ids, and the answers.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    prompt: Vec<u32>,
+    answers: Vec<Answer>,
+}
+
+fn sample_here(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    problems: &[Problem],
+    scoring: &Scoring,
+    s: SampleSettings,
+) -> Result<(Vec<Found>, u64), TrainError> {
+    if problems.is_empty() {
+        return Ok((Vec::new(), 0));
+    }
     let stop_tokens = stop_tokens(model, tokenizer);
     let mut requests = Vec::with_capacity(problems.len());
     for (i, p) in problems.iter().enumerate() {
@@ -99,15 +135,15 @@ pub fn sample(
         texts.iter().enumerate().map(|(i, t)| (&problems[i / s.group], t.as_str())).collect();
     let rewards = scoring.rewards(&items);
     let mut scored = texts.into_iter().zip(rewards);
-    let mut groups = Vec::with_capacity(problems.len());
-    for ((problem, request), completions) in problems.into_iter().zip(requests).zip(results) {
+    let mut found = Vec::with_capacity(problems.len());
+    for (request, completions) in requests.into_iter().zip(results) {
         let answers = completions.into_iter().zip(&mut scored).map(|(completion, (text, reward))| Answer {
             reward,
             truncated: completion.finish_reason == FinishReason::Length,
             sampled: Sampled::new(completion.token_ids, completion.tempered_logprobs),
             text,
         });
-        groups.push(Group { problem, prompt: request.prompt, answers: answers.collect() });
+        found.push(Found { prompt: request.prompt, answers: answers.collect() });
     }
-    Ok((groups, engine.computed_tokens() as u64))
+    Ok((found, engine.computed_tokens() as u64))
 }

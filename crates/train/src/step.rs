@@ -5,6 +5,7 @@ use tensor::ops::{self, TokenStats};
 use tensor::{Tape, Weight};
 
 use crate::optim::{Optimizer, StepReport};
+use crate::team::Team;
 
 pub use data::Packed as Batch;
 
@@ -19,28 +20,24 @@ struct Totals {
     tokens: usize,
 }
 
-/// Cuts a batch into `parts` batches of whole documents and about equal numbers of tokens.
-pub(crate) fn split(batch: Batch, parts: usize) -> Vec<Batch> {
-    if parts <= 1 {
-        return vec![batch];
+/// Cuts a batch into the shards of a step, each of whole documents: that in which a document's middle lies. One without
+/// documents is none.
+pub(crate) fn split(batch: Batch, team: &Team) -> Vec<Option<Batch>> {
+    if team.shards() == 1 {
+        return vec![Some(batch)];
     }
-    let share = batch.tokens.len().div_ceil(parts);
-    let mut out = vec![Batch::default()];
+    let mut shards = vec![None; team.shards()];
     let mut at = 0;
     for &len in &batch.lens {
-        if out.last().is_some_and(|b| !b.tokens.is_empty() && b.tokens.len() + len / 2 > share)
-            && out.len() < parts
-        {
-            out.push(Batch::default());
-        }
-        let b = out.last_mut().expect("starts with one");
-        b.tokens.extend(&batch.tokens[at..at + len]);
-        b.targets.extend(&batch.targets[at..at + len]);
-        b.weights.extend(&batch.weights[at..at + len]);
-        b.lens.push(len);
+        let shard = &mut shards[team.shard_at(at, len, batch.tokens.len())];
+        let part = shard.get_or_insert_with(Batch::default);
+        part.tokens.extend(&batch.tokens[at..at + len]);
+        part.targets.extend(&batch.targets[at..at + len]);
+        part.weights.extend(&batch.weights[at..at + len]);
+        part.lens.push(len);
         at += len;
     }
-    out
+    shards
 }
 
 /// How steps are done.
@@ -54,8 +51,6 @@ pub struct StepOptions {
     pub balance_alpha: f32,
     /// Recompute activations layer by layer.
     pub recompute: bool,
-    /// Passes whose gradients are added up for one step.
-    pub accumulate: usize,
     /// A loss above this is taken for a spike and the weights are left alone; 0 for no limit.
     pub loss_limit: f64,
 }
@@ -83,6 +78,7 @@ pub struct StepStats {
 pub fn train_step(
     model: &mut Model,
     optimizer: &mut Optimizer,
+    team: &Team,
     batch: Batch,
     options: &StepOptions,
     lr_factor: f32,
@@ -92,20 +88,15 @@ pub fn train_step(
         mtp: weight(&one_further(&batch).1).max(1e-9),
         tokens: batch.tokens.len(),
     };
-    let parts = split(batch, options.accumulate);
     let StepOptions { router_bias_rate, loss_limit, .. } = *options;
-    let done =
-        descend(model, optimizer, Descent { lr_factor, router_bias_rate, loss_limit }, |model, balance| {
-            let (mut loss, mut mtp_loss) = (0.0, 0.0);
-            for part in &parts {
-                let (l, m, loads) = accumulate(model, part, &totals, options);
-                loss += l;
-                mtp_loss += m;
-                balance.add(loads);
-            }
-            (Some(loss), (loss, mtp_loss))
-        });
-    let (loss, mtp_loss) = done.found;
+    let how = Descent { lr_factor, router_bias_rate, loss_limit };
+    let loss = |[loss, _]: &[f64; 2]| *loss;
+    let done = descend(model, optimizer, team, how, &split(batch, team), loss, |model, shard, balance| {
+        let (loss, mtp_loss, loads) = accumulate(model, shard, &totals, options);
+        balance.add(loads);
+        [loss, mtp_loss]
+    });
+    let [loss, mtp_loss] = done.found;
     let has_mtp = model.has_mtp() && options.mtp_weight > 0.0;
     StepStats { loss, mtp_loss: has_mtp.then_some(mtp_loss), max_load: done.max_load, report: done.report }
 }
@@ -131,29 +122,70 @@ pub struct Descended<T> {
     pub report: StepReport,
 }
 
-/// One optimizer step: clears the gradients, lets `backward` add them up, and moves the weights and the routers' bias,
-/// unless there is no usable gradient. `backward` also gives the loss, `None` if there was nothing to learn from; a loss
-/// that is not finite or above the limit leaves the weights alone, as does a gradient that is not finite.
-pub fn descend<T>(
+/// One optimizer step on the gradients of some shards, as many as the team has: each of those that are there is cleared, computed by
+/// `backward` and added in the tree. Then the weights move, and the routers' bias, unless there is no usable gradient. What
+/// `backward` finds is added up over the shards in their order; `loss` says which of it is the loss: one that is not finite or above the
+/// limit leaves the weights alone, as does a gradient that is not finite, or no shard at all.
+pub fn descend<W, const N: usize>(
     model: &mut Model,
     optimizer: &mut Optimizer,
+    team: &Team,
     how: Descent,
-    backward: impl FnOnce(&Model, &mut Balance) -> (Option<f64>, T),
-) -> Descended<T> {
-    model.params_mut().zero_grads();
+    shards: &[Option<W>],
+    loss: impl Fn(&[f64; N]) -> f64,
+    mut backward: impl FnMut(&Model, &W, &mut Balance) -> [f64; N],
+) -> Descended<[f64; N]> {
     let mut balance = Balance::default();
-    let (loss, found) = backward(model, &mut balance);
-    let report = match loss {
-        None => StepReport { grad_norm: 0.0, skipped: true },
-        Some(loss) if !loss.is_finite() || (how.loss_limit > 0.0 && loss > how.loss_limit) => {
-            StepReport { grad_norm: f32::NAN, skipped: true }
+    let mut own: Vec<[f64; N]> = Vec::new();
+    let any = add_up(model, &shards[team.own_shards()], &mut |model, shard| {
+        own.push(backward(model, shard, &mut balance));
+    });
+    if !any {
+        model.params_mut().zero_grads();
+    }
+    let mut found = [0.0; N];
+    for words in team.all_words(own.into_iter().flatten().map(f64::to_bits)) {
+        for shard in words.as_chunks::<N>().0 {
+            found.iter_mut().zip(shard).for_each(|(sum, bits)| *sum += f64::from_bits(*bits));
         }
-        Some(_) => optimizer.step(model.params_mut(), how.lr_factor),
+    }
+    let balance = balance.of_all(team);
+    let present: Vec<bool> = shards.iter().map(Option::is_some).collect();
+    let loss = loss(&found);
+    let report = if !present.contains(&true) {
+        StepReport { grad_norm: 0.0, skipped: true }
+    } else if !loss.is_finite() || (how.loss_limit > 0.0 && loss > how.loss_limit) {
+        StepReport { grad_norm: f32::NAN, skipped: true }
+    } else {
+        let params = model.params_mut();
+        team.reduce(params.data_and_grads_mut().1, optimizer.slices(), &present);
+        optimizer.step(params, how.lr_factor, team)
     };
     if !report.skipped {
         balance.apply(model, how.router_bias_rate);
     }
     Descended { found, max_load: balance.max_load(), report }
+}
+
+/// Leaves the sum of the shards' gradients in the arena: each half of them, then both halves. Whether there are any.
+fn add_up<W>(model: &mut Model, shards: &[Option<W>], backward: &mut dyn FnMut(&Model, &W)) -> bool {
+    if let [shard] = shards {
+        if let Some(shard) = shard {
+            model.params_mut().zero_grads();
+            backward(model, shard);
+        }
+        return shard.is_some();
+    }
+    let (left, right) = shards.split_at(shards.len() / 2);
+    if !add_up(model, left, backward) {
+        return add_up(model, right, backward);
+    }
+    if right.iter().any(Option::is_some) {
+        let sum = model.params_mut().set_grads_aside();
+        add_up(model, right, backward);
+        model.params_mut().add_grads(&sum);
+    }
+    true
 }
 
 /// Adds a pass's share of the gradient of the step's losses to the arena; returns its share of both.
@@ -211,14 +243,33 @@ fn one_further(batch: &Batch) -> (Vec<u32>, Vec<f32>) {
 pub struct Balance(Vec<(Option<Weight>, Vec<u32>)>);
 
 impl Balance {
+    /// The sum over all ranks, of which those without a shard know nothing.
+    fn of_all(self, team: &Team) -> Balance {
+        if team.ranks() == 1 {
+            return self;
+        }
+        let place = |w: Option<Weight>| w.map(|w| (w.offset, w.rows, w.cols));
+        let own: Vec<_> = self.0.into_iter().map(|(bias, load)| (place(bias), load)).collect();
+        let mut sum = Balance::default();
+        for of in team.all(own).into_iter().filter(|of| !of.is_empty()) {
+            let weight = |(offset, rows, cols)| Weight { offset, rows, cols };
+            sum.add_loads(of.into_iter().map(|(bias, load)| (bias.map(weight), load)));
+        }
+        sum
+    }
+
     /// Counts the choices of a pass.
     pub fn add(&mut self, loads: Vec<ExpertLoad>) {
+        self.add_loads(loads.into_iter().map(|l| (l.bias, l.load.host().to_vec())));
+    }
+
+    fn add_loads(&mut self, loads: impl Iterator<Item = (Option<Weight>, Vec<u32>)>) {
         if self.0.is_empty() {
-            self.0 = loads.iter().map(|l| (l.bias, l.load.host().to_vec())).collect();
+            self.0 = loads.collect();
             return;
         }
-        for ((_, sum), more) in self.0.iter_mut().zip(loads) {
-            sum.iter_mut().zip(more.load.host()).for_each(|(a, b)| *a += b);
+        for ((_, sum), (_, more)) in self.0.iter_mut().zip(loads) {
+            sum.iter_mut().zip(more).for_each(|(a, b)| *a += b);
         }
     }
 

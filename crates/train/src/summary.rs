@@ -22,7 +22,7 @@ type Done = Vec<(String, Finished)>;
 pub(crate) fn write(recipe: &Recipe, ctx: &Context) -> Result<Vec<Claim>, TrainError> {
     let mut done = Done::new();
     for stage in &recipe.stages {
-        done.extend(ctx.finished(stage.name())?.map(|f| (stage.name().to_owned(), f)));
+        done.extend(ctx.folder.done(stage.name())?.map(|f| (stage.name().to_owned(), f)));
     }
     let (evaluation, evaluation_by_task, samples) = evaluations(&done);
     let measured = |name: &str| evaluation.iter().any(|(n, _)| n == name);

@@ -97,33 +97,30 @@ impl Adapting {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Packing {
-    /// Tokens of one optimizer step, over all `accumulate` parts.
+    /// Tokens of one optimizer step.
     pub batch_tokens: usize,
     /// The longest packed sequence, in tokens.
     pub seq_len: usize,
-    /// Parts that a step is worked off in, to save memory.
-    pub accumulate: usize,
 }
 
 impl Default for Packing {
     fn default() -> Self {
-        Packing { batch_tokens: 8192, seq_len: 512, accumulate: 1 }
+        Packing { batch_tokens: 8192, seq_len: 512 }
     }
 }
 
 impl Packing {
     pub(crate) fn check(&self, at: &At) -> Checked {
-        let Packing { batch_tokens, seq_len, accumulate } = *self;
-        at.positive(&[("accumulate", accumulate as u64)])?;
+        let Packing { batch_tokens, seq_len } = *self;
         // The target is the next token, so that one token teaches nothing.
         at.number("seq_len", seq_len as f64, 2.0..=MOST_TOKENS)?;
         at.number("batch_tokens", batch_tokens as f64, 1.0..=MOST_TOKENS)?;
-        if batch_tokens / accumulate < seq_len {
+        if batch_tokens < seq_len {
             return Err(at.error(
                 "batch_tokens",
                 format!(
-                    "{batch_tokens} tokens in {accumulate} parts are fewer than one sequence of {seq_len} tokens each; \
-                     raise `batch_tokens` or lower `seq_len` or `accumulate`"
+                    "{batch_tokens} tokens are fewer than one sequence of {seq_len}; raise `batch_tokens` or lower \
+                     `seq_len`"
                 ),
             ));
         }
@@ -163,13 +160,12 @@ impl SideLosses {
     }
 
     /// How a step on packed documents is done.
-    pub(crate) fn options(&self, training: &Training, packing: &Packing) -> StepOptions {
+    pub(crate) fn options(&self, training: &Training) -> StepOptions {
         StepOptions {
             mtp_weight: self.mtp_weight.unwrap_or(0.0) as f32,
             router_bias_rate: self.router_bias_rate as f32,
             balance_alpha: self.balance_alpha as f32,
             recompute: training.recompute,
-            accumulate: packing.accumulate,
             loss_limit: 0.0,
         }
     }

@@ -8,6 +8,7 @@ use tensor::ops::{self, Muon, TokenStats};
 use tensor::{Buf, Data, Tape, Weight};
 
 use train::optim::{Optimizer, OptimizerKind, OptimizerSettings};
+use train::team::Team;
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
@@ -56,11 +57,11 @@ fn losses(case: &str, settings: OptimizerSettings) -> Vec<f32> {
     let file = SafeFile::open(golden(case).join("golden.safetensors")).expect("golden values");
     let ids: Vec<u32> = file.read_i64("input_ids").expect("ids").into_iter().map(|i| i as u32).collect();
     let [rows, len] = file.shape("input_ids").expect("ids")[..] else { panic!("two sequences") };
-    let mut optimizer = Optimizer::new(&model, settings);
+    let mut optimizer = Optimizer::new(&model, settings, &Team::alone());
     let mut got = Vec::new();
     for _ in 0..=10 {
         got.push(loss(&mut model, &ids, (rows, len)));
-        optimizer.step(model.params_mut(), 1.0);
+        optimizer.step(model.params_mut(), 1.0, &Team::alone());
     }
     got
 }
@@ -110,7 +111,7 @@ fn muon_moves_matrices_as_pytorch_does() {
         let (mut p, mut m) = (data(&of("p")), Data::zeros(None, rows * cols));
         let rule = Muon { lr: 0.02, decay: 0.1, momentum: 0.95, grad_scale: 1.0 };
         for g in of("g").chunks(rows * cols) {
-            ops::muon(&mut p, &data(g), &mut m, &[Weight { offset: 0, rows, cols }], rule);
+            ops::muon(&mut p, &data(g), &mut m, 0, &[Weight { offset: 0, rows, cols }], rule);
         }
         let want = of("q");
         let size = want.iter().fold(0.0f32, |top, x| top.max(x.abs()));

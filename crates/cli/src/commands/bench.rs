@@ -17,6 +17,7 @@ use train::objective::{Clip, Norm, ObjectiveKind, kl::KlKind, objective};
 use train::optim::{Optimizer, OptimizerSettings};
 use train::policy::{PASS_TOKENS, PolicySettings, Prompted, Sampled, policy_step};
 use train::step::{Batch, StepOptions, train_step};
+use train::team::Team;
 
 use super::ranges;
 use crate::model_files::check_model;
@@ -344,8 +345,9 @@ fn report(title: &str, args: &ModelArgs, parameters: usize, took: Took, more: Va
 fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Result<()> {
     let mut model = load(args, TRAINING_COPIES, batch * seq, 0)?;
     model.reserve_positions(seq);
-    let mut optimizer =
-        Optimizer::new(&model, OptimizerSettings { learning_rate: 3e-4, ..OptimizerSettings::default() });
+    let config = OptimizerSettings { learning_rate: 3e-4, ..OptimizerSettings::default() };
+    let team = Team::alone();
+    let mut optimizer = Optimizer::new(&model, config, &team);
     let mut rng = Rng::new(2);
     let n = batch * seq;
     let vocab = model.config().vocab_size();
@@ -355,15 +357,15 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
         weights: vec![1.0; n],
         lens: vec![seq; batch],
     };
-    let options = StepOptions { accumulate: 1, router_bias_rate: 0.001, ..StepOptions::default() };
+    let options = StepOptions { router_bias_rate: 0.001, ..StepOptions::default() };
     for _ in 0..2 {
-        train_step(&mut model, &mut optimizer, data.clone(), &options, 1.0);
+        train_step(&mut model, &mut optimizer, &team, data.clone(), &options, 1.0);
     }
     begin_profile(args);
     let (start, before) = (Instant::now(), operations::counts());
     let mut loss = 0.0;
     for _ in 0..steps {
-        loss = train_step(&mut model, &mut optimizer, data.clone(), &options, 1.0).loss;
+        loss = train_step(&mut model, &mut optimizer, &team, data.clone(), &options, 1.0).loss;
     }
     let seconds = start.elapsed().as_secs_f64();
     let counts = operations::counts().since(&before);
@@ -422,7 +424,8 @@ fn bench_grpo(
     let mut model = load(args, TRAINING_COPIES, 8192, prompts * group * (prompt_len + max_new))?;
     model.reserve_positions(prompt_len + max_new);
     let config = OptimizerSettings { learning_rate: 1e-6, ..OptimizerSettings::default() };
-    let mut optimizer = Optimizer::new(&model, config);
+    let team = Team::alone();
+    let mut optimizer = Optimizer::new(&model, config, &team);
     let mut rng = Rng::new(4);
     let (mut start, mut before) = (Instant::now(), operations::counts());
     let (mut tokens, mut completions, mut mismatched) = (0, 0, 0);
@@ -456,13 +459,13 @@ fn bench_grpo(
             temperature: 1.0,
             on_policy: true,
             pass_tokens: PASS_TOKENS,
-            options: StepOptions { accumulate: 1, ..StepOptions::default() },
+            options: StepOptions::default(),
         };
         let prompted = requests.iter().zip(&groups);
         let all: Vec<Prompted> = prompted
             .map(|(r, answers)| Prompted { prompt: &r.prompt, answers: answers.iter().collect() })
             .collect();
-        mismatched += policy_step(&mut model, &mut optimizer, &all, &settings, 1.0).mismatched;
+        mismatched += policy_step(&mut model, &mut optimizer, &team, &all, &settings, 1.0).mismatched;
     }
     let seconds = start.elapsed().as_secs_f64();
     end_profile(args);

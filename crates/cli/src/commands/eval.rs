@@ -14,6 +14,7 @@ use tasks::{
 };
 use train::evaluate::{EvalSettings, Evaluation, Scores, evaluate, leave_out_too_long};
 use train::stats::Estimate;
+use train::team::Team;
 
 use super::{ranges, words};
 use crate::model_files::{ModelArgs, reserve};
@@ -124,9 +125,15 @@ pub fn run(a: &Eval) -> Result<()> {
         EvalSettings { samples: a.samples, temperature: a.temperature, max_new: a.max_new, seed: a.seed };
     let progress = Progress::new(!a.json);
     let started = Instant::now();
-    let found = evaluate(&loaded.model, &loaded.tokenizer, &problems, scorer.verifier(), &settings, &|| {
-        progress.token()
-    });
+    let found = evaluate(
+        &loaded.model,
+        &loaded.tokenizer,
+        &Team::alone(),
+        &problems,
+        scorer.verifier(),
+        &settings,
+        &|| progress.token(),
+    );
     progress.clear();
     let found = found?;
     let stats = scorer.check()?;

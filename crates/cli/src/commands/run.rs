@@ -1,6 +1,7 @@
 //! `launch` and `run`: recipes from the first stage to the report.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -8,10 +9,12 @@ use train::TrainError;
 use train::plan::{StagePlan, plan};
 use train::recipe::Recipe;
 use train::stages::Makes;
+use train::team::Team;
 
 use crate::commands::bench::ceiling;
 use crate::output::line;
 use crate::progress::Terminal;
+use crate::ranks::{self, Joined};
 
 /// The recipes inside the binary.
 const LAUNCH: &str = include_str!("../../../../recipes/launch.toml");
@@ -80,24 +83,31 @@ pub fn launch(args: &Launch) -> Result<()> {
     } else {
         args.out.clone()
     };
-    perform(&Recipe::parse(name, text, &args.set)?, &[], &out)?;
-    line(
-        "  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text",
-    )
+    ranks::together(|joined| {
+        perform(&Recipe::parse(name, text, &args.set)?, &[], &out, joined)?;
+        if !joined.leads() {
+            return Ok(());
+        }
+        line(
+            "  shoestring run recipes/text.toml --set stage.tokenizer.source.path=FOLDER --set stage.pretrain.source.path=FOLDER   # your own text",
+        )
+    })
 }
 
 /// Runs a recipe.
 pub fn run(args: &Run) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
-    if args.dry_run {
-        return dry_run(&recipe);
-    }
-    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
-    perform(&recipe, &args.stages, &out)
+    ranks::together(|joined| {
+        let recipe = Recipe::load(&args.recipe, &args.set)?;
+        if args.dry_run {
+            return if joined.leads() { dry_run(&recipe, joined.comm.ranks()) } else { Ok(()) };
+        }
+        let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+        perform(&recipe, &args.stages, &out, joined)
+    })
 }
 
-fn dry_run(recipe: &Recipe) -> Result<()> {
-    let stages = plan(recipe)?;
+fn dry_run(recipe: &Recipe, ranks: usize) -> Result<()> {
+    let stages = plan(recipe, ranks)?;
     line(&recipe.resolved_toml())?;
     let ceiling = ceiling(largest(&stages));
     line(&format!(
@@ -127,7 +137,24 @@ fn dry_run(recipe: &Recipe) -> Result<()> {
         seconds / 60.0,
         cost(recipe, seconds)
     ))?;
-    train::plan::check_memory(recipe)?;
+    on_ranks(recipe)?;
+    train::plan::check_memory(recipe, ranks)?;
+    Ok(())
+}
+
+/// What each of so many ranks would hold and send, for every number of them that the shards allow.
+fn on_ranks(recipe: &Recipe) -> Result<()> {
+    let shards = recipe.parallel.shards;
+    for ranks in (0..=shards.trailing_zeros()).map(|bit| 1 << bit).skip_while(|_| shards == 1) {
+        let stages = plan(recipe, ranks)?;
+        let most = |of: &dyn Fn(&StagePlan) -> f64| stages.iter().map(of).fold(0.0, f64::max);
+        line(&format!(
+            "# {ranks} rank{}: at most {:.2} GiB in each, which sends {:.1} MB for a step",
+            if ranks == 1 { "" } else { "s" },
+            most(&|p| p.memory_bytes) / (1u64 << 30) as f64,
+            most(&|p| p.sent_bytes) / 1e6
+        ))?;
+    }
     Ok(())
 }
 
@@ -140,23 +167,31 @@ fn cost(recipe: &Recipe, seconds: f64) -> f64 {
     seconds / 3600.0 * recipe.machine.price_per_core_hour * tensor::threads::threads() as f64
 }
 
-fn perform(recipe: &Recipe, stages: &[String], out: &Path) -> Result<()> {
-    train(recipe, stages, out)?;
-    finale(recipe, out)
+fn perform(recipe: &Recipe, stages: &[String], out: &Path, joined: &Joined) -> Result<()> {
+    train(recipe, stages, out, joined)?;
+    if joined.leads() { finale(recipe, out) } else { Ok(()) }
 }
 
 /// Performs stages of a recipe, all if none is named, with its progress on the terminal. Ends the process where it was
 /// interrupted.
-pub(super) fn train(recipe: &Recipe, stages: &[String], out: &Path) -> Result<()> {
-    let terminal = Terminal::new();
+pub(super) fn train(recipe: &Recipe, stages: &[String], out: &Path, joined: &Joined) -> Result<()> {
+    let team = Team::new(joined.comm.clone(), recipe.parallel.shards).map_err(TrainError::Ranks)?;
+    let team = Rc::new(team);
+    let terminal = Terminal::new(joined.leads(), joined.interrupts.clone());
     terminal.catch_interrupt()?;
-    let parameters = plan(recipe).map_or(0, |stages| largest(&stages));
-    let done = train::pipeline::run(recipe, stages, out, &terminal, &|| ceiling(parameters));
+    let parameters = plan(recipe, 1).map_or(0, |stages| largest(&stages));
+    // Nobody reads what the others find.
+    let leads = joined.leads();
+    let measure = || if leads { ceiling(parameters) } else { 1.0 };
+    let done = train::pipeline::run(recipe, stages, out, &terminal, &measure, team);
     terminal.finish();
     match done {
         Ok(()) => Ok(()),
         Err(TrainError::Interrupted) => {
-            line("stopped; everything is saved. To go on, run the same command again.")?;
+            if joined.leads() {
+                line("stopped; everything is saved. To go on, run the same command again.")?;
+            }
+            joined.comm.leave();
             // As a shell reports a command that Ctrl-C ended, so that `&&` does not go on.
             std::process::exit(130)
         }

@@ -20,6 +20,7 @@ use super::convert::merge_into;
 use super::{ranges, run};
 use crate::model_files::{Loaded, ModelArgs, reserve};
 use crate::output::{harmless, json_line, line, tell};
+use crate::ranks::{self, Joined};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -97,6 +98,7 @@ const MEMORY_SHARE: f64 = 0.6;
 /// Runs the command.
 pub fn run(a: &Teach) -> Result<()> {
     let began = std::time::Instant::now();
+    ranks::alone("teach")?;
     let say = |text: &str| if a.json { tell(text) } else { line(text).unwrap_or_default() };
     let columns =
         Columns { question: a.question.clone(), answer: a.answer.clone(), solution: a.solution.clone() };
@@ -132,7 +134,7 @@ pub fn run(a: &Teach) -> Result<()> {
     if a.dry_run {
         return line(&recipe.resolved_toml());
     }
-    run::train(&recipe, &[], &out)?;
+    run::train(&recipe, &[], &out, &Joined::single())?;
     finale(a, &lesson, &out, began.elapsed().as_secs_f64() / 60.0)
 }
 

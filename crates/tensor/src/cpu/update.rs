@@ -5,7 +5,7 @@ use super::simd::{LANES, kernel};
 use crate::threads::{SharedMut, parallel};
 
 /// Values of one piece of work; fixed, because norms sum piece by piece.
-pub(crate) const PIECE: usize = 1 << 14;
+pub const PIECE: usize = 1 << 14;
 
 /// The constants of one AdamW step (Loshchilov & Hutter 2019, algorithm 2).
 #[derive(Clone, Copy, Debug)]
@@ -93,10 +93,15 @@ pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: AdamW) {
 
 /// `Σ x²`, in pieces of fixed size that are summed in order in f64: the same bits for any number of threads.
 pub fn squared_norm(x: &[f32]) -> f64 {
+    squared_norm_pieces(x).iter().sum()
+}
+
+/// `Σ x²` of each piece of [`PIECE`] values.
+pub fn squared_norm_pieces(x: &[f32]) -> Vec<f64> {
     let mut sums = vec![0.0f64; x.len().div_ceil(PIECE)];
     crate::threads::parallel_chunks(&mut sums, 1, |i, out| {
         let piece = &x[i * PIECE..x.len().min((i + 1) * PIECE)];
         out[0] = piece.chunks(1024).map(|c| f64::from(math::dot(c, c))).sum();
     });
-    sums.iter().sum()
+    sums
 }

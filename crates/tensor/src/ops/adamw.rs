@@ -5,23 +5,38 @@ use crate::cuda::args;
 use crate::memory::Data;
 use std::ops::Range;
 
-pub use crate::cpu::update::AdamW;
+pub use crate::cpu::update::{AdamW, PIECE as NORM_PIECE, squared_norm_pieces};
 
-/// One AdamW step on a range of the weights `p`, with their gradients `g` and both moments, where the weights lie.
-/// Panics if the arenas differ in length.
-pub fn adamw(p: &mut Data, g: &Data, (m, v): (&mut Data, &mut Data), range: Range<usize>, c: AdamW) {
+/// One AdamW step on a range of the weights `p`, with their gradients `g` and both moments, where the weights lie. The moments
+/// are those of the weights from `start` on, perhaps not of all.
+/// Panics if the gradients are not of the weights, or the moments not of the range.
+pub fn adamw(
+    p: &mut Data,
+    g: &Data,
+    (m, v): (&mut Data, &mut Data),
+    start: usize,
+    range: Range<usize>,
+    c: AdamW,
+) {
     assert!(
-        g.len() == p.len() && m.len() == p.len() && v.len() == p.len() && range.end <= p.len(),
-        "adamw: {range:?} of arenas of {} values, or arenas of other lengths",
-        p.len()
+        g.len() == p.len()
+            && range.end <= p.len()
+            && m.len() == v.len()
+            && (start..=start + m.len()).contains(&range.start)
+            && range.end <= start + m.len(),
+        "adamw: {range:?} of arenas of {} values, with {} and {} moments from {start} on",
+        p.len(),
+        m.len(),
+        v.len()
     );
+    let of = range.start - start..range.end - start;
     let Some(gpu) = p.gpu().cloned() else {
-        let (p, g) = (&mut p.host_mut()[range.clone()], &g.host()[range.clone()]);
-        return update::adamw(p, g, &mut m.host_mut()[range.clone()], &mut v.host_mut()[range], c);
+        let (p, g) = (&mut p.host_mut()[range.clone()], &g.host()[range]);
+        return update::adamw(p, g, &mut m.host_mut()[of.clone()], &mut v.host_mut()[of], c);
     };
     let (at, n) = (range.start, range.len());
     let (p, g) = (p.on_mut(&gpu).at(at), g.on(&gpu).at(at));
-    let (m, v) = (m.on_mut(&gpu).at(at), v.on_mut(&gpu).at(at));
+    let (m, v) = (m.on_mut(&gpu).at(of.start), v.on_mut(&gpu).at(of.start));
     let d = c.derived();
     let args = args![
         p,

@@ -1,10 +1,25 @@
-//! `a + b`.
+//! `a + b`, and `a += b` where nothing goes back.
 
 use crate::cpu::math;
 use crate::cuda::args;
 use crate::memory::Data;
 use crate::tape::{Tape, Tensor};
 use crate::threads::parallel_chunks;
+
+/// `to += more`, where `to` lies. Panics if the lengths differ.
+pub fn add_assign(to: &mut Data, more: &Data) {
+    assert_eq!(to.len(), more.len(), "add_assign: lengths differ");
+    let Some(gpu) = to.gpu().cloned() else { return add_values(to.host_mut(), more.host()) };
+    let n = to.len();
+    let (more, to) = (more.on(&gpu), to.on_mut(&gpu));
+    gpu.launch("elementwise_add", [n.div_ceil(1024).min(1 << 16), 1, 1], 256, args![to, more, to, n as i64]);
+}
+
+/// `to += more` in the host's memory. Panics if the lengths differ.
+pub fn add_values(to: &mut [f32], more: &[f32]) {
+    assert_eq!(to.len(), more.len(), "add_values: lengths differ");
+    parallel_chunks(to, 1 << 14, |at, to| math::add_assign(to, &more[at..at + to.len()]));
+}
 
 /// Element by element; both `[tokens, features]`.
 pub fn add(tape: &Tape, a: &Tensor, b: &Tensor) -> Tensor {

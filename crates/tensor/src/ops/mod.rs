@@ -17,8 +17,8 @@ mod sampling;
 mod scaled;
 mod swiglu;
 
-pub use adamw::{AdamW, adamw, squared_norm};
-pub use add::add;
+pub use adamw::{AdamW, NORM_PIECE, adamw, squared_norm, squared_norm_pieces};
+pub use add::{add, add_assign, add_values};
 pub use attention::{AttentionShape, KvLayer, PAGE, Segment, Segments, attention};
 pub use cross_entropy::{
     TokenStats, cross_entropy, distill_kl, log_probs, logits, normalizer, seed_log_probs,

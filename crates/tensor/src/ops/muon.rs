@@ -57,15 +57,16 @@ impl Muon {
 /// One step on the given matrices of the weights `p`, with their gradients `g` and momenta `m`, where the weights lie.
 /// A matrix whose gradient is zero took no part (an expert without tokens, an MTP layer that rested): it keeps its
 /// weights and its momentum, since its orthogonalised momentum would be a step as long as any.
-/// Panics if two of the matrices overlap.
-pub fn muon(p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], rule: Muon) {
+/// The momenta are those of the weights from `start` on, perhaps not of all; on a GPU, of all.
+/// Panics if two of the matrices overlap, or one lies outside of the arenas.
+pub fn muon(p: &mut Data, g: &Data, m: &mut Data, start: usize, weights: &[Weight], rule: Muon) {
     let mut order = weights.to_vec();
     order.sort_by_key(|w| w.offset);
     assert!(
         order.windows(2).all(|w| w[0].offset + w[0].len() <= w[1].offset)
-            && order.last().is_none_or(|w| w.offset + w.len() <= p.len())
-            && g.len() == p.len()
-            && m.len() == p.len(),
+            && order.last().is_none_or(|w| w.offset + w.len() <= p.len().min(start + m.len()))
+            && order.first().is_none_or(|w| w.offset >= start)
+            && g.len() == p.len(),
         "muon: matrices overlap or lie outside the arenas"
     );
     for w in &order {
@@ -77,6 +78,7 @@ pub fn muon(p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], rule: Muon
         }
     }
     if let Some(gpu) = p.gpu().cloned() {
+        assert_eq!(start, 0, "muon: momenta of a part of the weights on a GPU");
         return on_gpu(&gpu, p, g, m, &order, rule);
     }
     // One matrix per piece of work, the largest first.
@@ -86,7 +88,7 @@ pub fn muon(p: &mut Data, g: &Data, m: &mut Data, weights: &[Weight], rule: Muon
     parallel(order.len(), |i| {
         let w = order[i];
         // SAFETY: the matrices lie inside and do not overlap.
-        let (p, m) = unsafe { (p.slice(w.offset, w.len()), m.slice(w.offset, w.len())) };
+        let (p, m) = unsafe { (p.slice(w.offset, w.len()), m.slice(w.offset - start, w.len())) };
         rule.step(p, &g[w.offset..][..w.len()], m, (w.rows, w.cols));
     });
 }
@@ -232,7 +234,7 @@ mod tests {
         g[..12].fill(0.0);
         let (mut p2, mut m2) = (Data::from(Buf::copy_of(&p)), Data::from(Buf::copy_of(&m)));
         let rule = Muon { lr: 0.02, decay: 0.1, momentum: 0.95, grad_scale: 1.0 };
-        muon(&mut p2, &g.into(), &mut m2, &w, rule);
+        muon(&mut p2, &g.into(), &mut m2, 0, &w, rule);
         assert_eq!((&p2.host()[..12], &m2.host()[..12]), (&p[..12], &m[..12]));
         assert!(p2.host()[12..].iter().zip(&p[12..]).all(|(a, b)| a != b));
     }

@@ -11,6 +11,7 @@ use crate::objective::kl::KlKind;
 use crate::optim::{Optimizer, OptimizerSettings};
 use crate::policy::{PolicySettings, Prompted, Sampled, flatten, policy_step};
 use crate::step::{StepOptions, score};
+use crate::team::Team;
 
 const CLIP: Clip = Clip { low: 0.2, high: 0.28 };
 const BETA: f32 = 0.1;
@@ -137,14 +138,14 @@ fn optimizer(model: &Model) -> Optimizer {
         clip: 0.0,
         ..OptimizerSettings::default()
     };
-    Optimizer::new(model, config)
+    Optimizer::new(model, config, &Team::alone())
 }
 
 /// The gradient of one policy step.
 fn step(groups: &[Group], s: &PolicySettings) -> Vec<f32> {
     let mut model = load(&folder());
     let mut optimizer = optimizer(&model);
-    policy_step(&mut model, &mut optimizer, &prompted(groups), s, 1.0);
+    policy_step(&mut model, &mut optimizer, &Team::alone(), &prompted(groups), s, 1.0);
     gradient(&model)
 }
 
@@ -269,7 +270,7 @@ fn the_second_update_is_that_of_trl() {
         let mut optimizer = optimizer(&model);
         let all = prompted(&groups);
         for _ in 0..2 {
-            policy_step(&mut model, &mut optimizer, &all, &s, 1.0);
+            policy_step(&mut model, &mut optimizer, &Team::alone(), &all, &s, 1.0);
         }
         near(&gradient(&model), &golden.read(&format!("{case}.gradient")), &case);
     }

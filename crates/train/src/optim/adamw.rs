@@ -21,7 +21,7 @@ impl Rule for AdamW {
     }
 
     fn step(&self, pieces: &[Piece], arenas: Arenas, c: &OptimizerSettings, now: Update) {
-        let Arenas { weights, gradients, first, second } = arenas;
+        let Arenas { weights, gradients, first, second, start } = arenas;
         let t = now.step.min(1 << 20) as i32;
         for piece in pieces {
             let rule = ops::AdamW {
@@ -35,7 +35,7 @@ impl Rule for AdamW {
                 grad_scale: now.grad_scale,
             };
             let range = piece.weight.offset..piece.weight.offset + piece.weight.len();
-            ops::adamw(weights, gradients, (first, second), range, rule);
+            ops::adamw(weights, gradients, (first, second), start, range, rule);
         }
     }
 }

@@ -37,7 +37,7 @@ pub struct Piece {
     pub decays: bool,
 }
 
-/// Weights, gradients and both moments, `[parameters]` each.
+/// Weights and gradients, `[parameters]` each, and both moments, of all or some of them.
 pub struct Arenas<'a> {
     /// The weights.
     pub weights: &'a mut Data,
@@ -47,6 +47,8 @@ pub struct Arenas<'a> {
     pub first: &'a mut Data,
     /// The second moment.
     pub second: &'a mut Data,
+    /// The address of the first weight that the moments are of.
+    pub start: usize,
 }
 
 /// What changes from step to step.

@@ -29,7 +29,7 @@ impl Rule for Muon {
             momentum: c.momentum as f32,
             grad_scale: now.grad_scale,
         };
-        ops::muon(arenas.weights, arenas.gradients, arenas.first, &matrices, rule);
+        ops::muon(arenas.weights, arenas.gradients, arenas.first, arenas.start, &matrices, rule);
     }
 
     /// Symmetric products are computed by half.

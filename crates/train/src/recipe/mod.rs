@@ -20,6 +20,7 @@ use crate::settings::check::Check;
 use crate::settings::{self, Node};
 use crate::source::Problems;
 use crate::stages::{NamedStage, is_path};
+use crate::team::Parallel;
 
 pub use crate::settings::RecipeError;
 pub use resolve::DEFAULT_MIX;
@@ -39,6 +40,8 @@ pub struct Recipe {
     pub problems: Problems,
     /// The machine, for the plan and the ledger.
     pub machine: Machine,
+    /// How a step is divided, among ranks or in time.
+    pub parallel: Parallel,
     /// Models that begin with random weights: a name and the content of a Hugging Face `config.json`, which
     /// the model crate checks.
     pub models: toml::Table,
@@ -57,6 +60,7 @@ impl Default for Recipe {
             seed: 1,
             problems: Problems::default(),
             machine: Machine::default(),
+            parallel: Parallel::default(),
             models: toml::Table::new(),
             stages: Vec::new(),
             claims: Vec::new(),

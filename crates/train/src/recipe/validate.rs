@@ -6,6 +6,7 @@ use crate::settings::check::{At, Check, Checked};
 use crate::settings::node;
 use crate::source::{Problems, TooLong, check_mix, check_prompt};
 use crate::stages::{AnyStage, Earlier, NamedStage, is_path};
+use crate::team::MOST_SHARDS;
 
 /// Names that a run folder uses itself.
 const RESERVED: [&str; 3] = ["tensorboard", "samples", "recipe"];
@@ -51,6 +52,9 @@ fn is_name(name: &str) -> bool {
 /// Everything else.
 pub(super) fn all(recipe: &Recipe, check: &Check<'_>) -> Checked {
     machine(recipe, check)?;
+    let shards = recipe.parallel.shards;
+    let message = format!("expected 1 to {MOST_SHARDS}, found {shards}");
+    check.that((1..=MOST_SHARDS).contains(&shards), &["parallel", "shards"], message)?;
     for (name, config) in &recipe.models {
         check.that(
             config.is_table(),

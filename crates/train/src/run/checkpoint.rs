@@ -36,6 +36,7 @@ struct Section {
 }
 
 /// A checkpoint that was read.
+#[derive(Serialize, Deserialize)]
 pub struct Loaded<S> {
     /// The step after which it was written.
     pub step: u64,

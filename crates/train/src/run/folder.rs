@@ -17,7 +17,8 @@ use serde::de::DeserializeOwned;
 use super::metrics::Metrics;
 use super::{RunError, write_atomic};
 
-const LOCK: &str = ".lock";
+/// The file that whoever works on a folder holds a lock on.
+pub(super) const LOCK: &str = ".lock";
 const RECIPE: &str = "recipe.toml";
 const DONE: &str = "done.json";
 

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod folder;
 pub mod metrics;
+pub mod share;
 pub mod tensorboard;
 
 use std::io;

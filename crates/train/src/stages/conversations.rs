@@ -86,7 +86,7 @@ pub(super) fn log_held_out(
     metrics: &mut Metrics,
 ) -> Result<(), TrainError> {
     if !documents.is_empty() {
-        let measured = HeldOut::measure(&l.model, l.cursor, documents);
+        let measured = HeldOut::measure(&l.model, &l.team, l.cursor, documents);
         metrics.log(step, &[(keys::EVAL_LOSS, measured.mean())])?;
     }
     Ok(())

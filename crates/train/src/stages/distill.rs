@@ -17,7 +17,7 @@ use crate::TrainError;
 use crate::context::Context;
 use crate::finished::Figures;
 use crate::learner::{Learner, Now, StepOutcome, Steps};
-use crate::policy::flatten;
+use crate::policy::{flatten, shards};
 use crate::rollout::{Group, SampleSettings, sample};
 use crate::room::StageProblems;
 use crate::run::metrics::{Metrics, keys};
@@ -30,6 +30,9 @@ use crate::training::{Adapting, Packing, Training};
 
 /// Training problems of this stage come after those of rejection sampling.
 const FIRST_PROBLEM: u64 = 1 << 35;
+
+/// Problems of one pass over the student's answers.
+const PASS_PROBLEMS: usize = 64;
 
 /// Teaches a student what a teacher knows.
 #[derive(Debug, Clone, PartialEq)]
@@ -195,7 +198,7 @@ impl Stage for DistillStage {
             _ => Vec::new(),
         };
         let kept = traces.len();
-        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
+        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer, &ctx.team);
         let limit = seq_len + 1;
         let mut steps =
             Distilling { ctx, name, stage: self, teacher, traces, mix, rollouts, held_out, limit };
@@ -253,11 +256,8 @@ impl Steps for Distilling<'_> {
             DistillMethod::Traces => {
                 let next = |_: &Tokenizer, index| Ok(nth(&self.traces, self.ctx.seed, index).clone());
                 let docs = fill_batch(l, self.name, self.stage.packing.batch_tokens, self.limit, next)?;
-                let options = StepOptions {
-                    recompute: self.stage.training.recompute,
-                    accumulate: self.stage.packing.accumulate,
-                    ..StepOptions::default()
-                };
+                let recompute = self.stage.training.recompute;
+                let options = StepOptions { recompute, ..StepOptions::default() };
                 Ok(l.next_token_step(pack(&docs), options, now.lr_factor))
             }
             DistillMethod::Logits => self.logits_step(l, now),
@@ -280,31 +280,28 @@ impl Distilling<'_> {
         })?;
         let batch = pack(&docs);
         let (tokens, total) = (batch.tokens.len() as u64, batch.weights.iter().sum::<f32>());
-        let parts = split(batch, self.stage.packing.accumulate);
         let how = Descent { lr_factor: now.lr_factor, ..Descent::default() };
-        let done = descend(&mut l.model, &mut l.optimizer, how, |model, _| {
-            let mut loss = 0.0;
-            for batch in &parts {
-                let weights: Vec<f32> = batch.weights.iter().map(|w| w / total).collect();
-                let segments = whole(&batch.lens);
-                let student = Tape::recording(model.params());
-                let pass = model.forward(&student, &batch.tokens, &segments, Default::default(), None);
-                let given = Tape::inference(teacher.params());
-                let taught = teacher.forward(&given, &batch.tokens, &segments, Default::default(), None);
-                let kl = ops::distill_kl(
-                    &student,
-                    &pass.hidden,
-                    model.head(),
-                    (teacher.params(), &taught.hidden, teacher.head()),
-                    &weights,
-                );
-                student.backward();
-                loss += kl.iter().zip(&weights).map(|(k, w)| f64::from(*k) * f64::from(*w)).sum::<f64>();
-            }
-            (Some(loss), loss)
+        let (shards, loss) = (split(batch, &l.team), |[loss]: &[f64; 1]| *loss);
+        let done = descend(&mut l.model, &mut l.optimizer, &l.team, how, &shards, loss, |model, batch, _| {
+            let weights: Vec<f32> = batch.weights.iter().map(|w| w / total).collect();
+            let segments = whole(&batch.lens);
+            let student = Tape::recording(model.params());
+            let pass = model.forward(&student, &batch.tokens, &segments, Default::default(), None);
+            let given = Tape::inference(teacher.params());
+            let taught = teacher.forward(&given, &batch.tokens, &segments, Default::default(), None);
+            let kl = ops::distill_kl(
+                &student,
+                &pass.hidden,
+                model.head(),
+                (teacher.params(), &taught.hidden, teacher.head()),
+                &weights,
+            );
+            student.backward();
+            [kl.iter().zip(&weights).map(|(k, w)| f64::from(*k) * f64::from(*w)).sum::<f64>()]
         });
+        let [loss] = done.found;
         Ok(StepOutcome {
-            headline: (keys::LOSS, done.found),
+            headline: (keys::LOSS, loss),
             values: vec![("grad_norm", f64::from(done.report.grad_norm))],
             tokens: 2 * tokens,
             skipped: done.report.skipped,
@@ -329,22 +326,22 @@ impl Distilling<'_> {
             seed: tensor::Rng::at(self.ctx.seed, &[FIRST_PROBLEM, now.step]).next_u64(),
         };
         let (groups, sampled) =
-            sample(&l.model, &l.tokenizer, problems, &source.accuracy(), settings)?;
+            sample(&l.model, &l.tokenizer, &l.team, problems, &source.accuracy(), settings)?;
         let right: f64 = groups.iter().flat_map(|g| &g.answers).map(|a| f64::from(a.reward.accuracy)).sum();
         let accuracy = right / groups.len() as f64;
         let total: usize = groups.iter().map(Group::tokens).sum();
-        let size = groups.len().div_ceil(self.stage.packing.accumulate).clamp(1, 64);
-        let how = Descent { lr_factor: now.lr_factor, ..Descent::default() };
-        let done = descend(&mut l.model, &mut l.optimizer, how, |model, _| {
+        let shards = shards(groups.iter().map(Group::prompted).collect(), &l.team);
+        let (how, loss) = (Descent { lr_factor: now.lr_factor, ..Descent::default() }, |[kl]: &[f64; 1]| *kl);
+        let done = descend(&mut l.model, &mut l.optimizer, &l.team, how, &shards, loss, |model, groups, _| {
             let mut kl = 0.0;
-            for part in groups.chunks(size) {
-                let flat = flatten(&part.iter().map(Group::prompted).collect::<Vec<_>>());
+            for part in groups.chunks(PASS_PROBLEMS) {
+                let flat = flatten(part);
                 let taught = score(teacher, &flat.tokens, &flat.targets, &flat.segments, temperature);
                 let tape = Tape::recording(model.params());
                 let pass = model.forward(&tape, &flat.tokens, &flat.segments, Default::default(), None);
                 let mut gradients = vec![0.0; flat.tokens.len()];
                 for (a, rows) in part.iter().flat_map(|g| &g.answers).zip(flat.predictions) {
-                    for (i, old) in rows.zip(&a.sampled.old) {
+                    for (i, old) in rows.zip(&a.old) {
                         let gap = old - taught.logprobs[i];
                         kl += f64::from(gap) / total as f64;
                         gradients[i] = gap / total as f32;
@@ -354,10 +351,11 @@ impl Distilling<'_> {
                 ops::seed_log_probs(params, &pass.hidden, head, &flat.targets, &gradients, temperature);
                 tape.backward();
             }
-            (Some(kl), kl)
+            [kl]
         });
+        let [kl] = done.found;
         Ok(StepOutcome {
-            headline: ("kl", done.found),
+            headline: ("kl", kl),
             values: vec![(keys::ACCURACY, accuracy), ("grad_norm", f64::from(done.report.grad_norm))],
             tokens: sampled + total as u64,
             skipped: done.report.skipped,

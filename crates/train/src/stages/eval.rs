@@ -123,11 +123,11 @@ impl Stage for EvalStage {
         let counts = tensor::operations::counts();
         let reporter = ctx.reporter;
         let keep_going = || !reporter.stop();
-        let e = match evaluate(&model, &tokenizer, &problems, &*asked.verifier, &settings, &keep_going) {
+        let e = match evaluate(&model, &tokenizer, &ctx.team, &problems, &*asked.verifier, &settings, &keep_going) {
             Err(EvaluateError::Stopped) => return Err(TrainError::Interrupted),
             other => other?,
         };
-        meter.add(e.tokens as u64, tensor::operations::counts().since(&counts).total());
+        meter.add(e.tokens as u64, ctx.team.total(tensor::operations::counts().since(&counts).total()));
         words.push(format!("{model_name} {:.1} %", 100.0 * e.all.pass_at_1.value));
         let held_text = held_text.as_ref().map(|text| text.measure(&model, &tokenizer)).transpose()?;
         let pass_at_1 = e.all.pass_at_1.value;
@@ -151,10 +151,11 @@ impl Stage for EvalStage {
             tokens_per_second: meter.tokens() as f64 / elapsed,
             ceiling_share: ctx.ceiling.share(meter.operations() as f64 / elapsed),
             seconds_left: elapsed / done * (self.of.len() as f64 - done),
+            ranks: &[],
         });
     }
     Ok(StageResult {
-        cost: meter.stop(),
+        cost: meter.stop().over(&ctx.team),
         summary: format!("pass@1: {}", words.join(", ")),
         figures: Figures { measured, ..Figures::default() },
     })

@@ -20,10 +20,12 @@ use crate::policy::{PASS_TOKENS, PolicySettings, PolicyStats, Prompted, flatten,
 use crate::rollout::{Answer, Group, SampleSettings, sample};
 use crate::room::StageProblems;
 use crate::run::metrics::{Metrics, keys};
+use crate::run::share::share;
 use crate::settings::check::{At, Checked, POSITIVE};
 use crate::settings::{UNSET, one_or_many, one_table, set};
 use crate::source::{TaskMix, check_own_mix};
 use crate::step::{StepOptions, score};
+use crate::team::Team;
 use crate::training::{Adapting, Training};
 
 /// Training problems of this stage come after those of fine-tuning.
@@ -195,7 +197,7 @@ impl Stage for GrpoStage {
         } else {
             None
         };
-        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
+        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer, &ctx.team);
         let budget = own.budget(ctx)?;
         let (recompute, before) = (self.training.recompute, ctx.rounds_before(name));
         let room = room_for_passes(&learner.model, ctx.machine.memory_gib, recompute);
@@ -299,9 +301,12 @@ impl Reference {
         let folder = self.dir.join(format!("{wanted:09}"));
         if wanted == step {
             self.model.params_mut().data_mut().copy_from_slice(l.model.params().data());
-            std::fs::create_dir_all(&folder).map_err(crate::run::RunError::io("create", &folder))?;
-            self.model.save(&folder)?;
+            if l.team.leads() {
+                std::fs::create_dir_all(&folder).map_err(crate::run::RunError::io("create", &folder))?;
+                self.model.save(&folder)?;
+            }
         } else {
+            share(&l.team, &folder)?;
             self.model = Model::open(&folder, self.wanted.clone())?;
         }
         self.of = wanted;
@@ -341,7 +346,7 @@ impl Steps for Reinforcing<'_> {
             }
         }
         if let Some(reference) = &self.reference {
-            with_reference(&reference.model, &mut groups, self.s.temperature as f32);
+            with_reference(&reference.model, &l.team, &mut groups, self.s.temperature as f32);
         }
         let stats = self.update(l, &groups, &replaced, now.lr_factor);
         l.set_figure(keys::REWARD, found.reward);
@@ -379,7 +384,7 @@ impl Steps for Reinforcing<'_> {
         let n = problems.len().max(1) as f64;
         let sampling = Sampling { temperature: 0.0, ..Sampling::wished(l.model.generation(), 1.0) };
         let settings = SampleSettings { group: 1, max_new: self.s.max_new, sampling, seed: 0 };
-        let (groups, _) = sample(&l.model, &l.tokenizer, problems, &source.accuracy(), settings)?;
+        let (groups, _) = sample(&l.model, &l.tokenizer, &l.team, problems, &source.accuracy(), settings)?;
         let right: f64 = groups.iter().flat_map(|g| &g.answers).map(|a| f64::from(a.reward.accuracy)).sum();
         Ok(metrics.log(step, &[(keys::EVAL_ACCURACY, right / n)])?)
     }
@@ -416,7 +421,7 @@ impl Reinforcing<'_> {
                 seed: tensor::Rng::at(self.ctx.seed, &place).next_u64(),
             };
             l.cursor += want;
-            let (fresh, n) = sample(&l.model, &l.tokenizer, problems, &source.scoring(&s.reward), settings)?;
+            let (fresh, n) = sample(&l.model, &l.tokenizer, &l.team, problems, &source.scoring(&s.reward), settings)?;
             tokens += n;
             drawn.extend(fresh.iter().flat_map(|g| &g.answers).map(|a| a.reward.clone()));
             let last = round + 1 == ROUNDS;
@@ -443,7 +448,7 @@ impl Reinforcing<'_> {
         let mut left_out: Vec<Prompted> = first.iter().map(Group::prompted).collect();
         left_out.iter_mut().for_each(|g| g.answers.retain(|a| !a.teaches(s.kl_coefficient as f32)));
         left_out.extend(later.iter().chain(replaced).map(Group::prompted));
-        let differing = mismatched(&l.model, &left_out, self.pass_tokens, s.temperature as f32);
+        let differing = mismatched(&l.model, &l.team, &left_out, self.pass_tokens, s.temperature as f32);
         let mut steps: Vec<PolicyStats> = Vec::new();
         for _ in 0..s.epochs {
             for part in groups.chunks(size) {
@@ -464,7 +469,8 @@ impl Reinforcing<'_> {
                     },
                 };
                 let part: Vec<Prompted> = part.iter().map(Group::prompted).collect();
-                steps.push(policy_step(&mut l.model, &mut l.optimizer, &part, &settings, lr_factor));
+                let (model, optimizer) = (&mut l.model, &mut l.optimizer);
+                steps.push(policy_step(model, optimizer, &l.team, &part, &settings, lr_factor));
             }
         }
         let trained = steps.iter().map(|u| u.trained_tokens).sum();
@@ -499,12 +505,21 @@ fn overlong(s: &Grpo, len: usize) -> f32 {
 }
 
 /// Fills in the reference model's log-probabilities at the temperature of the rollouts.
-fn with_reference(reference: &Model, groups: &mut [Group], temperature: f32) {
-    for group in groups {
-        let flat = flatten(&[group.prompted()]);
-        let stats = score(reference, &flat.tokens, &flat.targets, &flat.segments, temperature);
-        for (a, rows) in group.answers.iter_mut().zip(flat.predictions) {
-            a.sampled.reference = Some(stats.logprobs[rows].to_vec());
+fn with_reference(reference: &Model, team: &Team, groups: &mut [Group], temperature: f32) {
+    let found = team.deal_all(groups.len(), |part| {
+        let mut found = Vec::new();
+        for group in &groups[part] {
+            let flat = flatten(&[group.prompted()]);
+            let stats = score(reference, &flat.tokens, &flat.targets, &flat.segments, temperature);
+            let bits = |x: &f32| x.to_bits();
+            let answers = flat.predictions.into_iter();
+            found.push(answers.map(|rows| stats.logprobs[rows].iter().map(bits).collect()).collect());
+        }
+        found
+    });
+    for (group, found) in groups.iter_mut().zip::<Vec<Vec<Vec<u32>>>>(found) {
+        for (a, bits) in group.answers.iter_mut().zip(found) {
+            a.sampled.reference = Some(bits.into_iter().map(f32::from_bits).collect());
         }
     }
 }

@@ -102,6 +102,8 @@ pub struct Work<'a> {
     pub cut: Option<usize>,
     /// Whether layers are computed again instead of being kept.
     pub recompute: bool,
+    /// Whether they are those of a step, of which a shard is held at a time.
+    pub sharded: bool,
     /// The adapters that are trained in place of the weights, if any.
     pub adapter: Option<&'a AdapterConfig>,
     /// What to do where memory is too small.
@@ -115,9 +117,10 @@ impl<'a> Work<'a> {
             optimizer: Some(&training.optimizer),
             steps: tokens / packing.batch_tokens as f64,
             trained: tokens,
-            held: packing.batch_tokens / packing.accumulate.max(1),
+            held: packing.batch_tokens,
+            sharded: true,
             recompute: training.recompute,
-            remedy: "lower `batch_tokens`, raise `accumulate`, set `recompute = true`, or raise `machine.memory_gib`",
+            remedy: "lower `batch_tokens`, raise `parallel.shards`, set `recompute = true`, or raise `machine.memory_gib`",
             ..Work::default()
         }
     }

@@ -225,17 +225,17 @@ impl Stage for PretrainStage {
         let batch_tokens = self.packing.batch_tokens as u64;
         let (total, scheduled) =
             (self.own.trained_tokens().div_ceil(batch_tokens), self.own.tokens.div_ceil(batch_tokens));
-        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
+        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer, &ctx.team);
         let mut steps = Pretraining {
             stage: self,
             stream,
             held_out: held_out.into_iter().map(Document::plain).collect(),
             dir,
             scheduled,
-            options: self.side.options(&self.training, &self.packing),
+            options: self.side.options(&self.training),
         };
         let cost = learner.run(ctx, name, &self.training, (total, scheduled), &mut steps)?;
-        let measured = HeldOut::measure(&learner.model, learner.cursor, &steps.held_out);
+        let measured = HeldOut::measure(&learner.model, &ctx.team, learner.cursor, &steps.held_out);
         measured.save(&steps.dir, total)?;
         let size = inspect(learner.model.config(), seq_len).parameters;
         let mut figures = Figures::of([("steps", total as f64), ("held_out_loss", measured.mean())]);
@@ -311,7 +311,7 @@ impl Steps for Pretraining<'_> {
     }
 
     fn measure(&mut self, l: &Learner, step: u64, metrics: &mut Metrics) -> Result<(), TrainError> {
-        let measured = HeldOut::measure(&l.model, l.cursor, &self.held_out);
+        let measured = HeldOut::measure(&l.model, &l.team, l.cursor, &self.held_out);
         measured.save(&self.dir, step)?;
         Ok(metrics.log(step, &[(keys::EVAL_LOSS, measured.mean())])?)
     }

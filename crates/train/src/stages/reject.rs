@@ -114,8 +114,8 @@ impl Stage for RejectStage {
         let settings = SampleSettings { group: self.samples, max_new: self.max_new, sampling, seed };
         let counts = tensor::operations::counts();
         let (groups, tokens) =
-            sample(&model, &tokenizer, drawn_now, &source.accuracy(), settings)?;
-        meter.add(tokens, tensor::operations::counts().since(&counts).total());
+            sample(&model, &tokenizer, &ctx.team, drawn_now, &source.accuracy(), settings)?;
+        meter.add(tokens, ctx.team.total(tensor::operations::counts().since(&counts).total()));
         for g in groups {
             drawn += g.answers.len();
             // Right and well formed; the shortest first, so that what is kept is to the point.
@@ -142,8 +142,9 @@ impl Stage for RejectStage {
             tokens_per_second: meter.tokens() as f64 / elapsed,
             ceiling_share: ctx.ceiling.share(meter.operations() as f64 / elapsed),
             seconds_left: elapsed / done * (self.problems as f64 - done),
+            ranks: &[],
         });
-        if ctx.reporter.stop() {
+        if ctx.team.from_first(|| ctx.reporter.stop()) {
             return Err(TrainError::Interrupted);
         }
     }
@@ -157,7 +158,7 @@ impl Stage for RejectStage {
     let share = right as f64 / drawn.max(1) as f64;
     let summary = format!("{} traces kept, {:.1} % of {drawn} samples right", kept.len(), 100.0 * share);
     Ok(StageResult {
-        cost: meter.stop(),
+        cost: meter.stop().over(&ctx.team),
         summary,
         figures: Figures::of([
             ("traces", kept.len() as f64),

@@ -1,5 +1,7 @@
 //! `sft`: supervised fine-tuning on conversations, with the loss on the assistant's turns.
 
+use std::path::Path;
+
 use data::{Document, Tokenizer, pack};
 use serde::{Deserialize, Serialize};
 use tasks::{Mix, Style};
@@ -104,6 +106,13 @@ impl Stage for SftStage {
         Some(&self.own.from)
     }
 
+    fn files(&self) -> Vec<(&'static str, &Path)> {
+        match &self.own.data {
+            Data::Jsonl { jsonl } => vec![("data.jsonl", jsonl)],
+            _ => Vec::new(),
+        }
+    }
+
     fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
         let tokens = self.own.steps as f64 * self.packing.batch_tokens as f64;
         Some(Work::packed(&self.training, &self.packing, tokens).adapting(&self.adapting))
@@ -118,7 +127,7 @@ impl Stage for SftStage {
                 Data::Problems => None,
                 Data::Jsonl { jsonl } => Some(conversations(ctx, &tokenizer, jsonl, seq_len)?),
                 Data::Stage { stage } => {
-                    let path = ctx.folder.stage_dir(stage)?.join("traces.jsonl");
+                    let path = ctx.dir(stage)?.join("traces.jsonl");
                     Some(conversations(ctx, &tokenizer, &path, seq_len)?)
                 }
             },
@@ -134,7 +143,7 @@ impl Stage for SftStage {
             Some(every) if every > 0 => held_out_documents(ctx, &tokenizer, seq_len)?,
             _ => Vec::new(),
         };
-        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer);
+        let mut learner = Learner::new(model, tokenizer, &self.training.optimizer, &ctx.team);
         let mut steps = FineTuning {
             name,
             material,
@@ -155,7 +164,7 @@ impl Stage for SftStage {
 
 impl SftStage {
     fn options(&self) -> StepOptions {
-        let options = self.side.options(&self.training, &self.packing);
+        let options = self.side.options(&self.training);
         // The layer of multi-token prediction has no adapters and stays what it is.
         let mtp_weight = if self.adapting.adapter.is_some() { 0.0 } else { options.mtp_weight };
         StepOptions { mtp_weight, ..options }

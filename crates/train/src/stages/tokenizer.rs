@@ -79,7 +79,7 @@ impl Stage for TokenizerStage {
     tokenizer.save(&ctx.folder.stage_dir(name)?)?;
     let ids = tokenizer.vocab_size();
     Ok(StageResult {
-        cost: meter.stop(),
+        cost: meter.stop().over(&ctx.team),
         summary: format!("{ids} tokens"),
         figures: Figures::of([("vocab_size", ids as f64)]),
     })

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::TrainError;
 use crate::evaluate::{EvalSettings, Evaluation, evaluate};
+use crate::team::Team;
 
 /// Why a table cannot be taught.
 #[derive(Debug, Error)]
@@ -92,7 +93,7 @@ pub fn try_model(
         let verifier = placed(place.clone(), tasks::verifier(lesson.verifier)?.into());
         let settings = EvalSettings { samples, temperature: 1.0, max_new, seed: 1 };
         let began = std::time::Instant::now();
-        let found = evaluate(model, tokenizer, &problems, &*verifier, &settings, &|| true)?;
+        let found = evaluate(model, tokenizer, &Team::alone(), &problems, &*verifier, &settings, &|| true)?;
         let seconds = began.elapsed().as_secs_f64() / found.tokens.max(1) as f64;
         Ok((found, seconds))
     };
