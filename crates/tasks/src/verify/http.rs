@@ -10,7 +10,7 @@
 //!
 //! `answer` is the completion's one answer, or null; `score` is from 0 to 1, `reason` optional. A server that cannot be reached, takes
 //! too long or says that it is overloaded (429, 5xx) is asked again, a few times and after pauses that double. What is
-//! not judged then scores zero and is counted in [`HttpStats`]; nothing that a server does ends a run.
+//! not judged then scores zero and is counted in `HttpStats`; nothing that a server does ends a run.
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
