@@ -55,7 +55,7 @@ pub struct Budget {
     pub memory: f64,
 }
 
-/// Of adapters the usual rate; of all weights 1e-4 for a model of 135 M (2e-5 and 4e-4 learnt less in the same steps, LOG.md), and more
+/// Of adapters the usual rate; of all weights 1e-4 for a model of 135 M (4e-4 learnt less in the same steps, LOG.md), and more
 /// for smaller ones.
 fn learning_rate(b: &Budget) -> f64 {
     let rate: f64 = match b.lora {
