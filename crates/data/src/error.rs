@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::records::Place;
+use crate::place::Place;
 
 /// Anything that can go wrong between a file or a message and token ids.
 #[derive(Debug, thiserror::Error)]

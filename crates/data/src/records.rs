@@ -1,47 +1,21 @@
 //! Records, one JSON object a line or one row of a Parquet file, read and written with exact places in the errors.
 
-use std::fmt;
 use std::io::{BufRead, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::Result;
 use crate::atomic::AtomicFile;
 use crate::error::io_error;
 use crate::input::open_text;
 use crate::parquet_rows::ParquetRows;
-use crate::{DataError, Result};
+use crate::place::Place;
 
 /// The longest line that is read, in bytes: a guard against a file without line ends filling the memory.
 pub const MAX_LINE_BYTES: u64 = 256 << 20;
-
-/// Where a record stands: a line, counted from 1, or a row of a Parquet file, counted from 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    path: Arc<Path>,
-    unit: &'static str,
-    number: u64,
-}
-
-impl Place {
-    /// The number of its line or row.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-    /// An error about this record.
-    pub fn error(&self, problem: impl Into<String>) -> DataError {
-        DataError::Record { place: self.clone(), problem: problem.into() }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.path.display(), self.unit, self.number)
-    }
-}
 
 /// Writes a JSONL file, one record per line, whole or not at all.
 ///
@@ -52,9 +26,9 @@ pub fn write_jsonl<'a, T: Serialize + 'a>(
     records: impl IntoIterator<Item = &'a T>,
 ) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    let mut place = Place { path: path.into(), unit: "line", number: 0 };
+    let mut place = Place::before_first(path, "line");
     for record in records {
-        place.number += 1;
+        place.advance();
         let mut line = serde_json::to_vec(record)
             .map_err(|e| place.error(format!("the record cannot be written as JSON: {e}")))?;
         line.push(b'\n');
@@ -90,7 +64,7 @@ impl<T: DeserializeOwned> Records<T> {
             Source::Lines { reader: open_text(path)?, buffer: Vec::new() }
         };
         let unit = if is_parquet { "row" } else { "line" };
-        let place = Place { path: path.into(), unit, number: 0 };
+        let place = Place::before_first(path, unit);
         Ok(Records { place, source, done: false, record: PhantomData })
     }
 
@@ -100,7 +74,7 @@ impl<T: DeserializeOwned> Records<T> {
             Source::Rows(rows) => {
                 let Some(row) = rows.next()? else { return Ok(None) };
                 let place = self.place.clone();
-                self.place.number += 1;
+                self.place.advance();
                 let value = row.map_err(|problem| place.error(problem))?;
                 let record = serde_json::from_value(value).map_err(|e| {
                     place.error(format!("not of the expected form: {}", without_position(&e)))
@@ -118,8 +92,8 @@ fn read_line<T: DeserializeOwned>(
 ) -> Result<Option<(Place, T)>> {
     loop {
         buffer.clear();
-        place.number += 1;
-        let path = PathBuf::from(&*place.path);
+        place.advance();
+        let path = PathBuf::from(place.path());
         let read = reader
             .by_ref()
             .take(MAX_LINE_BYTES + 1)

@@ -12,7 +12,7 @@ use calamine::{Data, DataRef, ExcelDateTime, Ods, Reader, Sheets, Xlsx, open_wor
 
 use crate::error::io_error;
 use crate::input::{most_bytes, unpacks_to_too_much};
-use crate::table::{Held, Row, Table};
+use crate::table::held::{Held, Row, Table};
 use crate::{DataError, Result};
 
 /// Cells of a sheet, empty ones between others included.

@@ -15,9 +15,10 @@ use model::{KvCache, Model, PassOptions, Segment};
 use tensor::ops::Drawn;
 use tensor::{Rng, Tape, Tensor, ops};
 
+use crate::guide::{Allowed, Guide};
 use crate::pages::Pages;
 use crate::prefix::{Link, Prefix};
-use crate::request::{Allowed, EngineError, Extras, FinishReason, Guide, Request, check};
+use crate::request::{EngineError, Extras, FinishReason, Request, check};
 use crate::sampler::{Chosen, Wish, choose};
 use ahead::{Guess, Span};
 use pace::Pace;

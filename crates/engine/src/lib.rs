@@ -8,6 +8,7 @@
 //! whole; it stands on lanes.
 
 mod generate;
+mod guide;
 mod lane;
 mod pages;
 mod prefix;
@@ -18,8 +19,9 @@ mod speculate;
 mod tests;
 
 pub use generate::Engine;
+pub use guide::{Allowed, Guide, MakeGuide};
 pub use lane::{Counts, Lane, Limits, Sink, Ticket};
-pub use request::{Allowed, Completion, EngineError, Extras, FinishReason, Guide, MakeGuide, Request, Token};
+pub use request::{Completion, EngineError, Extras, FinishReason, Request, Token};
 pub use sampler::Sampling;
 pub use tensor::GpuError;
 pub use tensor::ops::Drawn;

@@ -5,7 +5,7 @@ use tensor::cpu::math;
 use tensor::ops::{self, Draw, Drawn, argmax, normalizer, walk};
 use tensor::{Params, Rng, Tensor, threads};
 
-use crate::request::Allowed;
+use crate::guide::Allowed;
 
 /// How tokens are chosen. What filters there are come in the order of transformers: the penalty, the temperature, top_k,
 /// top_p of what is left of it, min_p.

@@ -3,8 +3,6 @@
 use tensor::Ints;
 use tensor::ops::{Segment, Segments};
 
-use crate::transformer::PassOptions;
-
 /// What every layer needs to know about the batch.
 pub(crate) struct BatchInfo {
     /// Its sequences.
@@ -18,13 +16,13 @@ pub(crate) struct BatchInfo {
 }
 
 impl BatchInfo {
-    pub(crate) fn new(segments: &[Segment], options: PassOptions) -> BatchInfo {
+    pub(crate) fn new(segments: &[Segment], balance_alpha: f32) -> BatchInfo {
         let positions = segments.iter().flat_map(|s| (s.past..s.past + s.rows).map(|p| p as u32));
         BatchInfo {
             positions: positions.collect::<Vec<_>>().into(),
             lens: segments.iter().map(|s| s.rows).collect(),
             segments: segments.to_vec().into(),
-            alpha: options.balance_alpha,
+            alpha: balance_alpha,
         }
     }
 }

@@ -314,7 +314,7 @@ impl Model {
         options: PassOptions,
         mut cache: Option<&mut KvCache>,
     ) -> Pass {
-        let batch = Rc::new(BatchInfo::new(segments, options));
+        let batch = Rc::new(BatchInfo::new(segments, options.balance_alpha));
         let loads = Rc::new(RefCell::new(Vec::new()));
         let mut x = ops::embedding(tape, tokens, self.embed);
         if let Some(scale) = self.embedding_scale {
@@ -378,7 +378,7 @@ impl Model {
         cache: Option<&mut KvLayer>,
     ) -> Pass {
         let mtp = self.mtp.as_ref().expect("a model with an MTP layer");
-        let batch = BatchInfo::new(segments, options);
+        let batch = BatchInfo::new(segments, options.balance_alpha);
         let loads = RefCell::new(Vec::new());
         let e = ops::rms_norm(tape, &ops::embedding(tape, next_tokens, self.embed), mtp.enorm, self.eps);
         let h = ops::rms_norm(tape, hidden, mtp.hnorm, self.eps);

@@ -85,7 +85,7 @@ pub enum TrainError {
     Ranks(String),
     /// Steps were skipped too often.
     #[error(
-        "stage `{0}` diverged: its weights are no longer finite, or three steps in a row had no finite or a tenfold loss, even after going back to the last checkpoint; lower the learning rate"
+        "stage `{0}` diverged: its weights are no longer finite, or three steps in a row had a loss that was not finite or ten times the usual (and above 1), even after going back to the last checkpoint; lower the learning rate"
     )]
     Diverged(String),
     /// The user asked to stop; everything is saved.

@@ -124,6 +124,12 @@ pub struct StepOutcome {
     pub enough: bool,
 }
 
+/// The loss from which on a step is taken for a spike: ten times the usual, and never less than one nat a token. Where the
+/// usual is a thousandth, as after many passes over few examples, one hard example is many times that, and nothing has gone wrong.
+fn spike_above(usual_loss: f64) -> f64 {
+    (10.0 * usual_loss).max(1.0)
+}
+
 impl Learner {
     /// A learner with fresh optimizer state.
     pub fn new(
@@ -138,10 +144,10 @@ impl Learner {
         Learner { model, tokenizer, optimizer, team, cursor, usual_loss, figures, guard }
     }
 
-    /// A step of next-token prediction. A loss ten times the usual one is taken for a spike and leaves the weights alone.
+    /// A step of next-token prediction. A loss above [`spike_above`] is taken for a spike and leaves the weights alone.
     pub fn next_token_step(&mut self, batch: Packed, options: StepOptions, lr_factor: f32) -> StepOutcome {
         let tokens = batch.tokens.len() as u64;
-        let options = StepOptions { loss_limit: 10.0 * self.usual_loss, ..options };
+        let options = StepOptions { loss_limit: spike_above(self.usual_loss), ..options };
         let stats = train_step(&mut self.model, &mut self.optimizer, &self.team, batch, &options, lr_factor);
         if !stats.report.skipped {
             self.saw_loss(stats.loss);
@@ -602,6 +608,13 @@ mod tests {
         learner.run(&ctx, "stage", &training, (TOTAL, TOTAL), &mut steps)?;
         let weights = learner.model.params().data().iter().map(|w| w.to_bits()).collect();
         Ok((weights, learner.figures))
+    }
+
+    #[test]
+    fn a_hard_example_among_learnt_ones_is_no_spike() {
+        assert_eq!(spike_above(0.004), 1.0);
+        assert_eq!(spike_above(2.0), 20.0);
+        assert_eq!(spike_above(f64::INFINITY), f64::INFINITY);
     }
 
     /// Whenever it is stopped or killed, and however often it saves: a stage ends with the same weights, or diverges.

@@ -10,7 +10,7 @@
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
-use super::jinja;
+use super::jinja::{self, string_end};
 
 /// The written-out size that a named value may have besides what the messages explain, in items and 16-byte units.
 pub(super) const BASE_WEIGHT: u64 = 4_096;
@@ -183,15 +183,6 @@ fn code_length(tag: &str, close: &str) -> usize {
         at += 1;
     }
     bytes.len()
-}
-
-/// The position of the quote that closes a string, or the last byte.
-pub(super) fn string_end(bytes: &[u8], start: usize, quote: u8) -> usize {
-    let mut at = start + 1;
-    while at < bytes.len() && bytes[at] != quote {
-        at += if bytes[at] == b'\\' { 2 } else { 1 };
-    }
-    at.min(bytes.len() - 1)
 }
 
 /// Refuses a tag of more parts than the compiler can go down.

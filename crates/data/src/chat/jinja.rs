@@ -3,8 +3,6 @@
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 
-use super::bounds::string_end;
-
 /// The filter around what a loop goes over.
 const ITEMS: &str = "__items";
 
@@ -130,6 +128,15 @@ pub(super) fn safe_sum(tag: &str, names: &[String]) -> Sum {
     named.dedup();
     let checked = format!(" ({expression})|{UNESCAPED}([{}]) ", named.join(", "));
     Sum::Checked(tag.replacen(expression, &checked, 1))
+}
+
+/// The position of the quote that closes a string, or the last byte.
+pub(super) fn string_end(bytes: &[u8], start: usize, quote: u8) -> usize {
+    let mut at = start + 1;
+    while at < bytes.len() && bytes[at] != quote {
+        at += if bytes[at] == b'\\' { 2 } else { 1 };
+    }
+    at.min(bytes.len() - 1)
 }
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 //! A panel is 32 columns of the right factor, as in `gemm.rs`, with the codes of one step of k side by side: columns are lanes,
 //! and so a run's 32 scales are vectors too. What comes out are the values that [`Format::unpack`] gives, to the bit.
 
-use super::gemm::PANEL;
+use super::gemm::{PANEL, Tile};
 use super::simd::{LANES, Simd};
 use crate::blocks::{Format, SUPER};
 use crate::threads::{SharedMut, parallel};
+
+/// Rows few enough for [`Coded::few`].
+pub(super) const FEW: usize = 8;
 
 /// The right factor of a product, panel by panel.
 pub struct Coded {
@@ -17,27 +20,122 @@ pub struct Coded {
 
 /// 32 columns.
 struct Panel {
-    codes: Codes,
+    kind: Kind,
+    /// The codes, step by step of k.
+    codes: Vec<u8>,
     /// Steps of k that share scales.
     run: usize,
     /// What is subtracted from codes.
     zero: f32,
-    /// Per run: 32 scales, then what is added to each column.
+    /// Per run: 32 scales, then what is added to each column. Empty where codes are values.
     scales: Vec<f32>,
 }
 
-/// The codes of a panel, step by step of k.
-enum Codes {
-    /// 16 bytes a step: columns 0 to 15 in the lower halves, 16 to 31 in the upper ones.
-    Nibbles(Vec<u8>),
-    /// 32 bytes a step.
-    Bytes(Vec<u8>),
-    /// 32 halves of IEEE floats a step.
-    F16(Vec<u16>),
-    /// 32 upper halves of f32 a step.
-    Bf16(Vec<u16>),
-    /// 32 values a step, where the columns are not stored alike.
-    Values(Vec<f32>),
+/// How the codes of a step lie.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Nibbles,
+    Bytes,
+    F16,
+    Bf16,
+    F32,
+}
+
+/// A [`Kind`] as a type, for loops that are compiled for each.
+trait Widen {
+    /// Bytes of a step: 32 columns.
+    const STEP: usize;
+    /// Whether codes have scales.
+    const SCALED: bool = false;
+    /// Columns `16 * half..` of the step at `p`, as numbers.
+    ///
+    /// # Safety
+    /// The machine has `S`, and `STEP` bytes can be read.
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V;
+}
+
+/// Columns 0 to 15 in the lower halves of 16 bytes, 16 to 31 in the upper ones.
+struct Nibbles;
+struct Bytes;
+struct F16;
+struct Bf16;
+/// Where the columns of a panel are not stored alike, too.
+struct F32;
+
+/// 16 numbers, each of the `N` bytes that lie there.
+#[inline(always)]
+unsafe fn widened<S: Simd, const N: usize>(p: *const u8, number: impl Fn([u8; N]) -> f32) -> S::V {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: the caller lets 16 * N bytes be read, and has `S`.
+    unsafe {
+        let bytes = &*p.cast::<[[u8; N]; LANES]>();
+        lanes.iter_mut().zip(bytes).for_each(|(x, b)| *x = number(*b));
+        S::load(lanes.as_ptr())
+    }
+}
+
+// SAFETY (all five): the caller's promise; a half of the step lies inside it.
+impl Widen for Nibbles {
+    const STEP: usize = 16;
+    const SCALED: bool = true;
+    #[inline(always)]
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+        unsafe { widened::<S, 1>(p, |[q]| f32::from((q >> (4 * half)) & 15)) }
+    }
+}
+
+impl Widen for Bytes {
+    const STEP: usize = 32;
+    const SCALED: bool = true;
+    #[inline(always)]
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+        unsafe { widened::<S, 1>(p.add(16 * half), |[q]| f32::from(q)) }
+    }
+}
+
+impl Widen for F16 {
+    const STEP: usize = 64;
+    #[inline(always)]
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+        unsafe { widened::<S, 2>(p.add(32 * half), |h| of_half(u16::from_le_bytes(h))) }
+    }
+}
+
+impl Widen for Bf16 {
+    const STEP: usize = 64;
+    #[inline(always)]
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+        unsafe { widened::<S, 2>(p.add(32 * half), |[a, b]| f32::from_le_bytes([0, 0, a, b])) }
+    }
+}
+
+impl Widen for F32 {
+    const STEP: usize = 128;
+    #[inline(always)]
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+        unsafe { widened::<S, 4>(p.add(64 * half), f32::from_le_bytes) }
+    }
+}
+
+/// A finite IEEE half as f32: exact, by moving its bits and correcting the exponent's offset.
+#[inline(always)]
+fn of_half(half: u16) -> f32 {
+    let half = u32::from(half);
+    let size = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    f32::from_bits(size.to_bits() | (half & 0x8000) << 16)
+}
+
+/// Calls a function for the type of a kind.
+macro_rules! by_kind {
+    ($kind:expr, $call:ident::<$s:ident, _ $(, $n:literal)*>($($arg:expr),*)) => {
+        match $kind {
+            Kind::Nibbles => $call::<$s, Nibbles $(, $n)*>($($arg),*),
+            Kind::Bytes => $call::<$s, Bytes $(, $n)*>($($arg),*),
+            Kind::F16 => $call::<$s, F16 $(, $n)*>($($arg),*),
+            Kind::Bf16 => $call::<$s, Bf16 $(, $n)*>($($arg),*),
+            Kind::F32 => $call::<$s, F32 $(, $n)*>($($arg),*),
+        }
+    };
 }
 
 /// A row of the stored matrix, which becomes a column.
@@ -63,15 +161,7 @@ impl Coded {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let of = |panel: &Panel| {
-            let codes = match &panel.codes {
-                Codes::Nibbles(c) | Codes::Bytes(c) => c.len(),
-                Codes::F16(c) | Codes::Bf16(c) => 2 * c.len(),
-                Codes::Values(v) => 4 * v.len(),
-            };
-            codes + 4 * panel.scales.len()
-        };
-        self.panels.iter().map(of).sum()
+        self.panels.iter().map(|panel| panel.codes.len() + 4 * panel.scales.len()).sum()
     }
 
     /// Steps `k0..` of a panel into `to`, 32 values a step. `k0` is a multiple of every run's length.
@@ -81,69 +171,146 @@ impl Coded {
     #[inline(always)]
     pub(super) unsafe fn unpack<S: Simd>(&self, panel: usize, k0: usize, to: &mut [f32]) {
         let panel = &self.panels[panel];
-        let steps = k0 * PANEL..k0 * PANEL + to.len();
-        // SAFETY: the caller's promise.
-        unsafe {
-            match &panel.codes {
-                Codes::Nibbles(codes) => {
-                    let codes = &codes[steps.start / 2..steps.end / 2];
-                    panel.scaled::<S, 16>(k0, codes, to, |codes, lanes, half| {
-                        lanes
-                            .iter_mut()
-                            .zip(codes)
-                            .for_each(|(x, &q)| *x = f32::from((q >> (4 * half)) & 15));
-                    })
+        assert!((k0 + to.len() / PANEL) <= self.k && to.len().is_multiple_of(PANEL), "steps of a panel");
+        // SAFETY: the caller's promise; the steps lie in the panel.
+        unsafe { by_kind!(panel.kind, unpack_steps::<S, _>(panel, k0, to)) }
+    }
+
+    /// At most [`FEW`] rows of a product, whose values are unpacked in registers and used there: columns from the first of `panel` on,
+    /// steps `k0..` of k, a multiple of every run's length.
+    ///
+    /// # Safety
+    /// The machine has `S`, and what the tile points to is valid; its right factor is not read.
+    #[inline(always)]
+    pub(super) unsafe fn few<S: Simd>(&self, panel: usize, k0: usize, tile: &Tile, rows: usize) {
+        let panels = &self.panels[panel..panel + tile.cols.div_ceil(PANEL)];
+        assert!(k0 + tile.kc <= self.k && rows <= FEW, "steps of a panel");
+        let mut n = 0;
+        while n < panels.len() {
+            let rest = &panels[n..];
+            let first = &rest[0];
+            let alike = rest.iter().take(4).take_while(|p| p.is_like(first)).count();
+            // As many chains as hide each other's latency, and scales that still fit the registers.
+            let at = (rest, k0, tile, n * PANEL);
+            // SAFETY: the caller's promise; the steps lie in the panels.
+            unsafe {
+                match (rows, alike) {
+                    (1, 4) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 1, 4>(at)),
+                    (1, 2..) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 1, 2>(at)),
+                    (2, 2..) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 2, 2>(at)),
+                    (3, 2..) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 3, 2>(at)),
+                    (1, _) => by_kind!(first.kind, chains::<S, _, 1, 1>(at)),
+                    (2, _) => by_kind!(first.kind, chains::<S, _, 2, 1>(at)),
+                    (3, _) => by_kind!(first.kind, chains::<S, _, 3, 1>(at)),
+                    (4, _) => by_kind!(first.kind, chains::<S, _, 4, 1>(at)),
+                    (5, _) => by_kind!(first.kind, chains::<S, _, 5, 1>(at)),
+                    (6, _) => by_kind!(first.kind, chains::<S, _, 6, 1>(at)),
+                    (7, _) => by_kind!(first.kind, chains::<S, _, 7, 1>(at)),
+                    _ => by_kind!(first.kind, chains::<S, _, 8, 1>(at)),
                 }
-                Codes::Bytes(codes) => panel.scaled::<S, 32>(k0, &codes[steps], to, |codes, lanes, half| {
-                    lanes.iter_mut().zip(&codes[half * LANES..]).for_each(|(x, &q)| *x = f32::from(q));
-                }),
-                Codes::F16(halves) => to.iter_mut().zip(&halves[steps]).for_each(|(x, &h)| *x = widened(h)),
-                Codes::Bf16(halves) => to
-                    .iter_mut()
-                    .zip(&halves[steps])
-                    .for_each(|(x, &h)| *x = f32::from_bits(u32::from(h) << 16)),
-                Codes::Values(values) => to.copy_from_slice(&values[steps]),
+            }
+            n += match (rows, alike) {
+                _ if S::NV == 1 => 1,
+                (1, 4) => 4,
+                (1..=3, 2..) => 2,
+                _ => 1,
+            };
+        }
+    }
+}
+
+/// Scales and what is added for the run of step `k`, 32 columns each.
+#[inline(always)]
+unsafe fn scales<S: Simd, W: Widen>(panel: &Panel, k: usize) -> [[S::V; 2]; 2] {
+    // SAFETY: the caller has `S`; each run has 2 * PANEL of them.
+    unsafe {
+        if !W::SCALED {
+            return [[S::splat(0.0); 2]; 2];
+        }
+        let at = panel.scales[k / panel.run * 2 * PANEL..][..2 * PANEL].as_ptr();
+        [[S::load(at), S::load(at.add(LANES))], [S::load(at.add(PANEL)), S::load(at.add(PANEL + LANES))]]
+    }
+}
+
+/// Columns `16 * half..` of the step at `p`: `(code - zero) * scale + added`.
+#[inline(always)]
+unsafe fn value<S: Simd, W: Widen>(p: *const u8, half: usize, zero: S::V, scales: &[[S::V; 2]; 2]) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let code = W::lanes::<S>(p, half);
+        if W::SCALED { S::fma(S::sub(code, zero), scales[0][half], scales[1][half]) } else { code }
+    }
+}
+
+#[inline(always)]
+unsafe fn unpack_steps<S: Simd, W: Widen>(panel: &Panel, k0: usize, to: &mut [f32]) {
+    let run = if W::SCALED { panel.run } else { to.len() };
+    let mut from = panel.codes[k0 * W::STEP..].as_ptr();
+    // SAFETY: the caller's promise: a machine that has `S`, steps that lie in the panel.
+    unsafe {
+        let zero = S::splat(panel.zero);
+        for (i, to) in to.chunks_mut(run * PANEL).enumerate() {
+            let scales = scales::<S, W>(panel, k0 + i * run);
+            for to in to.as_chunks_mut::<PANEL>().0 {
+                for half in 0..2 {
+                    let x = value::<S, W>(from, half, zero, &scales);
+                    S::store(to.as_mut_ptr().add(half * LANES), x);
+                }
+                from = from.wrapping_add(W::STEP);
             }
         }
     }
 }
 
-/// A finite IEEE half as f32: exact, by moving its bits and correcting the exponent's offset.
+/// `R` rows by `P` panels that are alike, from column `n` of the tile on.
 #[inline(always)]
-fn widened(half: u16) -> f32 {
-    let half = u32::from(half);
-    let size = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-    f32::from_bits(size.to_bits() | (half & 0x8000) << 16)
+unsafe fn chains<S: Simd, W: Widen, const R: usize, const P: usize>(
+    (panels, k0, t, n): (&[Panel], usize, &Tile, usize),
+) {
+    let panels: &[Panel; P] = panels.first_chunk().expect("as many panels");
+    // SAFETY: the caller's promise; lanes beyond the tile's columns are not touched.
+    unsafe {
+        let zero = S::splat(panels[0].zero);
+        let lanes = |p: usize, half: usize| (t.cols - n).saturating_sub(p * PANEL + half * LANES).min(LANES);
+        let at = |r: usize, p: usize, half: usize| t.c.wrapping_add(r * t.ldc + n + p * PANEL + half * LANES);
+        let mut acc = [[[S::splat(0.0); 2]; P]; R];
+        for (r, p, half) in places::<R, P>().filter(|_| t.load) {
+            acc[r][p][half] = S::load_partial(at(r, p, half), lanes(p, half));
+        }
+        let run = if W::SCALED { panels[0].run } else { t.kc };
+        let mut from: [*const u8; P] = std::array::from_fn(|p| panels[p].codes[k0 * W::STEP..].as_ptr());
+        let mut k = 0;
+        while k < t.kc {
+            let scales: [[[S::V; 2]; 2]; P] = std::array::from_fn(|p| scales::<S, W>(&panels[p], k0 + k));
+            for step in k..t.kc.min(k + run) {
+                let a = t.a.add(step * t.a_ks);
+                for p in 0..P {
+                    for half in 0..2 {
+                        let b = value::<S, W>(from[p], half, zero, &scales[p]);
+                        for r in 0..R {
+                            acc[r][p][half] = S::fma(S::splat(*a.add(r * t.a_rs)), b, acc[r][p][half]);
+                        }
+                    }
+                    from[p] = from[p].wrapping_add(W::STEP);
+                }
+            }
+            k += run;
+        }
+        for (r, p, half) in places::<R, P>() {
+            S::store_partial(at(r, p, half), lanes(p, half), acc[r][p][half]);
+        }
+    }
+}
+
+/// Row, panel and half of each vector of sums.
+fn places<const R: usize, const P: usize>() -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..R * P * 2).map(|i| (i / (2 * P), i / 2 % P, i % 2))
 }
 
 impl Panel {
-    /// `(code - zero) * scale + added`; `lanes(codes of a step, 16 lanes, which of both)` widens codes. `B` bytes are a step.
-    #[inline(always)]
-    unsafe fn scaled<S: Simd, const B: usize>(
-        &self,
-        k0: usize,
-        codes: &[u8],
-        to: &mut [f32],
-        lanes: impl Fn(&[u8; B], &mut [f32; LANES], usize),
-    ) {
-        // SAFETY: the caller has `S`; a run's scales are 2 * PANEL values, a step's outputs PANEL.
-        unsafe {
-            let zero = S::splat(self.zero);
-            let runs = self.scales.chunks_exact(2 * PANEL).skip(k0 / self.run);
-            let steps = codes.chunks(self.run * B).zip(to.chunks_mut(self.run * PANEL));
-            for (scales, (codes, to)) in runs.zip(steps) {
-                let at = |i: usize| S::load(scales.as_ptr().add(i * LANES));
-                let (scale, added) = ([at(0), at(1)], [at(2), at(3)]);
-                for (codes, to) in codes.as_chunks::<B>().0.iter().zip(to.as_chunks_mut::<PANEL>().0) {
-                    for half in 0..2 {
-                        let mut wide = [0.0; LANES];
-                        lanes(codes, &mut wide, half);
-                        let code = S::sub(S::load(wide.as_ptr()), zero);
-                        S::store(to.as_mut_ptr().add(half * LANES), S::fma(code, scale[half], added[half]));
-                    }
-                }
-            }
-        }
+    /// Whether one loop can go over both.
+    fn is_like(&self, other: &Panel) -> bool {
+        self.kind == other.kind && self.run == other.run && self.zero == other.zero
     }
 
     fn pack(rows: &[Row], k: usize) -> Panel {
@@ -151,23 +318,24 @@ impl Panel {
         let alike = rows.iter().all(|row| row.0 == format);
         match (format, format.zero()) {
             (_, Some(zero)) if alike => Panel::of_codes(format, zero, rows, k),
-            (Format::F16, _) if alike => Panel::plain(Codes::F16(by_step(rows, k, u16::from_le_bytes))),
-            (Format::Bf16, _) if alike => Panel::plain(Codes::Bf16(by_step(rows, k, u16::from_le_bytes))),
-            (Format::F32, _) if alike => Panel::plain(Codes::Values(by_step(rows, k, f32::from_le_bytes))),
+            (Format::F16, _) if alike => Panel::plain(Kind::F16, by_step::<2>(rows, k)),
+            (Format::Bf16, _) if alike => Panel::plain(Kind::Bf16, by_step::<2>(rows, k)),
+            (Format::F32, _) if alike => Panel::plain(Kind::F32, by_step::<4>(rows, k)),
             _ => {
-                let mut values = vec![0.0; k * PANEL];
-                let mut row = vec![0.0; k];
-                for (column, (format, blocks)) in rows.iter().enumerate() {
+                let values = |(format, blocks): &Row| {
+                    let mut row = vec![0.0; k];
                     format.unpack(blocks, &mut row);
-                    values[column..].iter_mut().step_by(PANEL).zip(&row).for_each(|(to, x)| *to = *x);
-                }
-                Panel::plain(Codes::Values(values))
+                    row.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()
+                };
+                let values: Vec<Vec<u8>> = rows.iter().map(values).collect();
+                let rows: Vec<Row> = values.iter().map(|row| (Format::F32, &row[..])).collect();
+                Panel::plain(Kind::F32, by_step::<4>(&rows, k))
             }
         }
     }
 
-    fn plain(codes: Codes) -> Panel {
-        Panel { codes, run: 1, zero: 0.0, scales: Vec::new() }
+    fn plain(kind: Kind, codes: Vec<u8>) -> Panel {
+        Panel { kind, codes, run: 1, zero: 0.0, scales: Vec::new() }
     }
 
     fn of_codes(format: Format, zero: f32, rows: &[Row], k: usize) -> Panel {
@@ -189,25 +357,25 @@ impl Panel {
             }
         }
         let narrow = matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q4_K);
-        let codes = if narrow {
+        let (kind, codes) = if narrow {
             let pair =
                 |step: &[u8; PANEL]| -> [u8; 16] { std::array::from_fn(|i| step[i] | step[i + 16] << 4) };
-            Codes::Nibbles(wide.as_chunks::<PANEL>().0.iter().flat_map(pair).collect())
+            (Kind::Nibbles, wide.as_chunks::<PANEL>().0.iter().flat_map(pair).collect())
         } else {
-            Codes::Bytes(wide)
+            (Kind::Bytes, wide)
         };
-        Panel { codes, run, zero, scales }
+        Panel { kind, codes, run, zero, scales }
     }
 }
 
 /// Values of `N` bytes, column by column, as steps of k; missing columns are zero.
-fn by_step<T: Copy + Default, const N: usize>(rows: &[Row], k: usize, read: fn([u8; N]) -> T) -> Vec<T> {
-    let mut steps = vec![T::default(); k * PANEL];
+fn by_step<const N: usize>(rows: &[Row], k: usize) -> Vec<u8> {
+    let mut steps = vec![[0; N]; k * PANEL];
     for (column, (_, row)) in rows.iter().enumerate() {
         let to = steps[column..].iter_mut().step_by(PANEL);
-        to.zip(row.as_chunks::<N>().0).for_each(|(to, &bytes)| *to = read(bytes));
+        to.zip(row.as_chunks::<N>().0).for_each(|(to, bytes)| *to = *bytes);
     }
-    steps
+    steps.into_flattened()
 }
 
 #[cfg(test)]
@@ -245,7 +413,7 @@ mod tests {
             let mut panels = vec![0.0; packed_len(n, k)];
             pack_transposed(&w, n, k, k, &mut panels);
             let coded = Coded::pack(n, k, |i| (blocks[i].0, &blocks[i].1));
-            for m in [1, 2, 5, 40] {
+            for m in [1, 2, 3, 4, 5, 8, 9, 40] {
                 let a: Vec<f32> = (0..m * k).map(|_| rng.normal()).collect();
                 let run = |b: Right| {
                     let mut c = vec![f32::NAN; m * n];
@@ -260,7 +428,7 @@ mod tests {
     #[test]
     fn halves_widen_exactly() {
         for bits in (0..=u16::MAX).filter(|bits| bits & 0x7c00 != 0x7c00) {
-            assert_eq!(widened(bits).to_bits(), half::f16::from_bits(bits).to_f32().to_bits());
+            assert_eq!(of_half(bits).to_bits(), half::f16::from_bits(bits).to_f32().to_bits());
         }
     }
 }

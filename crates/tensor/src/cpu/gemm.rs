@@ -5,7 +5,7 @@
 //!
 //! Letters: the product is `C[m, n] (+)= Σ_k A[m, k] · B[k, n]`. `B` is read in panels of [`PANEL`] columns.
 
-use super::coded::Coded;
+use super::coded::{Coded, FEW};
 use super::simd::{LANES, Simd, kernel};
 use crate::buffer::Buf;
 use crate::threads::{SharedMut, parallel, threads};
@@ -234,7 +234,7 @@ kernel! {
                 let width = wide.min(cols.end - n);
                 let mut b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
                 let mut right = p.b;
-                if let Some(coded) = right.coded {
+                if let Some(coded) = right.coded.filter(|_| rows > FEW.min(S::MR)) {
                     for (i, to) in scratch.right.chunks_exact_mut(KC * PANEL).take(width.div_ceil(PANEL)).enumerate() {
                         coded.unpack::<S>(n / PANEL + i, k0, &mut to[..kc * PANEL]);
                     }
@@ -255,7 +255,11 @@ kernel! {
                     };
                     let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
                     let load = accumulate || k0 > 0;
-                    Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load }.run::<S>(strip.len());
+                    let tile = Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load };
+                    match right.coded {
+                        Some(coded) if rows <= FEW.min(S::MR) => coded.few::<S>(n / PANEL, k0, &tile, rows),
+                        _ => tile.run::<S>(strip.len()),
+                    }
                 }
                 n += width;
             }
