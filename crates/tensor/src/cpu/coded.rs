@@ -3,7 +3,7 @@
 //! A panel is 32 columns of the right factor, as in `gemm.rs`, with the codes of one step of k side by side: columns are lanes,
 //! and so a run's 32 scales are vectors too. What comes out are the values that [`Format::unpack`] gives, to the bit.
 
-use super::gemm::{PANEL, Tile};
+use super::gemm::PANEL;
 use super::simd::{LANES, Simd};
 use crate::blocks::{Format, SUPER};
 use crate::threads::{SharedMut, parallel};
@@ -25,10 +25,16 @@ struct Panel {
     codes: Vec<u8>,
     /// Steps of k that share scales.
     run: usize,
-    /// What is subtracted from codes.
+    /// What is subtracted from nibbles.
     zero: f32,
-    /// Per run: 32 scales, then what is added to each column. Empty where codes are values.
-    scales: Vec<f32>,
+    /// Per run: 32 scales, then what is added to each column. None where codes are values.
+    scales: Scales,
+}
+
+/// Factors as most formats store them, or products of two.
+enum Scales {
+    Halves(Vec<u16>),
+    Singles(Vec<f32>),
 }
 
 /// How the codes of a step lie.
@@ -47,15 +53,16 @@ trait Widen {
     const STEP: usize;
     /// Whether codes have scales.
     const SCALED: bool = false;
-    /// Columns `16 * half..` of the step at `p`, as numbers.
+    /// Columns `16 * half..` of the step at `p`, as numbers, less what is subtracted from them.
     ///
     /// # Safety
     /// The machine has `S`, and `STEP` bytes can be read.
-    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V;
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize, zero: S::V) -> S::V;
 }
 
 /// Columns 0 to 15 in the lower halves of 16 bytes, 16 to 31 in the upper ones.
 struct Nibbles;
+/// With a sign.
 struct Bytes;
 struct F16;
 struct Bf16;
@@ -79,8 +86,8 @@ impl Widen for Nibbles {
     const STEP: usize = 16;
     const SCALED: bool = true;
     #[inline(always)]
-    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
-        unsafe { widened::<S, 1>(p, |[q]| f32::from((q >> (4 * half)) & 15)) }
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize, zero: S::V) -> S::V {
+        unsafe { S::nibbles(p, half, zero) }
     }
 }
 
@@ -88,15 +95,15 @@ impl Widen for Bytes {
     const STEP: usize = 32;
     const SCALED: bool = true;
     #[inline(always)]
-    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
-        unsafe { widened::<S, 1>(p.add(16 * half), |[q]| f32::from(q)) }
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize, _: S::V) -> S::V {
+        unsafe { widened::<S, 1>(p.add(16 * half), |[q]| f32::from(q as i8)) }
     }
 }
 
 impl Widen for F16 {
     const STEP: usize = 64;
     #[inline(always)]
-    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize, _: S::V) -> S::V {
         unsafe { widened::<S, 2>(p.add(32 * half), |h| of_half(u16::from_le_bytes(h))) }
     }
 }
@@ -104,7 +111,7 @@ impl Widen for F16 {
 impl Widen for Bf16 {
     const STEP: usize = 64;
     #[inline(always)]
-    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize, _: S::V) -> S::V {
         unsafe { widened::<S, 2>(p.add(32 * half), |[a, b]| f32::from_le_bytes([0, 0, a, b])) }
     }
 }
@@ -112,7 +119,7 @@ impl Widen for Bf16 {
 impl Widen for F32 {
     const STEP: usize = 128;
     #[inline(always)]
-    unsafe fn lanes<S: Simd>(p: *const u8, half: usize) -> S::V {
+    unsafe fn lanes<S: Simd>(p: *const u8, half: usize, _: S::V) -> S::V {
         unsafe { widened::<S, 4>(p.add(64 * half), f32::from_le_bytes) }
     }
 }
@@ -161,7 +168,11 @@ impl Coded {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.panels.iter().map(|panel| panel.codes.len() + 4 * panel.scales.len()).sum()
+        let scales = |panel: &Panel| match &panel.scales {
+            Scales::Halves(halves) => 2 * halves.len(),
+            Scales::Singles(singles) => 4 * singles.len(),
+        };
+        self.panels.iter().map(|panel| panel.codes.len() + scales(panel)).sum()
     }
 
     /// Steps `k0..` of a panel into `to`, 32 values a step. `k0` is a multiple of every run's length.
@@ -176,47 +187,54 @@ impl Coded {
         unsafe { by_kind!(panel.kind, unpack_steps::<S, _>(panel, k0, to)) }
     }
 
-    /// At most [`FEW`] rows of a product, whose values are unpacked in registers and used there: columns from the first of `panel` on,
-    /// steps `k0..` of k, a multiple of every run's length.
+    /// At most [`FEW`] rows of a product, whose values are unpacked in registers and used there.
     ///
     /// # Safety
-    /// The machine has `S`, and what the tile points to is valid; its right factor is not read.
+    /// The machine has `S`, and what the strip points to is valid.
     #[inline(always)]
-    pub(super) unsafe fn few<S: Simd>(&self, panel: usize, k0: usize, tile: &Tile, rows: usize) {
-        let panels = &self.panels[panel..panel + tile.cols.div_ceil(PANEL)];
-        assert!(k0 + tile.kc <= self.k && rows <= FEW, "steps of a panel");
+    pub(super) unsafe fn few<S: Simd>(&self, strip: &Strip) {
         let mut n = 0;
-        while n < panels.len() {
-            let rest = &panels[n..];
-            let first = &rest[0];
-            let alike = rest.iter().take(4).take_while(|p| p.is_like(first)).count();
+        while n < strip.cols {
+            let panels =
+                &self.panels[(strip.column + n) / PANEL..(strip.column + strip.cols).div_ceil(PANEL)];
+            let kind = panels[0].kind;
+            let alike = panels.iter().take(4).take_while(|p| p.is_like(&panels[0])).count();
+            let at = (panels, self.k, strip, n);
             // As many chains as hide each other's latency, and scales that still fit the registers.
-            let at = (rest, k0, tile, n * PANEL);
-            // SAFETY: the caller's promise; the steps lie in the panels.
-            unsafe {
-                match (rows, alike) {
-                    (1, 4) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 1, 4>(at)),
-                    (1, 2..) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 1, 2>(at)),
-                    (2, 2..) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 2, 2>(at)),
-                    (3, 2..) if S::NV == 2 => by_kind!(first.kind, chains::<S, _, 3, 2>(at)),
-                    (1, _) => by_kind!(first.kind, chains::<S, _, 1, 1>(at)),
-                    (2, _) => by_kind!(first.kind, chains::<S, _, 2, 1>(at)),
-                    (3, _) => by_kind!(first.kind, chains::<S, _, 3, 1>(at)),
-                    (4, _) => by_kind!(first.kind, chains::<S, _, 4, 1>(at)),
-                    (5, _) => by_kind!(first.kind, chains::<S, _, 5, 1>(at)),
-                    (6, _) => by_kind!(first.kind, chains::<S, _, 6, 1>(at)),
-                    (7, _) => by_kind!(first.kind, chains::<S, _, 7, 1>(at)),
-                    _ => by_kind!(first.kind, chains::<S, _, 8, 1>(at)),
+            // SAFETY: the caller's promise.
+            let done = unsafe {
+                match (strip.rows.len(), alike) {
+                    (1, 4) if S::NV == 2 => by_kind!(kind, chains::<S, _, 1, 4>(at)),
+                    (1, 2..) if S::NV == 2 => by_kind!(kind, chains::<S, _, 1, 2>(at)),
+                    (2, 2..) if S::NV == 2 => by_kind!(kind, chains::<S, _, 2, 2>(at)),
+                    (3, 2..) if S::NV == 2 => by_kind!(kind, chains::<S, _, 3, 2>(at)),
+                    (1, _) => by_kind!(kind, chains::<S, _, 1, 1>(at)),
+                    (2, _) => by_kind!(kind, chains::<S, _, 2, 1>(at)),
+                    (3, _) => by_kind!(kind, chains::<S, _, 3, 1>(at)),
+                    (4, _) => by_kind!(kind, chains::<S, _, 4, 1>(at)),
+                    (5, _) => by_kind!(kind, chains::<S, _, 5, 1>(at)),
+                    (6, _) => by_kind!(kind, chains::<S, _, 6, 1>(at)),
+                    (7, _) => by_kind!(kind, chains::<S, _, 7, 1>(at)),
+                    _ => by_kind!(kind, chains::<S, _, 8, 1>(at)),
                 }
-            }
-            n += match (rows, alike) {
-                _ if S::NV == 1 => 1,
-                (1, 4) => 4,
-                (1..=3, 2..) => 2,
-                _ => 1,
             };
+            n += done * PANEL;
         }
     }
+}
+
+/// What few rows of a product are: the rows of the left factor, its distance between steps of k, and where the outputs go.
+pub(super) struct Strip<'a> {
+    pub rows: &'a [*const f32],
+    pub step: usize,
+    /// The first column, of a whole panel, and how many there are.
+    pub column: usize,
+    pub cols: usize,
+    /// Where the first output lies, and the distance between rows of them.
+    pub c: *mut f32,
+    pub ldc: usize,
+    /// Whether the sums start from what is in `c`.
+    pub load: bool,
 }
 
 /// Scales and what is added for the run of step `k`, 32 columns each.
@@ -224,11 +242,19 @@ impl Coded {
 unsafe fn scales<S: Simd, W: Widen>(panel: &Panel, k: usize) -> [[S::V; 2]; 2] {
     // SAFETY: the caller has `S`; each run has 2 * PANEL of them.
     unsafe {
-        if !W::SCALED {
-            return [[S::splat(0.0); 2]; 2];
+        let mut parts = [[S::splat(0.0); 2]; 2];
+        if W::SCALED {
+            let at = k / panel.run * 2 * PANEL..(k / panel.run + 1) * 2 * PANEL;
+            for i in 0..4 {
+                parts[i / 2][i % 2] = match &panel.scales {
+                    Scales::Halves(halves) => {
+                        F16::lanes::<S>(halves[at.clone()].as_ptr().cast(), i, parts[0][0])
+                    }
+                    Scales::Singles(singles) => S::load(singles[at.clone()].as_ptr().add(i * LANES)),
+                };
+            }
         }
-        let at = panel.scales[k / panel.run * 2 * PANEL..][..2 * PANEL].as_ptr();
-        [[S::load(at), S::load(at.add(LANES))], [S::load(at.add(PANEL)), S::load(at.add(PANEL + LANES))]]
+        parts
     }
 }
 
@@ -237,8 +263,8 @@ unsafe fn scales<S: Simd, W: Widen>(panel: &Panel, k: usize) -> [[S::V; 2]; 2] {
 unsafe fn value<S: Simd, W: Widen>(p: *const u8, half: usize, zero: S::V, scales: &[[S::V; 2]; 2]) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
-        let code = W::lanes::<S>(p, half);
-        if W::SCALED { S::fma(S::sub(code, zero), scales[0][half], scales[1][half]) } else { code }
+        let code = W::lanes::<S>(p, half, zero);
+        if W::SCALED { S::fma(code, scales[0][half], scales[1][half]) } else { code }
     }
 }
 
@@ -262,49 +288,65 @@ unsafe fn unpack_steps<S: Simd, W: Widen>(panel: &Panel, k0: usize, to: &mut [f3
     }
 }
 
-/// `R` rows by `P` panels that are alike, from column `n` of the tile on.
+/// `R` rows by `P` panels that are alike (loops, since closures do not inherit the instruction set), from column `n` of the strip on. Returns `P`.
 #[inline(always)]
 unsafe fn chains<S: Simd, W: Widen, const R: usize, const P: usize>(
-    (panels, k0, t, n): (&[Panel], usize, &Tile, usize),
-) {
+    (panels, k, strip, n): (&[Panel], usize, &Strip, usize),
+) -> usize {
     let panels: &[Panel; P] = panels.first_chunk().expect("as many panels");
-    // SAFETY: the caller's promise; lanes beyond the tile's columns are not touched.
+    let rows: &[*const f32; R] = strip.rows.first_chunk().expect("as many rows");
+    // SAFETY: the caller's promise; lanes beyond the strip's columns are not touched.
     unsafe {
         let zero = S::splat(panels[0].zero);
-        let lanes = |p: usize, half: usize| (t.cols - n).saturating_sub(p * PANEL + half * LANES).min(LANES);
-        let at = |r: usize, p: usize, half: usize| t.c.wrapping_add(r * t.ldc + n + p * PANEL + half * LANES);
+        let lanes =
+            |p: usize, half: usize| (strip.cols - n).saturating_sub(p * PANEL + half * LANES).min(LANES);
+        let at = |r: usize, p: usize, half: usize| {
+            strip.c.wrapping_add(r * strip.ldc + n + p * PANEL + half * LANES)
+        };
         let mut acc = [[[S::splat(0.0); 2]; P]; R];
-        for (r, p, half) in places::<R, P>().filter(|_| t.load) {
-            acc[r][p][half] = S::load_partial(at(r, p, half), lanes(p, half));
-        }
-        let run = if W::SCALED { panels[0].run } else { t.kc };
-        let mut from: [*const u8; P] = std::array::from_fn(|p| panels[p].codes[k0 * W::STEP..].as_ptr());
-        let mut k = 0;
-        while k < t.kc {
-            let scales: [[[S::V; 2]; 2]; P] = std::array::from_fn(|p| scales::<S, W>(&panels[p], k0 + k));
-            for step in k..t.kc.min(k + run) {
-                let a = t.a.add(step * t.a_ks);
+        if strip.load {
+            for r in 0..R {
                 for p in 0..P {
                     for half in 0..2 {
-                        let b = value::<S, W>(from[p], half, zero, &scales[p]);
+                        acc[r][p][half] = S::load_partial(at(r, p, half), lanes(p, half));
+                    }
+                }
+            }
+        }
+        let run = if W::SCALED { panels[0].run } else { k };
+        let mut from: [*const u8; P] = std::array::from_fn(|p| panels[p].codes[..k * W::STEP].as_ptr());
+        let mut a = *rows;
+        for first in (0..k).step_by(run.max(1)) {
+            let mut by = [[[zero; 2]; 2]; P];
+            for p in 0..P {
+                by[p] = scales::<S, W>(&panels[p], first);
+            }
+            for _ in first..k.min(first + run) {
+                let mut x = [zero; R];
+                for r in 0..R {
+                    x[r] = S::splat(*a[r]);
+                    a[r] = a[r].wrapping_add(strip.step);
+                }
+                for p in 0..P {
+                    for half in 0..2 {
+                        let b = value::<S, W>(from[p], half, zero, &by[p]);
                         for r in 0..R {
-                            acc[r][p][half] = S::fma(S::splat(*a.add(r * t.a_rs)), b, acc[r][p][half]);
+                            acc[r][p][half] = S::fma(x[r], b, acc[r][p][half]);
                         }
                     }
                     from[p] = from[p].wrapping_add(W::STEP);
                 }
             }
-            k += run;
         }
-        for (r, p, half) in places::<R, P>() {
-            S::store_partial(at(r, p, half), lanes(p, half), acc[r][p][half]);
+        for r in 0..R {
+            for p in 0..P {
+                for half in 0..2 {
+                    S::store_partial(at(r, p, half), lanes(p, half), acc[r][p][half]);
+                }
+            }
         }
     }
-}
-
-/// Row, panel and half of each vector of sums.
-fn places<const R: usize, const P: usize>() -> impl Iterator<Item = (usize, usize, usize)> {
-    (0..R * P * 2).map(|i| (i / (2 * P), i / 2 % P, i % 2))
+    P
 }
 
 impl Panel {
@@ -335,7 +377,7 @@ impl Panel {
     }
 
     fn plain(kind: Kind, codes: Vec<u8>) -> Panel {
-        Panel { kind, codes, run: 1, zero: 0.0, scales: Vec::new() }
+        Panel { kind, codes, run: 1, zero: 0.0, scales: Scales::Singles(Vec::new()) }
     }
 
     fn of_codes(format: Format, zero: f32, rows: &[Row], k: usize) -> Panel {
@@ -362,7 +404,12 @@ impl Panel {
                 |step: &[u8; PANEL]| -> [u8; 16] { std::array::from_fn(|i| step[i] | step[i + 16] << 4) };
             (Kind::Nibbles, wide.as_chunks::<PANEL>().0.iter().flat_map(pair).collect())
         } else {
+            wide.iter_mut().for_each(|code| *code = code.wrapping_sub(zero as u8));
             (Kind::Bytes, wide)
+        };
+        let scales = match format {
+            Format::Q4_K | Format::Q5_K | Format::Q6_K => Scales::Singles(scales),
+            _ => Scales::Halves(scales.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect()),
         };
         Panel { kind, codes, run, zero, scales }
     }

@@ -5,7 +5,7 @@
 //!
 //! Letters: the product is `C[m, n] (+)= Σ_k A[m, k] · B[k, n]`. `B` is read in panels of [`PANEL`] columns.
 
-use super::coded::{Coded, FEW};
+use super::coded::{Coded, FEW, Strip};
 use super::simd::{LANES, Simd, kernel};
 use crate::buffer::Buf;
 use crate::threads::{SharedMut, parallel, threads};
@@ -219,6 +219,15 @@ kernel! {
     fn block<S>(p: &Product, rows: Range<usize>, cols: Range<usize>, out: SharedMut<f32>, ldc: usize, accumulate: bool,
                 scratch: &mut Scratch) {
         let (m0, rows) = (rows.start, rows.len());
+        if let Some(coded) = p.b.coded && rows <= FEW {
+            let row = |i: usize| {
+                let i = m0 + i.min(rows - 1);
+                p.a.data.as_ptr().wrapping_add(p.a.rows.map_or(i, |picked| picked[i] as usize) * p.a.row_stride)
+            };
+            let left: [*const f32; FEW] = std::array::from_fn(row);
+            let (column, cols, c) = (cols.start, cols.len(), out.ptr().add(p.c + m0 * ldc + cols.start));
+            return coded.few::<S>(&Strip { rows: &left[..rows], step: p.a.col_stride, column, cols, c, ldc, load: accumulate });
+        }
         let in_place = p.a.in_place();
         // Rows that lie apart evict one another from the first-level cache, and every strip of the task reads them.
         let copies = rows >= COPY_ROWS && p.b.k_stride > PANEL;
@@ -234,7 +243,7 @@ kernel! {
                 let width = wide.min(cols.end - n);
                 let mut b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
                 let mut right = p.b;
-                if let Some(coded) = right.coded.filter(|_| rows > FEW.min(S::MR)) {
+                if let Some(coded) = right.coded {
                     for (i, to) in scratch.right.chunks_exact_mut(KC * PANEL).take(width.div_ceil(PANEL)).enumerate() {
                         coded.unpack::<S>(n / PANEL + i, k0, &mut to[..kc * PANEL]);
                     }
@@ -255,11 +264,7 @@ kernel! {
                     };
                     let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
                     let load = accumulate || k0 > 0;
-                    let tile = Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load };
-                    match right.coded {
-                        Some(coded) if rows <= FEW.min(S::MR) => coded.few::<S>(n / PANEL, k0, &tile, rows),
-                        _ => tile.run::<S>(strip.len()),
-                    }
+                    Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load }.run::<S>(strip.len());
                 }
                 n += width;
             }

@@ -104,6 +104,15 @@ pub trait Simd: Copy {
     /// Zero where `x < bound`, else `v` (also where `x` is NaN).
     unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V;
 
+    /// The lower (`half` 0) or the upper halves (1) of 16 bytes, less `zero`.
+    #[inline(always)]
+    unsafe fn nibbles(p: *const u8, half: usize, zero: Self::V) -> Self::V {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let codes = (*p.cast::<[u8; LANES]>()).map(|q| f32::from((q >> (4 * half)) & 15));
+            Self::sub(Self::load(codes.as_ptr()), zero)
+        }
+    }
     /// Lanes `0..n` from `p`, the rest zero.
     #[inline(always)]
     unsafe fn load_partial(p: *const f32, n: usize) -> Self::V {
@@ -314,6 +323,20 @@ mod x86 {
             unsafe {
                 let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(bound));
                 _mm512_maskz_mov_ps(keep, v)
+            }
+        }
+        #[inline(always)]
+        unsafe fn nibbles(p: *const u8, half: usize, zero: __m512) -> __m512 {
+            unsafe {
+                // A table of all differences, of whose index four bits count.
+                let codes = _mm512_setr_ps(
+                    0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+                );
+                let mut at = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+                if half == 1 {
+                    at = _mm512_srli_epi32::<4>(at);
+                }
+                _mm512_permutexvar_ps(at, _mm512_sub_ps(codes, zero))
             }
         }
         #[inline(always)]
