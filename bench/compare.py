@@ -9,21 +9,25 @@
 #   "datasets==5.2.0",
 #   "tokenizers==0.23.3",
 #   "numpy==2.4.6",
+#   "peft==0.21.2",
 # ]
 # ///
 """Shoestring beside PyTorch, transformers and TRL on this machine's CPU, in the same minutes.
 
     python3 -m venv .venv
     .venv/bin/pip install torch==2.15.0 transformers==5.23.0 trl==1.16.0 \
-        accelerate==1.15.0 datasets==5.2.0 tokenizers==0.23.3 numpy==2.4.6
+        accelerate==1.15.0 datasets==5.2.0 tokenizers==0.23.3 numpy==2.4.6 peft==0.21.2
     cargo build --release
     .venv/bin/python bench/compare.py
+    .venv/bin/python bench/compare.py --model SmolLM2-135M-Instruct    # a folder: its weights, and LoRA of rank 16 beside them
 
 Same shapes (dense.json, moe.json), random weights, float32, same batch, same number of threads on both sides:
 
     train     one AdamW step on 16 x 256 tokens: PyTorch eager, and torch.compile
     generate  64 prompts of 64 tokens, 64 new tokens each, temperature 1: transformers' `generate`
     grpo      one step, 8 prompts of 32 tokens x 8 completions of up to 96, random rewards: TRL's GRPOTrainer
+
+With --model the shapes are `model` and `lora` (PEFT's, on all linear layers); training is on 8 x 512 tokens, a GRPO step has 4 prompts.
 
 Before the first round every opponent tries the settings that could be fastest for it (implementation of the
 experts, kind of cache, fused AdamW) and keeps the best. Each opponent has a process of its own, which
@@ -51,7 +55,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("train", "generate", "grpo")
-SHAPES = ("dense", "moe")
+SHAPES = ("dense", "moe", "model", "lora")
+RANK = 16
 # The sizes of each measurement; --quick shrinks them, to see that everything runs.
 FULL = {
     "train": {"batch": 16, "seq": 256, "steps": 3},
@@ -65,6 +70,8 @@ QUICK = {
 }
 def sizes_of(args, kind):
     sizes = dict((QUICK if args.quick else FULL)[kind])
+    if args.model and not args.quick:
+        sizes |= {"train": {"batch": 8, "seq": 512}, "generate": {"prompts": 32}, "grpo": {"prompts": 4}}[kind]
     if kind == "generate" and args.prompt_len:
         sizes["prompt_len"] = args.prompt_len
     return sizes
@@ -122,18 +129,27 @@ def fastest(label, candidates, again=2):
     return best[1]
 
 
-def make_model(shape, experts):
+def make_model(args, experts):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(1)
-    config = AutoConfig.from_pretrained(HERE / f"{shape}.json")
-    if shape == "moe":
-        config._experts_implementation = experts
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    if args.model:
+        model = AutoModelForCausalLM.from_pretrained(args.model, attn_implementation="sdpa", dtype=torch.float32)
+    else:
+        config = AutoConfig.from_pretrained(HERE / f"{args.shape}.json")
+        if args.shape == "moe":
+            config._experts_implementation = experts
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     count = sum(p.numel() for p in model.parameters())
     say(progress=f"{type(model).__name__}, {count / 1e6:.2f} M parameters")
     return model
+
+
+def lora():
+    from peft import LoraConfig
+
+    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def set_experts(model, experts):
@@ -157,7 +173,11 @@ def serve(measure):
 def worker_train(args, sizes, compiled):
     import torch
 
-    model = make_model(args.shape, "grouped_mm")
+    model = make_model(args, "grouped_mm")
+    if args.shape == "lora":
+        from peft import get_peft_model
+
+        model = get_peft_model(model, lora())
     model.train()
     n = sizes["batch"] * sizes["seq"]
     generator = torch.Generator().manual_seed(2)
@@ -165,7 +185,7 @@ def worker_train(args, sizes, compiled):
     run = torch.compile(model, dynamic=False, mode=args.compile_mode) if compiled else model
 
     def optimizer_of(**options):
-        return torch.optim.AdamW(model.parameters(), lr=3e-4, **options)
+        return torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-4, **options)
 
     optimizer = [optimizer_of(fused=True)]
 
@@ -213,7 +233,7 @@ def worker_train(args, sizes, compiled):
 def worker_generate(args, sizes):
     import torch
 
-    model = make_model(args.shape, "grouped_mm").eval()
+    model = make_model(args, "grouped_mm").eval()
     model.generation_config.eos_token_id = None  # all run to the end, ours too
     shape = (sizes["prompts"], sizes["prompt_len"])
     tokens = torch.randint(0, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(3))
@@ -262,7 +282,7 @@ def worker_grpo(args, sizes, folder):
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    model = make_model(args.shape, "grouped_mm")
+    model = make_model(args, "grouped_mm")
     # A word for every token: <bos> <eos> <pad> w3 w4 …
     words = ["<bos>", "<eos>", "<pad>"] + [f"w{i}" for i in range(3, model.config.vocab_size)]
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
@@ -329,7 +349,8 @@ def worker_grpo(args, sizes, folder):
     )  # fmt: skip
     data = Dataset.from_dict({"prompt": [prompt() for _ in range(sizes["prompts"] * steps)]})
     trainer = GRPOTrainer(
-        model=model, reward_funcs=reward, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Steps()]
+        model=model, reward_funcs=reward, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Steps()],
+        peft_config=lora() if args.shape == "lora" else None,
     )
     trainer.train()
 
@@ -377,6 +398,7 @@ class Opponent:
         ]  # fmt: skip
         command += ["--quick"] * args.quick + ["--thorough"] * args.thorough
         command += ["--prompt-len", str(args.prompt_len)] if args.prompt_len else []
+        command += ["--model", args.model] if args.model else []
         threads = str(args.threads)
         # Waiting threads sleep, as what measures meanwhile needs the cores.
         env = os.environ | {
@@ -444,8 +466,9 @@ class Ours:
     def __init__(self, args, kind, shape):
         sizes = sizes_of(args, kind) | ({"steps": 2} if kind == "grpo" and not args.quick else {})
         options = [x for k, v in sizes.items() for x in ("--" + k.replace("_", "-"), str(v))]
-        config = str(HERE / f"{shape}.json")
-        self.command = [args.binary, "bench", kind, "--config", config, "--threads", str(args.threads), "--device", "cpu",
+        source = ["--model", args.model] if args.model else ["--config", str(HERE / f"{shape}.json")]
+        source += ["--lora", str(RANK)] if shape == "lora" else []
+        self.command = [args.binary, "bench", kind, *source, "--threads", str(args.threads), "--device", "cpu",
                         "--json", *options]
         self.times, self.rates, self.peak = [], [], 0
 
@@ -540,7 +563,8 @@ def main():
 
     parser = argparse.ArgumentParser(description="Shoestring beside PyTorch, transformers and TRL on the CPU.")
     parser.add_argument("--only", type=subset(KINDS), default=list(KINDS), help="train,generate,grpo")
-    parser.add_argument("--shape", type=subset(SHAPES), default=list(SHAPES), help="dense,moe")
+    parser.add_argument("--shape", type=subset(SHAPES), help="dense,moe; with --model model,lora (default: both)")
+    parser.add_argument("--model", help="a Hugging Face folder whose weights are taken in place of the shapes of this folder")
     parser.add_argument("--torch", type=subset(("eager", "compile")), default=["eager", "compile"], help="for train: eager,compile")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for both sides (default: all cores)")
@@ -556,6 +580,9 @@ def main():
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.rounds = max(1, args.rounds)
+    args.shape = args.shape or (["model", "lora"] if args.model else ["dense", "moe"])
+    if any((shape in ("model", "lora")) != bool(args.model) for shape in args.shape):
+        parser.error("--model has the shapes model and lora, and nothing else has them")
     if args.worker:
         args.shape = args.shape[0]
         return worker(args)

@@ -11,6 +11,9 @@ use crate::threads::{SharedMut, parallel};
 /// Rows few enough for [`Coded::few`].
 pub(super) const FEW: usize = 8;
 
+/// How many bytes ahead codes are asked for: the processor's own prefetching starts anew with every page.
+const AHEAD: usize = 1024;
+
 /// The right factor of a product, panel by panel.
 pub struct Coded {
     k: usize,
@@ -328,6 +331,7 @@ unsafe fn chains<S: Simd, W: Widen, const R: usize, const P: usize>(
                     a[r] = a[r].wrapping_add(strip.step);
                 }
                 for p in 0..P {
+                    S::prefetch(from[p].wrapping_add(AHEAD));
                     for half in 0..2 {
                         let b = value::<S, W>(from[p], half, zero, &by[p]);
                         for r in 0..R {

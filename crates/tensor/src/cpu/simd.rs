@@ -104,6 +104,9 @@ pub trait Simd: Copy {
     /// Zero where `x < bound`, else `v` (also where `x` is NaN).
     unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V;
 
+    /// Asks for what lies at `p`, which need not be there.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     /// The lower (`half` 0) or the upper halves (1) of 16 bytes, less `zero`.
     #[inline(always)]
     unsafe fn nibbles(p: *const u8, half: usize, zero: Self::V) -> Self::V {
@@ -326,6 +329,10 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         unsafe fn nibbles(p: *const u8, half: usize, zero: __m512) -> __m512 {
             unsafe {
                 // A table of all differences, of whose index four bits count.
@@ -422,6 +429,10 @@ mod x86 {
                     _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x[1], b), v[1]),
                 ]
             }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn load_partial(p: *const f32, n: usize) -> Self::V {
