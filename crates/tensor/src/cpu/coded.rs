@@ -11,6 +11,9 @@ use crate::threads::{SharedMut, parallel};
 /// Rows few enough for [`Coded::few`].
 pub(super) const FEW: usize = 8;
 
+/// Panels that one row goes over at once.
+pub(super) const GROUP: usize = 4;
+
 /// How many bytes ahead codes are asked for: the processor's own prefetching starts anew with every page.
 const AHEAD: usize = 1024;
 
@@ -24,20 +27,33 @@ pub struct Coded {
 /// 32 columns.
 struct Panel {
     kind: Kind,
-    /// The codes, step by step of k.
-    codes: Vec<u8>,
-    /// Steps of k that share scales.
+    scales: Scales,
+    /// Run by run of k: the scales of the columns, what is added to each, and the codes, step by step.
+    bytes: Vec<u8>,
+    /// Steps of a run; of all k where there are no scales.
     run: usize,
     /// What is subtracted from nibbles.
     zero: f32,
-    /// Per run: 32 scales, then what is added to each column. None where codes are values.
-    scales: Scales,
 }
 
-/// Factors as most formats store them, or products of two.
+/// As most formats store them, or products of two; none where codes are values.
+#[derive(Clone, Copy, PartialEq)]
 enum Scales {
-    Halves(Vec<u16>),
-    Singles(Vec<f32>),
+    None,
+    Halves,
+    Singles,
+}
+
+impl Scales {
+    /// Bytes before the codes of a run.
+    #[inline(always)]
+    fn bytes(self) -> usize {
+        match self {
+            Scales::None => 0,
+            Scales::Halves => 4 * PANEL,
+            Scales::Singles => 8 * PANEL,
+        }
+    }
 }
 
 /// How the codes of a step lie.
@@ -171,11 +187,7 @@ impl Coded {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let scales = |panel: &Panel| match &panel.scales {
-            Scales::Halves(halves) => 2 * halves.len(),
-            Scales::Singles(singles) => 4 * singles.len(),
-        };
-        self.panels.iter().map(|panel| panel.codes.len() + scales(panel)).sum()
+        self.panels.iter().map(|panel| panel.bytes.len()).sum()
     }
 
     /// Steps `k0..` of a panel into `to`, 32 values a step. `k0` is a multiple of every run's length.
@@ -201,7 +213,7 @@ impl Coded {
             let panels =
                 &self.panels[(strip.column + n) / PANEL..(strip.column + strip.cols).div_ceil(PANEL)];
             let kind = panels[0].kind;
-            let alike = panels.iter().take(4).take_while(|p| p.is_like(&panels[0])).count();
+            let alike = panels.iter().take(GROUP).take_while(|p| p.is_like(&panels[0])).count();
             let at = (panels, self.k, strip, n);
             // As many chains as hide each other's latency, and scales that still fit the registers.
             // SAFETY: the caller's promise.
@@ -240,22 +252,18 @@ pub(super) struct Strip<'a> {
     pub load: bool,
 }
 
-/// Scales and what is added for the run of step `k`, 32 columns each.
+/// The scales of a run that begins at `p`, and what is added: 32 columns each.
 #[inline(always)]
-unsafe fn scales<S: Simd, W: Widen>(panel: &Panel, k: usize) -> [[S::V; 2]; 2] {
-    // SAFETY: the caller has `S`; each run has 2 * PANEL of them.
+unsafe fn scales<S: Simd>(kind: Scales, p: *const u8) -> [[S::V; 2]; 2] {
+    // SAFETY: the caller has `S`, and a run's scales lie at `p`.
     unsafe {
         let mut parts = [[S::splat(0.0); 2]; 2];
-        if W::SCALED {
-            let at = k / panel.run * 2 * PANEL..(k / panel.run + 1) * 2 * PANEL;
-            for i in 0..4 {
-                parts[i / 2][i % 2] = match &panel.scales {
-                    Scales::Halves(halves) => {
-                        F16::lanes::<S>(halves[at.clone()].as_ptr().cast(), i, parts[0][0])
-                    }
-                    Scales::Singles(singles) => S::load(singles[at.clone()].as_ptr().add(i * LANES)),
-                };
-            }
+        for i in 0..4 {
+            parts[i / 2][i % 2] = match kind {
+                Scales::None => parts[0][0],
+                Scales::Halves => F16::lanes::<S>(p, i, parts[0][0]),
+                Scales::Singles => F32::lanes::<S>(p, i, parts[0][0]),
+            };
         }
         parts
     }
@@ -273,13 +281,15 @@ unsafe fn value<S: Simd, W: Widen>(p: *const u8, half: usize, zero: S::V, scales
 
 #[inline(always)]
 unsafe fn unpack_steps<S: Simd, W: Widen>(panel: &Panel, k0: usize, to: &mut [f32]) {
-    let run = if W::SCALED { panel.run } else { to.len() };
-    let mut from = panel.codes[k0 * W::STEP..].as_ptr();
+    let (run, head) = (panel.run, panel.scales.bytes());
+    // Where there are no scales, a run is all of k, and begun in its midst.
+    let mut from = panel.bytes[k0 * W::STEP + k0 / run * head..].as_ptr();
     // SAFETY: the caller's promise: a machine that has `S`, steps that lie in the panel.
     unsafe {
         let zero = S::splat(panel.zero);
-        for (i, to) in to.chunks_mut(run * PANEL).enumerate() {
-            let scales = scales::<S, W>(panel, k0 + i * run);
+        for to in to.chunks_mut(run * PANEL) {
+            let scales = scales::<S>(panel.scales, from);
+            from = from.wrapping_add(head);
             for to in to.as_chunks_mut::<PANEL>().0 {
                 for half in 0..2 {
                     let x = value::<S, W>(from, half, zero, &scales);
@@ -316,13 +326,17 @@ unsafe fn chains<S: Simd, W: Widen, const R: usize, const P: usize>(
                 }
             }
         }
-        let run = if W::SCALED { panels[0].run } else { k };
-        let mut from: [*const u8; P] = std::array::from_fn(|p| panels[p].codes[..k * W::STEP].as_ptr());
+        let run = panels[0].run;
+        let mut from = [std::ptr::null::<u8>(); P];
+        for p in 0..P {
+            from[p] = panels[p].bytes.as_ptr();
+        }
         let mut a = *rows;
-        for first in (0..k).step_by(run.max(1)) {
+        for first in (0..k).step_by(run) {
             let mut by = [[[zero; 2]; 2]; P];
             for p in 0..P {
-                by[p] = scales::<S, W>(&panels[p], first);
+                by[p] = scales::<S>(panels[p].scales, from[p]);
+                from[p] = from[p].wrapping_add(panels[p].scales.bytes());
             }
             for _ in first..k.min(first + run) {
                 let mut x = [zero; R];
@@ -356,7 +370,7 @@ unsafe fn chains<S: Simd, W: Widen, const R: usize, const P: usize>(
 impl Panel {
     /// Whether one loop can go over both.
     fn is_like(&self, other: &Panel) -> bool {
-        self.kind == other.kind && self.run == other.run && self.zero == other.zero
+        (self.kind, self.run, self.zero, self.scales) == (other.kind, other.run, other.zero, other.scales)
     }
 
     fn pack(rows: &[Row], k: usize) -> Panel {
@@ -380,8 +394,8 @@ impl Panel {
         }
     }
 
-    fn plain(kind: Kind, codes: Vec<u8>) -> Panel {
-        Panel { kind, codes, run: 1, zero: 0.0, scales: Scales::Singles(Vec::new()) }
+    fn plain(kind: Kind, bytes: Vec<u8>) -> Panel {
+        Panel { kind, scales: Scales::None, run: (bytes.len() / PANEL).max(1), bytes, zero: 0.0 }
     }
 
     fn of_codes(format: Format, zero: f32, rows: &[Row], k: usize) -> Panel {
@@ -403,7 +417,7 @@ impl Panel {
             }
         }
         let narrow = matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q4_K);
-        let (kind, codes) = if narrow {
+        let (kind, codes): (_, Vec<u8>) = if narrow {
             let pair =
                 |step: &[u8; PANEL]| -> [u8; 16] { std::array::from_fn(|i| step[i] | step[i + 16] << 4) };
             (Kind::Nibbles, wide.as_chunks::<PANEL>().0.iter().flat_map(pair).collect())
@@ -411,11 +425,21 @@ impl Panel {
             wide.iter_mut().for_each(|code| *code = code.wrapping_sub(zero as u8));
             (Kind::Bytes, wide)
         };
-        let scales = match format {
-            Format::Q4_K | Format::Q5_K | Format::Q6_K => Scales::Singles(scales),
-            _ => Scales::Halves(scales.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect()),
+        let kept = match format {
+            Format::Q4_K | Format::Q5_K | Format::Q6_K => Scales::Singles,
+            _ => Scales::Halves,
         };
-        Panel { kind, codes, run, zero, scales }
+        let mut bytes = Vec::with_capacity(codes.len() + k / run * kept.bytes());
+        for (scales, codes) in scales.chunks(2 * PANEL).zip(codes.chunks(codes.len() / (k / run))) {
+            for &scale in scales {
+                match kept {
+                    Scales::Halves => bytes.extend(half::f16::from_f32(scale).to_le_bytes()),
+                    _ => bytes.extend(scale.to_le_bytes()),
+                }
+            }
+            bytes.extend(codes);
+        }
+        Panel { kind, scales: kept, bytes, run, zero }
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! Letters: the product is `C[m, n] (+)= Σ_k A[m, k] · B[k, n]`. `B` is read in panels of [`PANEL`] columns.
 
-use super::coded::{Coded, FEW, Strip};
+use super::coded::{Coded, FEW, GROUP, Strip};
 use super::simd::{LANES, Simd, kernel};
 use crate::buffer::Buf;
 use crate::threads::{SharedMut, parallel, threads};
@@ -141,7 +141,9 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
         let by_rows = p.m > MC || (uneven || strips) && p.m >= COPY_ROWS * threads();
         let blocks = p.m.div_ceil(MC).next_multiple_of(if by_rows { threads() } else { 1 });
         let splits = if by_rows && strips { 1 } else { share.div_ceil(blocks).clamp(1, panels) };
-        let width = panels.div_ceil(splits) * PANEL;
+        // Few rows over codes are quickest where whole groups of panels lie side by side.
+        let group = if p.b.coded.is_some() && p.m <= FEW { GROUP } else { 1 };
+        let width = panels.div_ceil(splits).next_multiple_of(group) * PANEL;
         for rows in shares(p.m, blocks) {
             tasks.extend((0..p.n).step_by(width).map(|n0| (i, rows.clone(), n0, width.min(p.n - n0))));
         }
