@@ -36,6 +36,7 @@ Examples:
   shoestring run recipes/smoke.toml                             # every stage in a minute, to see that all works
   shoestring run mine.toml --set stage.grpo.steps=50 --out try2
   shoestring run recipes/launch.toml --stages grpo              # up to reinforcement; the rest with the same command later
+  mpirun -n 4 shoestring run mine.toml --set parallel.shards=8  # on 4 machines, to the same bits (built with --features mpi)
 
 A setting of a stage is `stage.NAME.KEY`, that of a model `models.NAME.KEY`. A key that does not exist is refused, with
 the nearest one that does. A run folder belongs to one recipe: with another, name another folder.";
