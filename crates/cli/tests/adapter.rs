@@ -5,6 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{arg, object, refusal, shoestring, text, tiny};
+use model::Model;
 
 fn recipe(base: &Path) -> String {
     format!(
@@ -40,11 +41,16 @@ reward = {{ accuracy = 0.0, format = 1.0 }}
 rank = 4
 alpha = 8
 [[stage]]
+kind = "average"
+with = "{}"
+share = 0.25
+[[stage]]
 kind = "eval"
 of = ["grpo"]
 samples = 1
 max_new = 8
 "#,
+        base.display(),
         base.display()
     )
 }
@@ -83,6 +89,11 @@ fn a_quantised_file_is_taught_through_an_adapter() {
     text(&["convert", arg(&base), "--adapter", arg(&taught), "--to", arg(&merged)]);
     let off = score(&[arg(&merged)]).iter().zip(&unmerged).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
     assert!(off < 1e-4, "merged off by {off}");
+    // A quarter of the way back.
+    let weights = |path: &Path| Model::load(path).expect("a model").params().data().to_vec();
+    let (ours, theirs) = (weights(&taught), weights(&base));
+    let between: Vec<f32> = ours.iter().zip(&theirs).map(|(x, y)| x + 0.25 * (y - x)).collect();
+    assert_eq!(weights(&run.join("average")), between);
 
     // Settings that are not the adapter's are refused before anything is trained.
     let other = recipe(&taught).replace("rank = 4", "rank = 2");

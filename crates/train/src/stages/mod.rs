@@ -197,6 +197,8 @@ stages! {
     "reject" Reject = reject::RejectStage;
     /// Teaches a student what a teacher knows.
     "distill" Distill = distill::DistillStage;
+    /// Takes a model between two others.
+    "average" Average = average::AverageStage;
     /// Measures models on held-out problems.
     "eval" Eval = eval::EvalStage;
 }
