@@ -1,4 +1,5 @@
-//! Answers of a given form: JSON of a schema, calls of tools, or either. Thinking is free, the answer is held to the form;
+//! Answers of a given form: JSON of a schema, calls of tools, or either, or text in which calls alone are held to a form.
+//! Thinking is free, the answer is held to the form;
 //! it ends when that is full and not before, so that an answer is of the form or is told to be cut off.
 
 use std::sync::{Arc, Mutex, OnceLock};
@@ -48,7 +49,7 @@ pub(crate) fn schema(field: &str, format: Value) -> Answer<Option<Value>> {
     Ok(Some(schema))
 }
 
-/// What an answer is held to: JSON of a schema, calls of tools, or what it likes of the two.
+/// What an answer is held to: JSON of a schema, calls of tools, or what it likes of the two; or text that is free but for its calls.
 pub(crate) struct Form {
     /// The field that asks for it.
     pub(crate) field: &'static str,
@@ -65,7 +66,7 @@ impl Form {
             rules += &format!("answer: %json {}\n", compact(schema));
         }
         if let Some(calls) = self.calls {
-            ways.push("calls");
+            ways.push(if calls.free { "free" } else { "calls" });
             let template = served.tokenizer.chat_template().unwrap_or_default();
             rules += &calls.lark(Style::of(template), compact);
         }
@@ -260,5 +261,84 @@ impl Guide for Both {
     }
     fn is_whole(&mut self) -> bool {
         self.0.is_whole() && self.1.is_whole()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use data::{Tokenizer, TrainOptions};
+    use model::{Model, ModelConfig};
+
+    fn served(template: &str) -> Served {
+        let texts = (0..40).map(|i| format!("<think>{i}</think> add <tool_call>"));
+        let tokenizer = Tokenizer::train(texts, &TrainOptions::reasoning(300)).expect("a tokenizer");
+        let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.vocab_size(),
+            "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0, "initializer_range": 0.1, "tie_word_embeddings": true});
+        let model = Model::random(ModelConfig::from_value(&config).expect("a valid config"), 1);
+        let stop_tokens = tokenizer.eos_id().into_iter().collect();
+        Served {
+            name: "x".into(),
+            model,
+            tokenizer: tokenizer.with_chat_template(template.to_owned()),
+            stop_tokens,
+        }
+    }
+
+    /// With a strict tool that nobody must call, text is free; what looks like a call is one, and of the schema.
+    #[test]
+    fn calls_alone_are_held_to_a_schema() {
+        let hermes = |name: &str, arguments: &str| {
+            format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+        };
+        let deepseek = |name: &str, arguments: &str| {
+            format!(
+                "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+            )
+        };
+        let bare =
+            |name: &str, arguments: &str| format!("{{\"name\": \"{name}\", \"parameters\": {arguments}}}");
+        type Write<'w> = &'w dyn Fn(&str, &str) -> String;
+        let styles: [(&str, Write); 3] =
+            [("<tool_call>", &hermes), ("<｜tool▁call▁begin｜>", &deepseek), ("parameters", &bare)];
+        for (template, write) in styles {
+            let served = served(template);
+            let factory = factory(&served).expect("a factory");
+            let add = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false});
+            let tools = vec![("add".to_owned(), add), ("now".to_owned(), json!({"type": "object"}))];
+            let form = || Form {
+                field: "tools",
+                schema: None,
+                calls: Some(Calls { tools: tools.clone(), one: false, free: true }),
+            };
+            let is_whole = |text: &str| {
+                let lark = form().lark(&served).expect("a grammar");
+                let mut matcher =
+                    Matcher::new(factory.create_parser(TopLevelGrammar::from_lark(lark.clone())));
+                let ids = served.tokenizer.encode(text).expect("ids");
+                let taken = matcher.try_consume_tokens(&ids).unwrap_or_else(|e| panic!("{e}: {lark}"));
+                taken == ids.len() && matcher.is_accepting().expect("it goes on")
+            };
+            let right = write("add", "{\"a\": 3}");
+            let marked = template != "parameters";
+            for text in ["", "Let me see.\n", "a < b <tool", "3 {x}"] {
+                assert!(is_whole(text), "{template}: {text}");
+                assert_eq!(
+                    is_whole(&format!("{text}{right}")),
+                    marked || text.is_empty(),
+                    "{template}: {text}{right}"
+                );
+            }
+            assert!(is_whole(&write("now", "{\"x\": [1]}")), "{template}: what is not strict is any object");
+            for wrong in
+                [write("add", "{\"a\": \"3\"}"), write("add", "{}"), write("other", "{}"), "{}".to_owned()]
+            {
+                assert_eq!(is_whole(&wrong), marked && wrong == "{}", "{template}: {wrong}");
+                assert_eq!(is_whole(&right[..right.len() - 1]), false, "{template}: cut off");
+            }
+        }
     }
 }

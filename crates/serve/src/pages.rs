@@ -3,27 +3,37 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::app::App;
 
-/// Every file: its address, its kind, and what it holds.
-const FILES: [(&str, &str, &str); 12] = [
-    ("/", "text/html; charset=utf-8", include_str!("pages/index.html")),
-    ("/runs", "text/html; charset=utf-8", include_str!("pages/runs.html")),
-    ("/teach", "text/html; charset=utf-8", include_str!("pages/teach.html")),
-    ("/app/teach.js", "text/javascript; charset=utf-8", include_str!("pages/teach.js")),
-    ("/app/curves.js", "text/javascript; charset=utf-8", include_str!("pages/curves.js")),
-    ("/app/nav.js", "text/javascript; charset=utf-8", include_str!("pages/nav.js")),
-    ("/app/runs.js", "text/javascript; charset=utf-8", include_str!("pages/runs.js")),
+/// What all pages stand in: `{title}`, `{script}` and `{page}` are a page's own.
+const FRAME: &str = include_str!("pages/frame.html");
+
+/// Every page: its address, its title, its script, and what it holds from the rest of its header on.
+const PAGES: [(&str, &str, &str, &str); 3] = [
+    ("/", "Shoestring", "chat", include_str!("pages/chat.html")),
+    ("/runs", "Runs · Shoestring", "runs", include_str!("pages/runs.html")),
+    ("/teach", "Teach · Shoestring", "teach", include_str!("pages/teach.html")),
+];
+
+/// Every other file: its address, its kind, and what it holds.
+const FILES: [(&str, &str, &str); 9] = [
+    ("/app/teach.js", SCRIPT, include_str!("pages/teach.js")),
+    ("/app/curves.js", SCRIPT, include_str!("pages/curves.js")),
+    ("/app/nav.js", SCRIPT, include_str!("pages/nav.js")),
+    ("/app/runs.js", SCRIPT, include_str!("pages/runs.js")),
     ("/openapi.json", "application/json", include_str!("openapi.json")),
     ("/app/style.css", "text/css; charset=utf-8", include_str!("pages/style.css")),
-    ("/app/chat.js", "text/javascript; charset=utf-8", include_str!("pages/chat.js")),
-    ("/app/api.js", "text/javascript; charset=utf-8", include_str!("pages/api.js")),
-    ("/app/render.js", "text/javascript; charset=utf-8", include_str!("pages/render.js")),
+    ("/app/chat.js", SCRIPT, include_str!("pages/chat.js")),
+    ("/app/api.js", SCRIPT, include_str!("pages/api.js")),
+    ("/app/render.js", SCRIPT, include_str!("pages/render.js")),
 ];
+
+const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// What a page may do: nothing but talk to the server that it came from.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
@@ -31,18 +41,25 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 
 /// Whether an address is a page's, which holds no data.
 pub(crate) fn is_page(path: &str) -> bool {
-    FILES.iter().any(|(address, ..)| *address == path)
+    let pages = PAGES.iter().map(|(address, ..)| *address);
+    pages.chain(FILES.iter().map(|(address, ..)| *address)).any(|address| address == path)
 }
 
 /// The pages' addresses.
 pub(crate) fn routes() -> Router<Arc<App>> {
-    FILES.iter().fold(Router::new(), |router, &(address, kind, text)| {
-        router.route(address, get(move || async move { page(kind, text) }))
+    let pages = PAGES.iter().map(|&(address, title, script, page)| {
+        let whole = FRAME.replace("{title}", title).replace("{script}", script).replace("{page}", page);
+        (address, "text/html; charset=utf-8", Bytes::from(whole))
+    });
+    let files =
+        FILES.iter().map(|&(address, kind, text)| (address, kind, Bytes::from_static(text.as_bytes())));
+    pages.chain(files).fold(Router::new(), |router, (address, kind, bytes)| {
+        router.route(address, get(move || async move { page(kind, bytes) }))
     })
 }
 
-fn page(kind: &'static str, text: &'static str) -> Response {
-    let mut response = text.into_response();
+fn page(kind: &'static str, bytes: Bytes) -> Response {
+    let mut response = bytes.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));

@@ -19,11 +19,25 @@ use crate::tools::Calls;
 /// Tools that may be offered at most.
 const MOST_TOOLS: usize = 128;
 
+/// A tool that may be called.
+pub(crate) struct Tool {
+    /// As templates know it: `{"type": "function", "function": {"name", "description", "parameters"}}`.
+    value: Value,
+    /// Whether the arguments of its calls follow their schema, though nobody must call it.
+    strict: bool,
+}
+
+impl Tool {
+    fn name(&self) -> &str {
+        self.value["function"]["name"].as_str().unwrap_or_default()
+    }
+}
+
 /// A conversation and what goes with it.
 #[derive(Default)]
 pub(crate) struct Talk {
     pub(crate) messages: Vec<Message>,
-    pub(crate) tools: Vec<Value>,
+    pub(crate) tools: Vec<Tool>,
     /// The first call alone counts.
     pub(crate) one_call: bool,
     /// The answer is a call.
@@ -38,12 +52,18 @@ pub(crate) struct Talk {
 }
 
 impl Talk {
+    /// What the template is given beside the messages.
+    pub(crate) fn given(&self) -> Given {
+        let tools = self.tools.iter().map(|t| t.value.clone()).collect();
+        Given { tools, chat_template_kwargs: self.variables.clone() }
+    }
+
     /// What the engine is asked for.
     pub(crate) async fn ask(self, app: &App, entry: &Entry, wishes: &Wishes, salt: u64) -> Answer<Ask> {
-        let names = self.tools.iter().map(|t| name_of(t).to_owned()).collect();
+        let given = self.given();
+        let names = self.tools.iter().map(|t| t.name().to_owned()).collect();
         let form = form(self.schema, self.must_call, &self.tools, self.one_call);
-        let given = Given { tools: self.tools, chat_template_kwargs: self.variables };
-        let offered = !given.tools.is_empty();
+        let offered = !self.tools.is_empty();
         let (prompt, opened) = encode(&entry.served, &self.messages, &given)?;
         let mut extras = wishes.extras(salt, self.top.unwrap_or(0), app.options.speculate);
         let budget = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
@@ -124,14 +144,14 @@ impl Talk {
     /// Leaves the tools of these names, to be called as the mode says.
     fn choose(&mut self, field: &str, mode: &str, names: Option<Vec<String>>) -> Answer<()> {
         if let Some(names) = names {
-            if let Some(other) = names.iter().find(|n| !self.tools.iter().any(|t| name_of(t) == n.as_str())) {
+            if let Some(other) = names.iter().find(|n| !self.tools.iter().any(|t| t.name() == n.as_str())) {
                 let other: String = other.chars().take(64).collect();
                 return Err(ApiError::field(
                     field,
                     format!("{field} names {other:?}, which is none of the tools"),
                 ));
             }
-            self.tools.retain(|t| names.iter().any(|n| n == name_of(t)));
+            self.tools.retain(|t| names.iter().any(|n| n == t.name()));
         }
         match mode {
             "auto" => {}
@@ -168,22 +188,27 @@ impl Talk {
     }
 }
 
-fn name_of(tool: &Value) -> &str {
-    tool["function"]["name"].as_str().unwrap_or_default()
-}
-
-/// What the answer is held to, if to anything. Beside a schema stands the call of a tool, where there are any.
-fn form(schema: Option<(&'static str, Value)>, must_call: bool, tools: &[Value], one: bool) -> Option<Form> {
+/// What the answer is held to, if to anything. Beside a schema stands the call of a tool, where there are any; a tool that is strict
+/// may be called or not, and its calls alone are held to anything.
+fn form(schema: Option<(&'static str, Value)>, must_call: bool, tools: &[Tool], one: bool) -> Option<Form> {
     let field = schema.as_ref().map_or("tools", |(field, _)| *field);
     let schema = schema.filter(|_| !must_call).map(|(_, schema)| schema);
-    let tool = |t: &Value| (name_of(t).to_owned(), t["function"]["parameters"].clone());
-    let calls = (must_call || schema.is_some() && !tools.is_empty())
-        .then(|| Calls { tools: tools.iter().map(tool).collect(), one });
+    let free = !must_call && schema.is_none();
+    let held = if free { tools.iter().any(|t| t.strict) } else { !tools.is_empty() };
+    let parameters = |t: &Tool| match free && !t.strict {
+        true => json!({"type": "object"}),
+        false => t.value["function"]["parameters"].clone(),
+    };
+    let calls = held.then(|| Calls {
+        tools: tools.iter().map(|t| (t.name().to_owned(), parameters(t))).collect(),
+        one,
+        free,
+    });
     (schema.is_some() || calls.is_some()).then_some(Form { field, schema, calls })
 }
 
-/// A tool as templates know it: `{"type": "function", "function": {"name", "description", "parameters"}}`.
-fn tool(place: &str, value: Value, flat: bool) -> Answer<Value> {
+/// A tool of a request.
+fn tool(place: &str, value: Value, flat: bool) -> Answer<Tool> {
     let mut f = Fields::of(place, value)?;
     if let Some(kind) =
         f.text("type")?.filter(|kind| kind != "function" && kind != "custom" || flat && kind == "custom")
@@ -211,7 +236,8 @@ fn tool(place: &str, value: Value, flat: bool) -> Answer<Value> {
     let none =
         || Map::from_iter([("type".to_owned(), "object".into()), ("properties".to_owned(), json!({}))]);
     function.insert("parameters".into(), Value::Object(parameters.unwrap_or_else(none)));
-    Ok(json!({"type": "function", "function": function}))
+    let strict = inner.flag("strict")?.unwrap_or(false);
+    Ok(Tool { value: json!({"type": "function", "function": function}), strict })
 }
 
 /// The ids of a conversation, and whether its prompt opens a thought.

@@ -19,6 +19,8 @@ const HERMES: (&str, &str) = ("<tool_call>", "</tool_call>");
 const DEEPSEEK: (&str, &str) = ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>");
 const DEEPSEEK_ALL: (&str, &str) = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>");
 const SEPARATOR: &str = "<｜tool▁sep｜>";
+/// Marks with which calls begin.
+const MARKS: [&str; 3] = [HERMES.0, DEEPSEEK_ALL.0, DEEPSEEK.0];
 
 /// Reads an answer that may hold calls, as it comes.
 pub(crate) struct ToolReader {
@@ -44,16 +46,15 @@ impl ToolReader {
         if self.held {
             return String::new();
         }
-        let markers = [HERMES.0, DEEPSEEK_ALL.0, DEEPSEEK.0];
         if self.blank && self.pending.trim_start().starts_with('{') {
             self.held = true;
             return String::new();
         }
-        if let Some(at) = markers.iter().filter_map(|m| self.pending.find(m)).min() {
+        if let Some(at) = MARKS.iter().filter_map(|m| self.pending.find(m)).min() {
             self.held = true;
             return self.pending.drain(..at).collect();
         }
-        let end = self.pending.len() - held_back(&self.pending, markers.into_iter());
+        let end = self.pending.len() - held_back(&self.pending, MARKS.into_iter());
         let text: String = self.pending.drain(..end).collect();
         self.blank &= text.trim().is_empty();
         text
@@ -183,6 +184,15 @@ impl Style {
         }
     }
 
+    /// What tells calls from text, wherever it stands; without such a mark an answer is a call from its first letter on, or none.
+    fn mark(self) -> Option<&'static str> {
+        match self {
+            Style::Hermes => Some(HERMES.0),
+            Style::DeepSeek3 | Style::DeepSeek31 => Some(DEEPSEEK_ALL.0),
+            Style::Bare => None,
+        }
+    }
+
     /// What stands before all calls, between two, and after all.
     fn around(self) -> [&'static str; 3] {
         match self {
@@ -214,19 +224,44 @@ pub(crate) struct Calls {
     pub(crate) tools: Vec<(String, Value)>,
     /// Whether there is one and no more.
     pub(crate) one: bool,
+    /// Whether there may be text instead of them, and before them.
+    pub(crate) free: bool,
 }
 
 impl Calls {
-    /// Rules of a grammar in llguidance's dialect of Lark, `calls` the first of them. `schema` readies the schema of a call's arguments.
+    /// Rules of a grammar in llguidance's dialect of Lark, among them `calls`, and where the calls are free also `free`: text, or text
+    /// that leads to calls. `schema` readies the schema of a call's arguments.
     pub(crate) fn lark(self, style: Style, schema: impl Fn(Value) -> Value) -> String {
         let text = |text: &str| if text.is_empty() { String::new() } else { Value::from(text).to_string() };
-        let [open, between, close] = style.around().map(text);
+        let [open, between, close] = style.around();
+        let (between, close) = (text(between), text(close));
         let more = if self.one { String::new() } else { format!("({between} call)*") };
-        let any: Vec<String> = (0..self.tools.len()).map(|i| format!("call{i}")).collect();
-        let mut rules = format!("calls: {open} call {more} {close}\ncall: {}\n", any.join(" | "));
+        let any =
+            |kind: &str| (0..self.tools.len()).map(|i| format!("{kind}{i}")).collect::<Vec<_>>().join(" | ");
+        let mut rules = format!("calls: {} call {more} {close}\ncall: {}\n", text(open), any("call"));
+        // The mark of the first call ends the text before it, and is no part of what follows.
+        let marked = self.free.then(|| style.mark()).flatten();
+        let unmarked =
+            |text: &str| marked.and_then(|mark| text.strip_prefix(mark)).unwrap_or(text).to_owned();
+        if self.free {
+            rules += &match marked {
+                Some(mark) => format!(
+                    "free: FREE | lead led\nFREE: /(?s:.*)/ & ~/(?s:.*({}))(?s:.*)/\nlead[lazy]: /(?s:.*){mark}/\n\
+                     led: {} first {more} {close}\nfirst: {}\n",
+                    MARKS.join("|"),
+                    text(&unmarked(open)),
+                    any("first"),
+                ),
+                None => "free: FREE | calls\nFREE: /(?s:.*)/ & ~/\\s*\\{(?s:.*)/\n".to_owned(),
+            };
+        }
         for (i, (name, arguments)) in self.tools.into_iter().enumerate() {
-            let [before, after] = style.call(&name).map(|t| text(&t));
-            rules += &format!("call{i}: {before} arguments{i} {after}\n");
+            let [before, after] = style.call(&name);
+            if marked.is_some() {
+                let before = if open.is_empty() { unmarked(&before) } else { before.clone() };
+                rules += &format!("first{i}: {} arguments{i} {}\n", text(&before), text(&after));
+            }
+            rules += &format!("call{i}: {} arguments{i} {}\n", text(&before), text(&after));
             rules += &format!("arguments{i}: %json {}\n", schema(arguments));
         }
         rules

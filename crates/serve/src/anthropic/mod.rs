@@ -94,8 +94,7 @@ async fn count_tokens(app: Arc<App>, request: Request<Body>) -> Answer<Response>
     let entry = &app.entry(model.as_deref()).await?;
     let mut talk = Talk { messages: conversation(&mut f)?, ..Talk::default() };
     talk.take_tools(&mut f, true)?;
-    let given = Given { tools: talk.tools, ..Given::default() };
-    let (ids, _) = encode(&entry.served, &talk.messages, &given)?;
+    let (ids, _) = encode(&entry.served, &talk.messages, &talk.given())?;
     Ok(json_response(StatusCode::OK, &json!({"input_tokens": ids.len()})).into_response())
 }
 

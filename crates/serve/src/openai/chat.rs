@@ -1,5 +1,6 @@
 //! `/v1/chat/completions`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
 
 use super::params::{MOST_TOP, Wishes};
-use super::{Choice, Watch, collect, finish_reason, messages, new_id, tokens};
+use super::{Choice, Watch, collect, finish_reason, messages, new_id, stream, tokens};
 use crate::app::{App, Call, now, read};
 use crate::error::{Answer, ApiError, json_response};
 use crate::fields::Fields;
@@ -78,7 +79,11 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
             let mut watch = Watch::new(&app, prompt_tokens);
             let _ = match votes {
                 Some(least) => stream_vote(&events, &reply, &mut watch, deltas, samples, least).await,
-                None => stream(&events, &reply, &mut watch, deltas).await,
+                None => {
+                    let mut chunks = Chunks { reply: &reply, begun: BTreeMap::new() };
+                    let usage = |usage| reply.include_usage.then(|| reply.chunk(Vec::new(), usage));
+                    stream(&events, &mut watch, deltas, |delta| chunks.chunk(delta), usage).await
+                }
             };
             watch.done();
         });
@@ -167,50 +172,38 @@ async fn stream_vote(
     events.done().await
 }
 
-/// Writes chunks as they come.
-async fn stream(
-    events: &Events,
-    reply: &Reply,
-    watch: &mut Watch<'_>,
-    mut deltas: Receiver<Delta>,
-) -> Result<(), Gone> {
-    let mut begun: Vec<usize> = Vec::new();
-    let mut calls: Vec<usize> = Vec::new();
-    while let Some(delta) = events.next(&mut deltas).await? {
-        watch.note(&delta);
-        let (sample, mut body, logprobs, finish) = match delta {
-            Delta::Begun { .. } => continue,
-            Delta::Piece { sample, piece } => {
-                let logprobs =
-                    reply.logprobs.then(|| tokens::chat_logprobs(&reply.served.tokenizer, &piece.tokens));
-                if calls.len() <= sample {
-                    calls.resize(sample + 1, 0);
-                }
-                let body = reply.fields(&piece, calls[sample]);
-                calls[sample] += piece.calls.len();
-                (sample, body, logprobs, None)
-            }
-            Delta::End { sample, finish, .. } => {
-                let called = calls.get(sample).is_some_and(|n| *n > 0);
-                (sample, Map::new(), None, Some(finish_reason(&finish, called)))
-            }
-            Delta::Failed(error) => {
-                events.data(&error.to_json()).await?;
-                return events.done().await;
-            }
+/// Makes chunks of what comes.
+struct Chunks<'r> {
+    reply: &'r Reply,
+    /// Of each sample that has begun, the calls so far.
+    begun: BTreeMap<usize, usize>,
+}
+
+impl Chunks<'_> {
+    fn chunk(&mut self, delta: Delta) -> Option<Value> {
+        let reply = self.reply;
+        let (sample, piece, finish) = match delta {
+            Delta::Piece { sample, piece } => (sample, Some(piece), None),
+            Delta::End { sample, finish, .. } => (sample, None, Some(finish)),
+            Delta::Begun { .. } | Delta::Failed(_) => return None,
         };
-        if !begun.contains(&sample) {
-            begun.push(sample);
+        let first = !self.begun.contains_key(&sample);
+        let calls = self.begun.entry(sample).or_default();
+        let mut body = piece.as_ref().map(|piece| reply.fields(piece, *calls)).unwrap_or_default();
+        *calls += piece.as_ref().map_or(0, |piece| piece.calls.len());
+        if first {
             body.insert("role".to_owned(), "assistant".into());
             body.entry("content").or_insert_with(|| "".into());
         }
-        let choice = json!({"index": sample, "delta": body, "logprobs": logprobs, "finish_reason": finish});
-        events.data(&reply.chunk(vec![choice], Value::Null)).await?;
+        let logprobs = piece.filter(|_| reply.logprobs);
+        let choice = json!({
+            "index": sample,
+            "delta": body,
+            "logprobs": logprobs.map(|p| tokens::chat_logprobs(&reply.served.tokenizer, &p.tokens)),
+            "finish_reason": finish.map(|finish| finish_reason(&finish, *calls > 0)),
+        });
+        Some(reply.chunk(vec![choice], Value::Null))
     }
-    if reply.include_usage {
-        events.data(&reply.chunk(Vec::new(), watch.usage.to_json())).await?;
-    }
-    events.done().await
 }
 
 impl Reply {

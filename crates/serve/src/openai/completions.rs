@@ -1,5 +1,6 @@
 //! `/v1/completions`: text that is continued as it stands.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use super::params::{MOST_TOP, Wishes};
-use super::{Choice, Watch, collect, finish_reason, new_id, tokens};
+use super::{Choice, Watch, collect, finish_reason, new_id, stream, tokens};
 use crate::app::{App, Call, now, read};
 use crate::error::{Answer, ApiError, json_response};
 use crate::fields::kind;
@@ -82,7 +83,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         let app = app.clone();
         tokio::spawn(async move {
             let mut watch = Watch::new(&app, prompt_tokens);
-            let _ = stream(&events, &reply, &mut watch, deltas, &echoes, samples).await;
+            let _ = answer_in_chunks(&events, &reply, &mut watch, deltas, &echoes, samples).await;
             watch.done();
         });
         return Ok(response);
@@ -156,50 +157,41 @@ fn merge(streams: Vec<Receiver<Delta>>, samples: usize) -> Receiver<Delta> {
     merged
 }
 
-/// Writes chunks as they come.
-async fn stream(
+/// Writes the prompts that are to be echoed, then chunks as they come.
+async fn answer_in_chunks(
     events: &Events,
     reply: &Reply,
     watch: &mut Watch<'_>,
-    mut deltas: Receiver<Delta>,
+    deltas: Receiver<Delta>,
     echoes: &[String],
     samples: usize,
 ) -> Result<(), Gone> {
-    let mut offsets: Vec<usize> = vec![0; samples * echoes.len().max(1)];
+    let mut offsets: BTreeMap<usize, usize> = BTreeMap::new();
     for (i, text) in echoes.iter().enumerate() {
         for sample in i * samples..(i + 1) * samples {
             let piece = Piece { text: text.clone(), ..Piece::default() };
             events.data(&reply.chunk(sample, &piece, 0, None)).await?;
-            offsets[sample] = text.chars().count();
+            offsets.insert(sample, text.chars().count());
         }
     }
-    while let Some(delta) = events.next(&mut deltas).await? {
-        watch.note(&delta);
-        match delta {
-            Delta::Begun { .. } => {}
-            Delta::Piece { sample, piece } => {
-                if offsets.len() <= sample {
-                    offsets.resize(sample + 1, 0);
-                }
-                events.data(&reply.chunk(sample, &piece, offsets[sample], None)).await?;
-                offsets[sample] += piece.text.chars().count();
-            }
-            Delta::End { sample, finish, .. } => {
-                let finish = Some(finish_reason(&finish, false));
-                events.data(&reply.chunk(sample, &Piece::default(), 0, finish)).await?;
-            }
-            Delta::Failed(error) => {
-                events.data(&error.to_json()).await?;
-                return events.done().await;
-            }
+    let chunk = |delta| match delta {
+        Delta::Piece { sample, piece } => {
+            let offset = offsets.entry(sample).or_default();
+            let chunk = reply.chunk(sample, &piece, *offset, None);
+            *offset += piece.text.chars().count();
+            Some(chunk)
         }
-    }
-    if reply.include_usage {
+        Delta::End { sample, finish, .. } => {
+            Some(reply.chunk(sample, &Piece::default(), 0, Some(finish_reason(&finish, false))))
+        }
+        Delta::Begun { .. } | Delta::Failed(_) => None,
+    };
+    let usage = |usage| {
         let mut last = reply.head(Vec::new());
-        last["usage"] = watch.usage.to_json();
-        events.data(&last).await?;
-    }
-    events.done().await
+        last["usage"] = usage;
+        reply.include_usage.then_some(last)
+    };
+    stream(events, watch, deltas, chunk, usage).await
 }
 
 impl Reply {

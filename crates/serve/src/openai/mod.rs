@@ -18,6 +18,7 @@ use tokio::sync::mpsc::Receiver;
 use crate::app::App;
 use crate::error::Answer;
 use crate::generation::{Delta, Finish, Spent, Told};
+use crate::sse::{Events, Gone};
 use crate::tools::Call;
 
 /// A number that nobody foresees.
@@ -132,6 +133,30 @@ pub(crate) async fn collect(
         }
     }
     Ok(choices)
+}
+
+/// Writes the chunks that are made of what comes, a last one with the usage where `usage` makes one, and the end.
+pub(crate) async fn stream(
+    events: &Events,
+    watch: &mut Watch<'_>,
+    mut deltas: Receiver<Delta>,
+    mut chunk: impl FnMut(Delta) -> Option<Value>,
+    usage: impl FnOnce(Value) -> Option<Value>,
+) -> Result<(), Gone> {
+    while let Some(delta) = events.next(&mut deltas).await? {
+        watch.note(&delta);
+        if let Delta::Failed(error) = delta {
+            events.data(&error.to_json()).await?;
+            return events.done().await;
+        }
+        if let Some(chunk) = chunk(delta) {
+            events.data(&chunk).await?;
+        }
+    }
+    if let Some(last) = usage(watch.usage.to_json()) {
+        events.data(&last).await?;
+    }
+    events.done().await
 }
 
 /// `stop`, `length` or `tool_calls`.

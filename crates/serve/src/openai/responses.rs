@@ -23,13 +23,14 @@ use crate::talk::Talk;
 use crate::tools;
 
 /// Fields that mean something which is not done here, with the values that mean nothing.
-const REFUSED: [(&str, &[&str]); 6] = [
+const REFUSED: [(&str, &[&str]); 7] = [
     ("previous_response_id", &[]),
     ("conversation", &[]),
     ("background", &["false"]),
     ("prompt", &[]),
     ("truncation", &["\"disabled\""]),
     ("max_tool_calls", &[]),
+    ("top_logprobs", &["0"]),
 ];
 
 /// What is told of a request again in its response.
@@ -53,6 +54,10 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         "metadata",
         "temperature",
         "top_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "safety_identifier",
+        "prompt_cache_key",
         "tools",
         "tool_choice",
         "parallel_tool_calls",
@@ -224,7 +229,7 @@ impl Reply {
         let mut value = json!({
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": null,
             "completed_at": end.map(|_| now()), "incomplete_details": incomplete, "model": self.model, "output": output,
-            "previous_response_id": null, "store": false, "background": false,
+            "previous_response_id": null, "store": false, "background": false, "max_tool_calls": null, "top_logprobs": 0,
             "service_tier": "default", "truncation": "disabled", "usage": end.map(|(_, u)| usage(u)),
         });
         for (key, given) in &self.echo {
@@ -235,6 +240,7 @@ impl Reply {
                 ("metadata", Value::Null) => json!({}),
                 ("text", Value::Null) => json!({"format": {"type": "text"}}),
                 ("temperature" | "top_p", Value::Null) => 1.0.into(),
+                ("presence_penalty" | "frequency_penalty", Value::Null) => 0.0.into(),
                 _ => given.clone(),
             };
         }
