@@ -1,11 +1,13 @@
-"""This server beside llama.cpp's on one GGUF file, by turns in the same minutes: `serve_beside.py SHOESTRING LLAMA_SERVER GGUF [ROUNDS]`.
+"""This server beside llama.cpp's on one GGUF file, by turns in the same minutes: `serve_beside.py SHOESTRING LLAMA_SERVER GGUF
+[ROUNDS [THREADS]]`.
 
 For each of them, in every round:
 - output tokens a second of 8 clients at once, 128 tokens each;
 - the time to the first token in a conversation of some 2,000 tokens, at its first turn and at its second;
 - the longest pause of a stream while a prompt of some 4,000 tokens comes in, against its usual gap.
 
-Both have two threads, room for 8 conversations of 8,192 tokens, and greedy sampling. Standard library alone.
+Both have room for 8 conversations of 8,192 tokens and sample greedily. Threads of llama.cpp wait for each other by spinning: where other
+programs take a part of the machine, give both of them one thread. Standard library alone.
 """
 
 import concurrent.futures
@@ -20,10 +22,11 @@ import time
 
 shoestring, llama, gguf = sys.argv[1:4]
 rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 3
+threads = sys.argv[5] if len(sys.argv) > 5 else "2"
 PORTS = {"shoestring": 8731, "llama.cpp": 8732}
 COMMANDS = {
-    "shoestring": [shoestring, "--threads", "2", "serve", f"m={gguf}", "--port", "8731", "--quiet", "--context", "8192", "--cache-gib", "2"],
-    "llama.cpp": [llama, "-m", gguf, "--port", "8732", "-t", "2", "-np", "8", "-c", "65536", "--temp", "0"],
+    "shoestring": [shoestring, "--threads", threads, "serve", f"m={gguf}", "--port", "8731", "--quiet", "--context", "8192", "--cache-gib", "2"],
+    "llama.cpp": [llama, "-m", gguf, "--port", "8732", "-t", threads, "-np", "8", "-c", "65536", "--temp", "0"],
 }
 
 

@@ -84,12 +84,15 @@ pub(crate) struct Front {
     alive: Arc<AtomicBool>,
     /// Tokens that the cache may hold.
     pub(crate) cache_tokens: usize,
+    /// Tokens that are guessed ahead.
+    pub(crate) speculate: usize,
 }
 
 impl Front {
     /// Starts the thread of a model's lane.
     pub(crate) fn start(served: Arc<Served>, options: &Options) -> std::io::Result<Front> {
-        let mtp = options.speculate > 0;
+        let speculate = options.speculate.unwrap_or(usize::from(served.model.has_mtp()));
+        let mtp = speculate > 0;
         let cache = if mtp { served.model.new_cache_with_mtp() } else { served.model.new_cache() };
         let pages = (options.cache_bytes / cache.page_bytes().max(1)).max(2);
         let sequences = options.sequences;
@@ -104,6 +107,7 @@ impl Front {
             standing: standing.clone(),
             alive: alive.clone(),
             cache_tokens: (pages - 1) * KvCache::PAGE,
+            speculate,
         };
         std::thread::Builder::new().name(format!("lane-{}", served.name)).spawn(move || {
             let work = AssertUnwindSafe(|| work(&served, limits, &received, &standing));

@@ -115,8 +115,8 @@ pub struct Options {
     pub queue: usize,
     /// Answers of one model in work at once.
     pub sequences: usize,
-    /// Tokens that are guessed ahead from what a text already holds; 0 for none.
-    pub speculate: usize,
+    /// Tokens that are guessed ahead, 0 for none; unless told otherwise one for models with an MTP layer, none for others.
+    pub speculate: Option<usize>,
     /// Bytes of a request at most.
     pub body_bytes: usize,
     /// How long a client may take to send a request, or to read what was sent to it.
@@ -142,7 +142,7 @@ impl Default for Options {
             cache_bytes: 1 << 30,
             queue: 1024,
             sequences: 256,
-            speculate: 0,
+            speculate: None,
             body_bytes: 4 << 20,
             patience: Duration::from_secs(30),
             grace: Duration::from_secs(30),

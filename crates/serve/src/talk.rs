@@ -65,7 +65,7 @@ impl Talk {
         let form = form(self.schema, self.must_call, &self.tools, self.one_call);
         let offered = !self.tools.is_empty();
         let (prompt, opened) = encode(&entry.served, &self.messages, &given)?;
-        let mut extras = wishes.extras(salt, self.top.unwrap_or(0), app.options.speculate);
+        let mut extras = wishes.extras(salt, self.top.unwrap_or(0), entry.front.speculate);
         let budget = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
         let formed = form.is_some();
         let form = match form {

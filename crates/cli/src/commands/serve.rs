@@ -106,11 +106,11 @@ struct ServerArgs {
     /// Answers of a model in work or waiting; who comes then is told to come back.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = ranges::count)]
     queue: usize,
-    /// Guess up to N tokens ahead from what a text already holds, or else one by the model's MTP layer, if it has one, and check
-    /// them in one step: for texts that repeat themselves, few clients, and models whose weights do not fit the processor's
-    /// cache. No token changes.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
-    speculate: u8,
+    /// Guess up to N tokens ahead and check them in one step: one by the model's MTP layer, if it has one, more from what a text
+    /// already holds, for texts that repeat themselves and models whose weights do not fit the processor's cache. No token changes
+    /// (default: 1 for models with an MTP layer, 0 for others).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=16))]
+    speculate: Option<u8>,
     /// Seconds that a client may take to send a request or to read what is sent.
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
@@ -247,7 +247,7 @@ impl ServerArgs {
             cache_bytes: (f64::from(self.cache_gib) * f64::from(1 << 30)) as usize,
             queue: self.queue,
             sequences: self.sequences,
-            speculate: self.speculate.into(),
+            speculate: self.speculate.map(usize::from),
             patience: Duration::from_secs(self.patience),
             grace: Duration::from_secs(self.grace),
             log_text: self.log_text,

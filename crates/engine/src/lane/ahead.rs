@@ -11,7 +11,8 @@ use crate::speculate;
 #[derive(Clone, Default)]
 pub(super) struct Guess {
     pub(super) tokens: Vec<u32>,
-    pub(super) by_mtp: bool,
+    /// How many of them, from the first on, the MTP layer says too.
+    pub(super) by_mtp: usize,
 }
 
 /// The rows of a pass that were one sequence's: the first of them, how many, and after how many tokens.
@@ -23,7 +24,8 @@ pub(super) struct Span {
 }
 
 impl Lane<'_> {
-    /// What may follow a sequence in decoding: looked up in what it holds, or else what the MTP layer says.
+    /// What may follow a sequence in decoding: what the MTP layer says, which is right far more often than what is looked up in what the
+    /// sequence holds. Where the latter begins with the same token, it is taken to go on so.
     pub(super) fn guess(&self, i: usize, decoding: usize) -> Guess {
         let seq = &self.active[i];
         let Job { request, extras, .. } = &self.jobs[&seq.ticket];
@@ -34,11 +36,12 @@ impl Lane<'_> {
         if most == 0 || seq.trunk || seq.guide.is_some() {
             return Guess::default();
         }
-        let tokens = speculate::lookup(&seq.tokens, most);
-        if tokens.is_empty() {
-            return Guess { tokens: seq.mtp_guess.into_iter().collect(), by_mtp: true };
+        let looked_up = speculate::lookup(&seq.tokens, most);
+        match seq.mtp_guess {
+            None => Guess { tokens: looked_up, by_mtp: 0 },
+            Some(token) if looked_up.first() == Some(&token) => Guess { tokens: looked_up, by_mtp: 1 },
+            Some(token) => Guess { tokens: vec![token], by_mtp: 1 },
         }
-        Guess { tokens, by_mtp: false }
     }
 
     /// Lets the MTP layer go over the tokens that are certain by now and keeps what it predicts. Its row of a token reads the

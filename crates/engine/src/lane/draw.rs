@@ -140,10 +140,8 @@ impl Lane<'_> {
         if !guess.tokens.is_empty() {
             self.counts.guessed += guess.tokens.len();
             self.counts.guessed_right += right;
-            if guess.by_mtp {
-                self.counts.mtp_guessed += guess.tokens.len();
-                self.counts.mtp_guessed_right += right;
-            }
+            self.counts.mtp_guessed += guess.by_mtp;
+            self.counts.mtp_guessed_right += guess.by_mtp.min(right);
             sink.guessed(seq.ticket, seq.sample, guess.tokens.len(), right);
         }
         for (n, c) in chosen[..=right].iter().enumerate() {

@@ -7,24 +7,24 @@ use super::Limits;
 pub(super) struct Pace {
     /// Seconds of a step of decoding alone, lately.
     usual: Option<f64>,
-    /// Seconds that a prompt token adds to a step, lately.
+    /// Seconds that a prompt token adds to a step of decoding, lately. A step of a prompt alone is no measure: a row among hundreds
+    /// takes less than one among a dozen.
     row: Option<f64>,
+    /// How many were taken along lately; the end of a prompt, which is short, does not count in full.
+    last: usize,
 }
 
 /// The least prompt tokens that are taken along, and how many are before anything was measured.
 const FEWEST_ROWS: usize = 8;
-const FIRST_ROWS: usize = 32;
 
 impl Pace {
-    /// How many prompt tokens a step may take along beside decoding.
+    /// How many prompt tokens a step may take along beside decoding: at most twice as many as the last, so that one wrong
+    /// measure makes no long pause.
     pub(super) fn rows(&self, limits: &Limits) -> usize {
-        match (self.usual, self.row) {
-            (Some(usual), Some(row)) => {
-                let more = (f64::from(limits.patience) - 1.0).max(0.0) * usual;
-                ((more / row.max(1e-9)) as usize).clamp(FEWEST_ROWS, limits.rows.max(FEWEST_ROWS))
-            }
-            _ => FIRST_ROWS,
-        }
+        let (Some(usual), Some(row)) = (self.usual, self.row) else { return FEWEST_ROWS };
+        let more = (f64::from(limits.patience) - 1.0).max(0.0) * usual;
+        let most = limits.rows.min(2 * self.last).max(FEWEST_ROWS);
+        ((more / row.max(1e-9)) as usize).clamp(FEWEST_ROWS, most)
     }
 
     /// Takes note of a step of so many sequences in decoding and so many prompt tokens.
@@ -37,7 +37,10 @@ impl Pace {
             self.usual = towards(self.usual, seconds, share);
             return;
         }
-        let own = if decoding == 0 { 0.0 } else { self.usual.unwrap_or(0.0) };
-        self.row = towards(self.row, (seconds - own).max(0.0) / prompts as f64, 0.3);
+        if decoding > 0 {
+            self.last = prompts.max(self.last / 2);
+            let own = self.usual.unwrap_or(0.0);
+            self.row = towards(self.row, (seconds - own).max(0.0) / prompts as f64, 0.3);
+        }
     }
 }

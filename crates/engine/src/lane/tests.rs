@@ -1,8 +1,9 @@
 //! Whoever else is served, and however little room there is: every text is that of its solo run.
 
 use super::*;
-use crate::Sampling;
 use crate::tests::tiny;
+use crate::{Allowed, Sampling};
+use tensor::Rng;
 
 /// Everything that was heard, by ticket and sample.
 #[derive(Default)]

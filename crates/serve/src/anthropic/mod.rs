@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
-use data::{Given, Message};
+use data::Message;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
 

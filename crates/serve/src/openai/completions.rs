@@ -60,7 +60,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         prompt_tokens += ids.len();
         let ask = Ask {
             request: wishes.request(entry, ids, "prompt")?,
-            extras: wishes.extras(salt, top.unwrap_or(0), app.options.speculate),
+            extras: wishes.extras(salt, top.unwrap_or(0), entry.front.speculate),
             stops: wishes.stops.clone(),
             thinking: None,
             formed: false,
