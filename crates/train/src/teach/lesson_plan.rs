@@ -21,6 +21,9 @@ const MOST_EPOCHS: f64 = 30.0;
 const PLENTY: f64 = 200.0;
 /// Rounds of sampling and learning, at most.
 const MOST_ROUNDS: f64 = 4.0;
+/// How much of the model as it came is in what comes out: of 80 % right at 4.4 % more bits per byte of other text, 0.15 made 80 % at
+/// 2.9 %, and 0.3 made 78 % at 1.9 % (LOG.md).
+const SHARE_OF_START: f64 = 0.2;
 /// Tokens of an optimizer step.
 const BATCH: usize = 2048;
 /// Answers sampled to a problem.
@@ -184,7 +187,9 @@ impl LessonPlan {
         }
         for round in 1..=last {
             let (problems, steps) = self.round;
-            let name = if round == last { "model".to_owned() } else { format!("round_{round}") };
+            // An adapter stays one to the end; weights go a part of the way back.
+            let name =
+                if round == last && b.lora.is_some() { "model".to_owned() } else { format!("round_{round}") };
             let _ = write!(
                 out,
                 "\n[[stage]]\nkind = \"reject\"\nname = \"own_{round}\"\nfrom = {from}\nproblems = {problems}\nsamples = {SAMPLES}\nkeep = 2\nmax_new = {}\n\n[[stage]]\nkind = \"sft\"\nname = {}\nfrom = {from}\ndata = {{ stage = \"own_{round}\" }}\nsteps = {steps}\n{training}",
@@ -192,6 +197,13 @@ impl LessonPlan {
                 text(&name)
             );
             from = text(&name);
+        }
+        if b.lora.is_none() {
+            let _ = write!(
+                out,
+                "\n# What fine-tuning forgot comes back, what it learnt stays, nearly.\n[[stage]]\nkind = \"average\"\nname = \"model\"\nfrom = {from}\nwith = {}\nshare = {SHARE_OF_START}\n",
+                path(model)
+            );
         }
         let _ = write!(
             out,
