@@ -6,6 +6,7 @@
 //! what got furthest. `SHOESTRING_FUZZ=1000000` sets the number of runs, `SHOESTRING_FUZZ_TARGET=recipe` picks one target;
 //! with `SHOESTRING_FUZZ_KEEP=folder` the last input lies there, for a process that ends.
 
+mod archive;
 mod mutate;
 mod targets;
 
@@ -176,9 +177,11 @@ targets!(
     template,
     conversations,
     parquet,
+    workbook,
     corpus,
     shards,
     safetensors,
+    gguf,
     config,
     generation_config,
     recipe,

@@ -4,16 +4,19 @@ use std::fs;
 use std::path::Path;
 
 use data::{
-    Conversation, Records, Shards, Tokenizer, TrainOptions, chat_len, encode_chat, encode_prompt, read_texts,
+    Conversation, Records, Shards, Tokenizer, TrainOptions, chat_len, encode_chat, encode_prompt, read_table,
+    read_texts,
 };
-use model::ModelConfig;
 use model::files::{SafeFile, read_generation_config};
 use model::inspect::inspect;
+use model::{HeldAs, Model, ModelConfig, Use};
 use tasks::verify::{Number, evaluate};
 use tasks::{Problem, load_problems, verifier, verifier_names};
 use tempfile::TempDir;
 use train::recipe::Recipe;
 use train::run::checkpoint;
+
+use crate::archive;
 
 /// A parser of files.
 pub struct Target {
@@ -69,7 +72,7 @@ fn words<T, E: std::fmt::Display>(found: Result<T, E>, show: impl FnOnce(T) -> S
 }
 
 /// All targets, in the order of their tests.
-pub static TARGETS: [Target; 14] = [
+pub static TARGETS: [Target; 16] = [
     Target {
         name: "tokenizer",
         more: &[],
@@ -183,6 +186,36 @@ pub static TARGETS: [Target; 14] = [
         },
     },
     Target {
+        name: "workbook",
+        more: &["crates/data/tests/workbooks/one.xlsx", "crates/data/tests/workbooks/one.ods"],
+        file: "",
+        words: &[
+            "=== ",
+            "\n=== content.xml\n",
+            "\n=== xl/worksheets/sheet1.xml\n",
+            "\n=== xl/sharedStrings.xml\n",
+            "<row r=\"1048576\">",
+            "<c r=\"XFD1048576\" t=\"s\">",
+            "<v>1</v>",
+            "<table:table-row table:number-rows-repeated=\"1000000\">",
+            "table:number-columns-repeated=\"16384\"",
+            "<table:table-cell office:value-type=\"string\"/>",
+            "<text:p>",
+            "<text:s text:c=\"1000000\"/>",
+            "<!DOCTYPE a [<!ENTITY b \"bbbb\">]>",
+            "&b;",
+            "Target=\"../../x\"",
+        ],
+        run: |case, input| {
+            // An archive as it stands, or the parts of one, which is made with the right checksums.
+            let archive = if input.starts_with(b"PK") { input.to_vec() } else { archive::of_parts(input) };
+            let is_ods = input.windows(11).any(|part| part == b"content.xml");
+            let path = case.dir().join(if is_ods { "table.ods" } else { "table.xlsx" });
+            fs::write(&path, archive).expect("written");
+            words(read_table(&path, None), |t| format!("{} columns, {} rows", t.columns.len(), t.rows.len()))
+        },
+    },
+    Target {
         name: "corpus",
         more: &[],
         file: "text.jsonl.gz",
@@ -239,6 +272,39 @@ pub static TARGETS: [Target; 14] = [
                 });
                 read.collect::<Vec<_>>().join("; ")
             })
+        },
+    },
+    Target {
+        name: "gguf",
+        more: &[],
+        file: "model.gguf",
+        words: &[
+            "GGUF",
+            "general.architecture",
+            "general.alignment",
+            "llama.block_count",
+            "tokenizer.ggml.tokens",
+            "tokenizer.ggml.merges",
+            "tokenizer.chat_template",
+            "qwen3moe",
+            "deepseek2",
+            "token_embd.weight",
+            "blk.0.attn_q.weight",
+            "blk.1.",
+            "output.weight",
+            "rope_freqs.weight",
+        ],
+        run: |case, input| {
+            let path = case.write(input);
+            let tokenizer = words(Tokenizer::load(&path), |t| {
+                words(encode_prompt(&t, &[data::Message::user("Hello, 12 worlds!")]), |ids| {
+                    words(t.decode(&ids, false), |text| text.len().to_string())
+                })
+            });
+            let model = words(Model::open(&path, Use::Infer(HeldAs::Stored)), |m| {
+                format!("{} {}", m.config().model_type(), m.params().bytes())
+            });
+            format!("{tokenizer}; {model}")
         },
     },
     Target {

@@ -74,7 +74,10 @@ pub fn read(from: &mut impl Read, len: u64) -> Result<Gguf, Error> {
             )));
         }
         entry.begin = start.checked_add(entry.begin).filter(|at| *at <= len).ok_or_else(|| {
-            Error::Malformed(format!("tensor `{}` begins behind the end of the file", entry.name))
+            Error::Malformed(format!(
+                "tensor `{}` begins behind the end of the file: was it cut short?",
+                entry.name
+            ))
         })?;
     }
     Ok(gguf)
