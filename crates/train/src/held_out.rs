@@ -15,6 +15,9 @@ use crate::team::Team;
 /// Documents whose held-out loss is measured.
 pub const HELD_OUT_DOCUMENTS: usize = 256;
 
+/// Tokens of a pass: fewer than a step of training has, so that measuring takes no more memory.
+const PASS_TOKENS: usize = 2048;
+
 /// What a model makes of the held-out documents at one step of its training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeldOut {
@@ -31,7 +34,7 @@ impl HeldOut {
     pub fn measure(model: &Model, team: &Team, read: u64, documents: &[Document]) -> HeldOut {
         let found = team.deal_all(documents.len(), |part| {
             let mut found = Vec::with_capacity(part.len());
-            for part in documents[part].chunks(64) {
+            for part in passes(&documents[part]) {
                 let packed = pack(part);
                 let stats = score(model, &packed.tokens, &packed.targets, &whole(&packed.lens), 1.0);
                 let mut at = 0;
@@ -87,6 +90,22 @@ impl HeldOut {
     pub fn load(stage_dir: &Path, step: u64) -> Option<HeldOut> {
         serde_json::from_slice(&fs::read(path(stage_dir, step)).ok()?).ok()
     }
+}
+
+/// Documents side by side, so many that no pass has more than [`PASS_TOKENS`] unless one document has.
+fn passes(documents: &[Document]) -> Vec<&[Document]> {
+    let (mut passes, mut rest) = (Vec::new(), documents);
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = |d: &&Document| {
+            tokens += d.ids.len();
+            tokens <= PASS_TOKENS
+        };
+        let (pass, behind) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        passes.push(pass);
+        rest = behind;
+    }
+    passes
 }
 
 fn path(stage_dir: &Path, step: u64) -> PathBuf {

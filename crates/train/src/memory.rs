@@ -14,7 +14,7 @@ pub(crate) const READING_COPIES: usize = 2;
 pub(crate) const STORED_COPIES: f64 = 2.2;
 
 /// The program, its threads, a tokenizer, logits of a chunk.
-pub(crate) const OVERHEAD: f64 = 200e6;
+pub(crate) const OVERHEAD: f64 = 70e6;
 
 /// Memory at the peak, about, in bytes: `copies` of the weights and the activations of `held` tokens.
 pub fn training_bytes(config: &ModelConfig, copies: usize, held: usize) -> f64 {
@@ -22,43 +22,70 @@ pub fn training_bytes(config: &ModelConfig, copies: usize, held: usize) -> f64 {
     4.0 * copies as f64 * parameters + activations(config, false) * held as f64 + OVERHEAD
 }
 
-/// What training keeps of a token, in bytes: about twice what the projections that it passes give out (their outputs, what norms and
-/// activations make of them, gradients on the way); with `recompute` each layer's input, and one layer's share of the rest.
+/// What training keeps of a token, in bytes: of each layer what its way back needs, and one layer's gradients; with `recompute` each
+/// layer's input alone, and one layer with its gradients.
 pub(crate) fn activations(config: &ModelConfig, recompute: bool) -> f64 {
-    let main = |spec: &TensorSpec| spec.layer.is_some_and(|layer| layer < config.num_hidden_layers());
-    let specs: Vec<TensorSpec> = tensor_specs(config).into_iter().filter(main).collect();
+    let layers = config.num_hidden_layers();
+    let specs = tensor_specs(config);
     let is_expert = |spec: &&TensorSpec| matches!(spec.kind, TensorKind::Expert { .. });
     let experts: usize = specs.iter().filter(is_expert).map(TensorSpec::elements).sum();
     let counted = inspect(config, 1).parameters;
     // The share of the routed experts that a token passes.
     let share = 1.0 - (counted.total - counted.active) as f64 / experts.max(1) as f64;
-    let of = |spec: &TensorSpec| match spec.kind {
-        TensorKind::Matrix => spec.shape[0] as f64,
-        TensorKind::Expert { .. } => spec.shape[0] as f64 * share,
-        _ => 0.0,
-    };
-    let layers = config.num_hidden_layers() as f64;
-    let all = 4.0 * KEPT * specs.iter().map(of).sum::<f64>();
-    if recompute { 4.0 * layers * config.hidden_size() as f64 + 2.0 * all / layers } else { all }
+    let mut each = vec![0.0; layers];
+    for spec in &specs {
+        if let Some(layer) = spec.layer.filter(|layer| *layer < layers) {
+            each[layer] += kept(spec) * if is_expert(&spec) { share } else { 1.0 };
+        }
+    }
+    let largest = each.iter().copied().fold(0.0, f64::max);
+    4.0 * match recompute {
+        true => (layers * config.hidden_size()) as f64 + 2.0 * largest,
+        false => each.iter().sum::<f64>() + largest,
+    }
 }
 
-/// Values that are kept for each that a projection gives out.
-const KEPT: f64 = 2.1;
+/// Values that a layer keeps of a token on account of a tensor.
+fn kept(spec: &TensorSpec) -> f64 {
+    let name = spec.name.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default();
+    (match spec.kind {
+        // What it was made of, and what it is.
+        TensorKind::Norm if name.ends_with("layernorm") => 2 * spec.shape[0],
+        TensorKind::Router => 2 * spec.shape[0],
+        // Queries, keys and values of attention, and both halves of a gated unit.
+        TensorKind::Matrix | TensorKind::Expert { .. } => match name {
+            "q_proj" | "k_proj" | "v_proj" | "q_b_proj" | "kv_b_proj" | "gate_proj" | "up_proj" => {
+                spec.shape[0]
+            }
+            // What these read.
+            "o_proj" | "down_proj" => spec.shape[1],
+            _ => 0,
+        },
+        _ => 0,
+    }) as f64
+}
 
 /// Tokens of a pass for which there is room.
 pub(crate) fn pass_tokens(config: &ModelConfig, room: f64, recompute: bool) -> usize {
     (room / activations(config, recompute)).max(0.0) as usize
 }
 
-/// Of a stage that cuts its passes: how many tokens they may have, for a model held for training.
-pub(crate) fn room_for_passes(model: &Model, memory_gib: f64, recompute: bool) -> usize {
+/// Of a stage that cuts its passes: how many tokens they may have, for a model held for training and perhaps one beside it that is
+/// read alone.
+pub(crate) fn room_for_passes(
+    model: &Model,
+    beside: Option<&Model>,
+    memory_gib: f64,
+    recompute: bool,
+) -> usize {
     let params = model.params();
     // What a recipe allows itself is of the host; a GPU's is looked at when the run begins.
     if params.gpu().is_some() {
         return usize::MAX;
     }
     let trained = 4.0 * params.trained_len() as f64;
-    let held = TRAINING_COPIES as f64 * trained + STORED_COPIES * (params.bytes() as f64 - trained);
+    let beside = beside.map_or(0.0, |model| model.params().bytes() as f64);
+    let held = TRAINING_COPIES as f64 * trained + STORED_COPIES * (params.bytes() as f64 - trained + beside);
     pass_tokens(model.config(), memory_gib * (1u64 << 30) as f64 - held - OVERHEAD, recompute)
 }
 
