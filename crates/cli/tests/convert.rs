@@ -4,7 +4,9 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{arg, golden, object, refusal, text, tiny};
+use common::{arg, golden, object, refusal, text, tiny, tokenizer};
+use model::{Model, ModelConfig};
+use serde_json::json;
 
 fn tokens(model: &str, prompt: &str) -> serde_json::Value {
     object(&[
@@ -38,6 +40,50 @@ fn a_model_is_the_same_in_every_format() {
     text(&["convert", arg(dir.path()), "--to", arg(&small), "--type", "q8_0"]);
     assert!(small.metadata().expect("written").len() < file.metadata().expect("written").len());
     tokens(arg(&small), prompt);
+}
+
+/// Experts, latent attention and Gemma's norms go out in every type and come back: what a type holds has the bits of the same numbers
+/// in f32, and f32 those of the model itself.
+#[test]
+fn every_family_goes_out_in_every_type_and_comes_back() {
+    let tokenizer = tokenizer();
+    for (case, sizes) in [
+        (
+            "gemma3",
+            json!({"hidden_size": 64, "head_dim": 16, "query_pre_attn_scalar": 16, "intermediate_size": 96}),
+        ),
+        // As wide as a block of 256.
+        (
+            "qwen3_moe",
+            json!({"hidden_size": 256, "head_dim": 16, "moe_intermediate_size": 32, "num_hidden_layers": 1}),
+        ),
+        ("deepseek_no_q_lora", json!({"hidden_size": 64, "kv_lora_rank": 32, "intermediate_size": 64})),
+    ] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let config =
+            std::fs::read_to_string(golden(case).join("config.json")).expect("a golden configuration");
+        let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+        let sizes = sizes.as_object().expect("an object").clone();
+        config.as_object_mut().expect("an object").extend(sizes);
+        config["vocab_size"] = tokenizer.vocab_size().into();
+        config["initializer_range"] = 0.15.into();
+        config["max_position_embeddings"] = 96.into();
+        let folder = dir.path().join("model");
+        std::fs::create_dir(&folder).expect("created");
+        let config = ModelConfig::from_value(&config).expect("a valid configuration");
+        Model::random(config, 3).save(&folder).expect("saved");
+        tokenizer.save(&folder).expect("saved");
+        let said = |path: &std::path::Path| tokens(arg(path), "<|user|>What is 17 + 25?<|end|>");
+        let want = said(&folder);
+        for kind in ["f32", "bf16", "f16", "q8_0", "q4_0", "q4_1", "q4_k_m"] {
+            let (file, back) = (dir.path().join(format!("{kind}.gguf")), dir.path().join(kind));
+            text(&["convert", arg(&folder), "--to", arg(&file), "--type", kind]);
+            text(&["convert", arg(&file), "--to", arg(&back)]);
+            let (held, unpacked) = (said(&file), said(&back));
+            assert_eq!(held, unpacked, "{case} in {kind}");
+            assert_eq!(held == want, kind == "f32", "{case} in {kind}");
+        }
+    }
 }
 
 #[test]

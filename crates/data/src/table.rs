@@ -66,13 +66,23 @@ fn delimited(path: &Path, delimiter: Option<u8>) -> Result<Table> {
         }
     };
     let refused = |problem: String| DataError::Table { path: path.to_owned(), problem };
+    // Programs of offices still write their country's letters in one byte each.
+    let broken = |e: csv::Error| {
+        let is_text = !matches!(e.kind(), csv::ErrorKind::Utf8 { .. });
+        let row = e.position().map_or(0, csv::Position::record);
+        refused(if is_text {
+            e.to_string()
+        } else {
+            format!("row {row} is not UTF-8: save it as CSV in UTF-8")
+        })
+    };
     let mut csv = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(reader);
-    let headers = csv.headers().map_err(|e| refused(e.to_string()))?;
+    let headers = csv.headers().map_err(broken)?;
     let columns: Vec<String> = headers.iter().map(|name| name.trim().to_owned()).collect();
     let mut table = Table { columns, rows: Vec::new() };
     let mut held = Held::default();
     for (number, record) in (1..).zip(csv.records()) {
-        let record = record.map_err(|e| refused(e.to_string()))?;
+        let record = record.map_err(broken)?;
         if record.iter().all(|cell| cell.trim().is_empty()) {
             continue;
         }
@@ -171,5 +181,9 @@ mod tests {
             let error = read(name, text).unwrap_err().to_string();
             assert!(error.contains(want) && error.contains(name), "{error}");
         }
+        let dir = tempfile::tempdir().unwrap();
+        let latin = dir.path().join("latin.csv");
+        std::fs::write(&latin, b"q,a\nx,1\nGr\xf6\xdfe,2\n").unwrap();
+        assert!(read_table(&latin, None).unwrap_err().to_string().contains("row 2 is not UTF-8"));
     }
 }

@@ -119,7 +119,7 @@ impl Model {
         if let Some(config) = &adapter_config {
             let refuse = |reason| FileError::Adapter { path: path.to_path_buf(), reason };
             let more = match adapter {
-                Some(adapter) => adapter.specs(&specs).map_err(refuse)?,
+                Some(adapter) => adapter.specs(&specs).map_err(|reason| adapter.refuse(reason))?,
                 None => config.specs(&specs).map_err(refuse)?,
             };
             list.extend(more.iter().map(|s| (s.name.clone(), s.shape.clone(), Hold::Trained)));

@@ -50,18 +50,27 @@ impl AdapterFolder {
         let (mut config, base) = settings(&value)
             .map_err(|source| ConfigError::InFile { path: path.clone(), source: Box::new(source) })?;
         let file = SafeFile::open(dir.join(WEIGHTS))?;
-        let mut targets: Vec<String> = file
-            .names()
-            .filter_map(base_of)
-            .filter_map(|name| Some(name.strip_suffix(".weight")?.rsplit('.').next()?.to_owned()))
-            .collect();
-        targets.sort_unstable();
-        targets.dedup();
-        config.targets = targets;
+        let bases: Vec<String> = file.names().filter_map(base_of).collect();
+        let modules: Vec<&str> = bases.iter().filter_map(|name| name.strip_suffix(".weight")).collect();
+        // A list names the ends of modules; a text is a pattern.
+        let named = value["target_modules"].as_array().filter(|list| !list.is_empty());
+        let is_named = |module: &&&str| {
+            let ends = |target: &Value| {
+                target.as_str().is_some_and(|t| format!(".{module}").ends_with(&format!(".{t}")))
+            };
+            named.is_none_or(|list| list.iter().any(ends))
+        };
+        if let Some(stray) = modules.iter().find(|module| !is_named(module)) {
+            let reason = format!("it has matrices for `{stray}`, which its `target_modules` do not name");
+            return Err(FileError::Adapter { path: dir.to_path_buf(), reason });
+        }
+        config.targets = modules.iter().filter_map(|m| Some(m.rsplit('.').next()?.to_owned())).collect();
+        config.targets.sort_unstable();
+        config.targets.dedup();
         Ok(Some(AdapterFolder { config, base, path: dir.to_path_buf(), file }))
     }
 
-    fn refuse(&self, reason: String) -> FileError {
+    pub(crate) fn refuse(&self, reason: String) -> FileError {
         FileError::Adapter { path: self.path.clone(), reason }
     }
 
@@ -110,11 +119,15 @@ impl AdapterFolder {
                 continue;
             }
             for (name, shape) in pair {
-                let found = self.file.shape(&name);
-                if found != Some(&shape[..]) {
-                    return Err(format!(
-                        "`{name}` has the shape {found:?}, but the model and the rank want {shape:?}"
-                    ));
+                match self.file.shape(&name) {
+                    None => return Err(format!("`{name}` is not there, but the other of the pair is")),
+                    Some(found) if found != &shape[..] => {
+                        let rank = self.config.rank;
+                        return Err(format!(
+                            "`{name}` has the shape {found:?}, but this model and rank {rank} want {shape:?}"
+                        ));
+                    }
+                    Some(_) => {}
                 }
                 let (kind, layer) = (TensorKind::Matrix, spec.layer);
                 specs.push(TensorSpec { name, shape: shape.to_vec(), kind, layer });
