@@ -23,7 +23,7 @@ fn tables_that_cannot_be_taught_are_refused() {
     let of = |name: &str, rows: &[&str]| table(dir.path(), name, rows.iter().map(|r| (*r).to_owned()));
     for (path, want) in [
         (of("a.csv", &["Frage,Antwort", "x,1"]), "no column for the question"),
-        (of("b.csv", &["question,answer", "x,1"]), "1 rows can be used"),
+        (of("b.csv", &["question,answer", "x,1"]), "1 different questions can be used"),
         (of("c.xlsx", &["x"]), "no workbook"),
         (dir.path().join("none.csv"), "none.csv"),
     ] {
@@ -123,4 +123,23 @@ fn an_adapter_comes_with_the_merged_model() {
     let merged = PathBuf::from(said["model"].as_str().unwrap());
     assert!(merged.join("model.safetensors").exists() && out.join("model/adapter_config.json").exists());
     assert_eq!(object(&args)["model"], said["model"], "the same command has nothing left to do");
+}
+
+/// A round without a right answer ends neither the run nor the measuring: it is said, and the model stays as it is.
+#[test]
+fn rounds_without_a_right_answer_are_gone_through_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = puppet(&tokenizer(), "<|assistant|>34");
+    // Two worked rows in thirty show a form, and no answer that comes of it is right.
+    let rows = (0..30).map(|i| format!("What is {i}?,{},{}", 7_000_000 + i, if i < 2 { "so" } else { "" }));
+    let path = table(dir.path(), "t.csv", std::iter::once("q,a,work".to_owned()).chain(rows));
+    let out = dir.path().join("out");
+    let args =
+        ["teach", arg(model.path()), arg(&path), "--out", arg(&out), "--max-new", "4", "--minutes", "0.02"];
+    let args = [&args[..], &["--lora", "2", "--held-text", "none"]].concat();
+    let said = text(&args);
+    assert!(said.contains("not shown to be better") && said.contains("learnt nothing of its own"), "{said}");
+    let again = object(&[&args[..], &["--json"]].concat());
+    assert_eq!((&again["own_answers"], &again["after"]["pass@1"]["value"]), (&0.into(), &0.0.into()));
+    assert!(std::fs::read(out.join("own_1/traces.jsonl")).unwrap().is_empty());
 }

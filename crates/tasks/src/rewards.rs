@@ -64,7 +64,7 @@ impl RewardConfig {
     pub const USUAL: RewardConfig = RewardConfig { accuracy: 1.0, format: 0.1 };
 
     /// Adds up the reward of one completion from its accuracy and its form.
-    pub fn combine(&self, accuracy: f32, reason: String, format: f32) -> Reward {
+    fn combine(&self, accuracy: f32, reason: String, format: f32) -> Reward {
         Reward {
             total: self.accuracy as f32 * accuracy + self.format as f32 * format,
             accuracy,
@@ -72,12 +72,6 @@ impl RewardConfig {
             reason,
             others: Vec::new(),
         }
-    }
-
-    /// Verifies a completion and adds up its reward.
-    pub fn reward(&self, verifier: &dyn Verifier, problem: &Problem, completion: &str) -> Reward {
-        let verdict = verifier.score(problem, completion);
-        self.combine(verdict.score, verdict.reason, verifier.form(completion))
     }
 }
 
@@ -107,10 +101,6 @@ mod tests {
         let problem = task("arithmetic").unwrap().problem(Split::Train, 1, 2, &Level::default());
         let numeric = verifier("numeric").unwrap();
         let config = RewardConfig { accuracy: 2.0, format: 0.5 };
-        let right = config.reward(&*numeric, &problem, &corpus::completion(&problem, Style::Careful, 1));
-        assert_eq!((right.total, right.accuracy, right.format), (2.5, 1.0, 1.0));
-        let wrong = config.reward(&*numeric, &problem, "<think></think><answer>12345</answer>");
-        assert_eq!(wrong.total, 0.5);
         let brief = NamedReward {
             name: "brief".into(),
             weight: 0.25,
@@ -119,10 +109,11 @@ mod tests {
         let scoring = Scoring { verifier: &*numeric, weights: &config, others: &[brief] };
         let long = corpus::completion(&problem, Style::Careful, 1);
         let short = format!("<think></think><answer>{}</answer>", problem.answer);
-        let rewards = scoring.rewards(&[(&problem, &long), (&problem, &short)]);
+        let wrong = "<think></think><answer>12345</answer>";
+        let rewards = scoring.rewards(&[(&problem, &long), (&problem, &short), (&problem, wrong)]);
         assert_eq!(
-            rewards.iter().map(|r| (r.total, r.others[0])).collect::<Vec<_>>(),
-            [(2.5, 0.0), (2.75, 1.0)]
+            rewards.iter().map(|r| (r.total, r.accuracy, r.format, r.others[0])).collect::<Vec<_>>(),
+            [(2.5, 1.0, 1.0, 0.0), (2.75, 1.0, 1.0, 1.0), (0.75, 0.0, 1.0, 1.0)]
         );
     }
 }

@@ -92,7 +92,10 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage, ranks: usize) -> Result<Optio
         active_parameters: i.parameters.active,
         operations: training * w.trained + i.forward.total() as f64 * w.generated + update * w.steps,
         memory_bytes: {
-            let held = held_weights(recipe, model, &config, &w, copies);
+            let mut held = held_weights(recipe, model, &config, &w, copies);
+            if w.reference {
+                held += base_bytes(recipe, model, 4.0 * i.parameters.total as f64);
+            }
             let room = recipe.machine.memory_gib * (1u64 << 30) as f64 - held - OVERHEAD;
             let tokens = match w.cut {
                 Some(least) => pass_tokens(&config, room, w.recompute).clamp(least, w.held.max(least)),

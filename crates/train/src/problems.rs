@@ -7,7 +7,7 @@ use std::time::Duration;
 use data::{Conversation, Message, hash_bytes, permutation};
 use tasks::corpus::Blend;
 use tasks::verify::http::{Endpoint, HttpVerifier};
-use tasks::verify::{MostWords, Script, external};
+use tasks::verify::{Beside, MostWords, Script, external};
 use tasks::{
     AnswerPlace, Mix, MixEntry, NamedReward, Problem, RewardConfig, Scoring, Split, Style, Verifier, corpus,
     placed,
@@ -18,6 +18,9 @@ use crate::source::{
     HELD_OUT, PROMPT_SLOT, Problems, RewardChoice, TaskMix, TooLong, Verifier as VerifierChoice,
     VerifierCommand,
 };
+
+/// Where at most one problem of a list in so many has a worked solution, these are to show the form, and none of them is held out.
+const FEW_WORKED_ONE_IN: usize = 10;
 
 /// Of a file's problems, one in so many is held out where the recipe does not say how many, and so many at most.
 const HELD_OUT_ONE_IN: usize = 10;
@@ -153,19 +156,22 @@ fn solve(problems: impl Iterator<Item = Problem>, n: usize) -> Result<Vec<Proble
 }
 
 /// Those of a list that have a worked solution, where others have none: who learns to work does not learn to guess beside it.
-fn worked_of(list: &[(usize, Problem)]) -> Option<Vec<Problem>> {
-    let has = |p: &Problem| corpus::reasoning(p, Style::Careful, 0).is_some();
-    let worked: Vec<Problem> = list.iter().filter(|(_, p)| has(p)).map(|(_, p)| p.clone()).collect();
-    (!worked.is_empty() && worked.len() < list.len()).then_some(worked)
+fn worked_of<'a>(list: impl ExactSizeIterator<Item = &'a Problem>) -> Option<Vec<&'a Problem>> {
+    let all = list.len();
+    let worked: Vec<&Problem> = list.filter(|p| corpus::reasoning(p, Style::Careful, 0).is_some()).collect();
+    (!worked.is_empty() && worked.len() < all).then_some(worked)
 }
 
 type Numbered = Vec<(usize, Problem)>;
 
 /// Parts a file's problems into those to train on and exactly `held_out` others, with their numbers. Which they are depends
-/// on their prompts and the seed alone. A prompt that stands in the file twice is on one side, and held out once.
+/// on their prompts and the seed alone, but for a handful that alone have worked solutions, which come last. A prompt that stands in the file twice is on one side, and held out once.
 fn split(all: Vec<Problem>, held_out: Option<usize>, seed: u64) -> Result<(Numbered, Numbered), String> {
+    let mut few = worked_of(all.iter()).unwrap_or_default();
+    few.truncate(if few.len() * FEW_WORKED_ONE_IN <= all.len() { few.len() } else { 0 });
+    let few: HashSet<&str> = few.iter().map(|p| p.prompt.as_str()).collect();
     let mut prompts: Vec<&str> = all.iter().map(|p| p.prompt.as_str()).collect();
-    prompts.sort_by_key(|p| (hash_bytes(p.as_bytes(), seed), *p));
+    prompts.sort_by_key(|p| (few.contains(p), hash_bytes(p.as_bytes(), seed), *p));
     prompts.dedup();
     let n = held_out.unwrap_or((prompts.len() / HELD_OUT_ONE_IN).clamp(1, HELD_OUT));
     if n >= prompts.len() {
@@ -181,45 +187,60 @@ fn split(all: Vec<Problem>, held_out: Option<usize>, seed: u64) -> Result<(Numbe
     Ok((train, held))
 }
 
+/// What a program draws, with problems of our own tasks among them where there is a mix too: to train on, held out, and what judges
+/// them.
+fn of_program(p: &Problems, seed: u64) -> Result<(Numbered, Numbered, Arc<dyn Verifier>), TrainError> {
+    let (command, env) = (p.command.clone(), p.env.clone());
+    let external = start(&VerifierCommand { command, env, workers: 2, timeout_seconds: 10.0 })?;
+    let own = if p.mix.is_empty() { None } else { Some(mix(&p.mix)?) };
+    let draw = |split, count: usize| -> Result<Numbered, TrainError> {
+        let each = count.div_ceil((p.tasks.len() + p.mix.len()).max(1));
+        let mut lists = Vec::new();
+        for task in &p.tasks {
+            lists.push(external.problems(task, split, seed, 0, each)?.into_iter());
+        }
+        for first in (0..p.mix.len()).map(|i| (i * each) as u64) {
+            let problems = own.iter().flat_map(|m| (first..).take(each).map(|i| m.problem(split, seed, i)));
+            lists.push(problems.collect::<Vec<_>>().into_iter());
+        }
+        // Tasks in turn, so that any part of the list is a fair mix.
+        let turns = (0..each).flat_map(|_| lists.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
+        Ok((1..).zip(turns.take(count)).collect())
+    };
+    let (train, held) = (draw(Split::Train, p.count)?, draw(Split::HeldOut, p.held_out.unwrap_or(HELD_OUT))?);
+    let verifier: Arc<dyn Verifier> = match own {
+        Some(_) => {
+            let tasks = p.mix.iter().map(|entry| entry.task.clone()).collect();
+            Arc::new(Beside { tasks, others: external })
+        }
+        None => Arc::new(external),
+    };
+    Ok((train, held, verifier))
+}
+
 impl ProblemSource {
     /// Draws or reads the problems.
     pub fn open(p: &Problems, seed: u64) -> Result<ProblemSource, TrainError> {
         let form = Form::of(p)?;
-        let mut of_command: Option<external::ExternalVerifier> = None;
-        let held_out = p.held_out.unwrap_or(HELD_OUT);
+        let mut of_command: Option<Arc<dyn Verifier>> = None;
         let (origin, held_out) = if let Some(path) = &p.jsonl {
             let (train, held) = split(tasks::load_problems(path)?, p.held_out, seed)
                 .map_err(|what| TrainError::Recipe(format!("{}: {what}", path.display())))?;
             (Origin::List(train), held)
         } else if !p.command.is_empty() {
-            let (command, env) = (p.command.clone(), p.env.clone());
-            let external = start(&VerifierCommand { command, env, workers: 2, timeout_seconds: 10.0 })?;
-            let draw = |split, count: usize| -> Result<Vec<Problem>, TrainError> {
-                let each = count.div_ceil(p.tasks.len().max(1));
-                let mut lists = Vec::new();
-                for task in &p.tasks {
-                    lists.push(external.problems(task, split, seed, 0, each)?.into_iter());
-                }
-                // Tasks in turn, so that any part of the list is a fair mix.
-                Ok((0..each)
-                    .flat_map(|_| lists.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>())
-                    .take(count)
-                    .collect())
-            };
-            let numbered = |problems: Vec<Problem>| (1..).zip(problems).collect();
-            let train = numbered(draw(Split::Train, p.count)?);
-            let held = numbered(draw(Split::HeldOut, held_out)?);
-            of_command = Some(external);
+            let (train, held, verifier) = of_program(p, seed)?;
+            of_command = Some(verifier);
             (Origin::List(train), held)
         } else {
             let mix = mix(&p.mix)?;
-            let drawn = (0..held_out as u64).map(|i| mix.problem(Split::HeldOut, seed, i));
+            let drawn =
+                (0..p.held_out.unwrap_or(HELD_OUT) as u64).map(|i| mix.problem(Split::HeldOut, seed, i));
             let held = (1..).zip(drawn).collect();
             (Origin::Mix(mix), held)
         };
         let unplaced: Arc<dyn Verifier> = match (&p.verifier, of_command) {
             (Some(choice), _) => made(choice)?,
-            (None, Some(external)) => Arc::new(external),
+            (None, Some(external)) => external,
             (None, None) => tasks::verifier("task")?.into(),
         };
         let reward = |r: &RewardChoice| -> Result<NamedReward, TrainError> {
@@ -239,8 +260,9 @@ impl ProblemSource {
             let what = format!("no answer could score on the problem {:?}: {fault}", problem.prompt);
             return Err(TrainError::Recipe(what));
         }
+        let owned = |worked: Vec<&Problem>| worked.into_iter().cloned().collect();
         let solved = match (p.solved, &origin) {
-            (None, Origin::List(list)) => worked_of(list),
+            (None, Origin::List(list)) => worked_of(list.iter().map(|(_, p)| p)).map(owned),
             (None, Origin::Mix(_)) => None,
             (Some(n), Origin::List(list)) => Some(solve(list.iter().map(|(_, p)| p.clone()), n)?),
             (Some(n), Origin::Mix(mix)) => {
@@ -430,18 +452,27 @@ mod tests {
     /// Rows without a solution teach no answers out of nothing where others are worked; where none is, answers are all there is.
     #[test]
     fn rows_without_work_are_not_learnt_beside_worked_ones() {
-        let with = |solutions: &[&str]| -> Vec<(usize, Problem)> {
+        let with = |solutions: &[&str]| -> Vec<Problem> {
             let of = |(i, s): (usize, &&str)| {
                 let record = serde_json::json!({"prompt": format!("p{i}"), "answer": "1", "solution": s});
-                (i, serde_json::from_value(record).expect("a problem"))
+                serde_json::from_value(record).expect("a problem")
             };
             solutions.iter().enumerate().map(of).collect()
         };
         let worked = |solutions: &[&str]| {
-            worked_of(&with(solutions)).map(|w| w.iter().map(|p| p.prompt.clone()).collect::<Vec<_>>())
+            worked_of(with(solutions).iter()).map(|w| w.iter().map(|p| p.prompt.clone()).collect::<Vec<_>>())
         };
         assert_eq!(worked(&["", "so", "", "thus"]), Some(vec!["p1".to_owned(), "p3".to_owned()]));
         assert_eq!((worked(&["", ""]), worked(&["so", "thus"])), (None, None));
+        // A handful is there to be learnt from: none of it is held out.
+        let handful: Vec<&str> = (0..200).map(|i| if i % 25 == 0 { "so" } else { "" }).collect();
+        for seed in 0..5 {
+            let (train, held) = split(with(&handful), Some(100), seed).expect("a split");
+            assert_eq!(
+                (worked_of(train.iter().map(|(_, p)| p)).map(|w| w.len()), held.len()),
+                (Some(8), 100)
+            );
+        }
     }
 
     /// `solved` bounds the worked solutions that fine-tuning ever sees, and pretraining on the recipe's problems sees none.

@@ -17,13 +17,13 @@ pub const HELD_OUT: usize = 200;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Problems {
-    /// Procedural tasks and how often each is drawn. Empty where `jsonl` or `command` is given.
+    /// Procedural tasks and how often each is drawn. Beside a `command`, so many as one of its tasks for each of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mix: Vec<TaskMix>,
     /// A file of problems, one JSON object a line, in place of the mix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jsonl: Option<PathBuf>,
-    /// A program and its arguments that draws problems, in place of the mix.
+    /// A program and its arguments that draws problems, in place of the mix or beside it.
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The tasks that `command` is asked for.
@@ -32,7 +32,7 @@ pub struct Problems {
     /// Environment variables that `command` is given, beside those that any program needs (PATH, HOME, LANG, …).
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
-    /// Problems to train on that `command` is asked for.
+    /// Problems to train on where there is a `command`, those of a mix beside it among them.
     pub count: usize,
     /// Problems kept for evaluation: 200 by default, and one in ten of a file that has fewer than 2000.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,23 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
-use data::{Conversation, Message, Tokenizer, encode_chat, read_table, write_jsonl};
+use data::{read_table, write_jsonl};
 use ground::atomic::replace;
-use model::Model;
 use serde_json::{Value, json};
-use train::evaluate::Outcome;
-use train::finished::{Finished, Measured};
+use train::finished::Measured;
 use train::forgetting::{BUILT_IN, HeldText, NONE};
-use train::memory::{TRAINING_COPIES, available_bytes, training_bytes};
 use train::recipe::Recipe;
-use train::teach::{Budget, Columns, Lesson, LessonPlan, PATIENCE, Trial, try_model};
+use train::teach::{Budget, Columns, Lengths, Lesson, LessonPlan, Taught, Trial, Wishes, try_model};
 
 use super::bench::ceiling;
 use super::convert::merge_into;
 use super::{ranges, run};
-use crate::model_files::{Loaded, ModelArgs, reserve};
+use crate::model_files::{Loaded, ModelArgs};
 use crate::output::{harmless, json_line, line, tell};
 use crate::ranks::{self, Joined};
 
@@ -84,16 +81,8 @@ pub struct Teach {
     json: bool,
 }
 
-/// Tokens of an answer where no solution tells how long one is.
-const MAX_NEW: usize = 256;
-/// The rank of adapters where memory is short.
-const RANK: usize = 16;
 /// Of the time, what trying the ways to ask may take.
 const TRYING: f64 = 0.1;
-/// The share of the product ceiling that training reaches, for the plan.
-const REACHED: f64 = 0.4;
-/// Of free memory, what may be used.
-const MEMORY_SHARE: f64 = 0.6;
 
 /// Runs the command.
 pub fn run(a: &Teach) -> Result<()> {
@@ -155,11 +144,8 @@ fn understood(lesson: &Lesson, say: &dyn Fn(&str)) {
         "{} rows with a question ({question:?}) and an answer ({answer:?}){solutions}",
         lesson.problems.len()
     ));
-    for reason in ["no question", "no answer", "longer than 64 KiB"] {
-        let rows: Vec<u64> = lesson.left_out.iter().filter(|(_, r)| *r == reason).map(|(n, _)| *n).collect();
-        if let Some(first) = rows.first() {
-            say(&format!("{} rows are left out, {reason} (the first is row {first})", rows.len()));
-        }
+    for (reason, rows, first) in lesson.left_out_by_reason() {
+        say(&format!("{rows} rows are left out, {reason} (the first is row {first})"));
     }
     say(&format!("scored by `{}`: {}", lesson.verifier, lesson.why));
     for p in lesson.problems.iter().take(5) {
@@ -175,42 +161,22 @@ fn understood(lesson: &Lesson, say: &dyn Fn(&str)) {
 fn settle(
     a: &Teach,
     lesson: &Lesson,
-    mut loaded: Loaded,
+    Loaded { mut model, tokenizer }: Loaded,
     out: &Path,
     say: &dyn Fn(&str),
 ) -> Result<(Trial, Result<String, String>)> {
-    if loaded.tokenizer.chat_template().is_none() {
-        bail!(
-            "the tokenizer of {} has no chat template, so there is no way to ask the model anything",
-            a.model.model.display()
-        );
-    }
-    let lengths = lengths(&loaded.tokenizer, lesson)?;
-    let max_new = a.max_new.unwrap_or(match lesson.solved {
-        0 => MAX_NEW,
-        _ => (lengths.longest_answer * 3 / 2).max(32),
-    });
-    let seq_len = lengths.longest_row + max_new;
-    let patient = lengths.longest_row + max_new.max(PATIENCE);
-    if reserve(&mut loaded.model, patient) < seq_len {
-        bail!(
-            "the longest row and its answer take {seq_len} tokens, more than the model's context: lower --max-new, or leave the row out"
-        );
-    }
-    say("the model as it came, on some of the rows:");
+    let wishes = Wishes { minutes: a.minutes, max_new: a.max_new, lora: a.lora };
+    let lengths = Lengths::of(&tokenizer, lesson, &wishes).with_context(|| a.table.display().to_string())?;
+    lengths.reserve(&mut model)?;
     let held_text = held_text(a)?;
-    let trial = try_model(
-        &loaded.model,
-        &loaded.tokenizer,
-        lesson,
-        max_new,
-        TRYING * 60.0 * f64::from(a.minutes),
-        say,
-    )?;
-    if let Some(reason) = pointless(&trial, lesson) {
+    say("the model as it came, on some of the rows:");
+    let trying = TRYING * 60.0 * f64::from(a.minutes);
+    let trial = try_model(&model, &tokenizer, lesson, lengths.max_new, trying, say)?;
+    if let Some(reason) = trial.pointless(lesson) {
         return Ok((trial, Err(reason)));
     }
-    let budget = budget(a, lesson, &loaded.model, &trial, &lengths, max_new, seq_len);
+    let ceiling = ceiling(model::inspect::inspect(model.config(), 1).parameters.total as usize);
+    let budget = Budget::of(&wishes, lesson, &model, &trial, &lengths, ceiling);
     let plan = LessonPlan::of(lesson, &budget);
     let absolute = |p: &Path| std::path::absolute(p).with_context(|| p.display().to_string());
     let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -230,7 +196,7 @@ fn plan_json(lesson: &Lesson, trial: &Trial, settled: &Result<String, String>) -
     let (question, answer, solution) = &lesson.columns;
     let left_out: Vec<Value> =
         lesson.left_out.iter().map(|(row, reason)| json!({"row": row, "reason": reason})).collect();
-    let tried = trial.found.greedy.iter().zip(&lesson.problems).take(SHOWN);
+    let tried = trial.found.greedy.iter().zip(lesson.tried()).take(SHOWN);
     let tried: Vec<Value> = tried
         .map(|(graded, row)| {
             json!({"question": row.prompt, "answer": row.answer, "said": graded.completion, "right": graded.is_right(),
@@ -264,110 +230,28 @@ fn held_text(a: &Teach) -> Result<Option<String>> {
     Ok(Some(std::path::absolute(text)?.to_string_lossy().into_owned()))
 }
 
-/// Why there is nothing to do, if so.
-fn pointless(trial: &Trial, lesson: &Lesson) -> Option<String> {
-    let all = &trial.found.all;
-    if all.pass_at_1.value >= 1.0 && all.maj_at_k.value >= 1.0 {
-        return Some(format!(
-            "nothing to teach: the model is right on all {} rows that it was tried on",
-            all.problems
-        ));
-    }
-    if all.pass_at_k.value == 0.0 && lesson.solved == 0 {
-        return Some(format!(
-            "nothing to build on: of {} rows none was right in {} samples, and there are no worked solutions to learn from. Add a column with solutions, or take a model that is sometimes right",
-            all.problems, all.samples
-        ));
-    }
-    None
-}
-
-struct Lengths {
-    longest_row: usize,
-    longest_answer: usize,
-    row: f64,
-}
-
-/// Tokens of rows with their solutions, as conversations.
-fn lengths(tokenizer: &Tokenizer, lesson: &Lesson) -> Result<Lengths> {
-    let place = lesson.taught_place();
-    let (mut longest_row, mut longest_answer, mut sum) = (0, 0, 0);
-    for (i, p) in lesson.problems.iter().enumerate() {
-        let work = p.solution.as_deref().unwrap_or_default();
-        let answer = place.write(work, &p.answer).unwrap_or_default();
-        let turns = [Message::user(p.prompt.as_str()), Message::assistant(answer.as_str())];
-        let chat = encode_chat(tokenizer, &Conversation::of(turns))
-            .with_context(|| format!("row {} cannot be put to the model", i + 1))?;
-        let answer = tokenizer.encode(&answer)?.len();
-        longest_row = longest_row.max(chat.ids.len());
-        longest_answer = longest_answer.max(answer);
-        sum += chat.ids.len();
-    }
-    // What asks for the form comes on top.
-    Ok(Lengths {
-        longest_row: longest_row + 32,
-        longest_answer,
-        row: sum as f64 / lesson.problems.len() as f64 + 32.0,
-    })
-}
-
-fn budget(
-    a: &Teach,
-    lesson: &Lesson,
-    model: &Model,
-    trial: &Trial,
-    lengths: &Lengths,
-    max_new: usize,
-    seq_len: usize,
-) -> Budget {
-    let counted = model::inspect::inspect(model.config(), seq_len);
-    let reached = REACHED * ceiling(counted.parameters.total as usize);
-    let memory = training_bytes(model.config(), TRAINING_COPIES, 2048);
-    let have = tensor::device(0).map(|gpu| gpu.info().memory as f64).or_else(available_bytes);
-    let short = have.is_some_and(|have| memory > MEMORY_SHARE * have);
-    let answer =
-        if lesson.solved > 0 { lengths.longest_answer as f64 * 0.7 } else { trial.found.mean_tokens };
-    Budget {
-        seconds: 60.0 * f64::from(a.minutes),
-        training: counted.training_operations_per_token as f64 / reached,
-        generating: trial.seconds_per_token,
-        max_new,
-        seq_len,
-        before: (trial.max_new, trial.found.mean_tokens),
-        answer,
-        row: lengths.row,
-        lora: a.lora.or(short.then_some(RANK)),
-        parameters: counted.parameters.total as f64,
-        memory: have.map_or(4e9, |have| MEMORY_SHARE * have),
-    }
-}
-
 /// Before and after, problem by problem.
 fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
-    let (before, after) = (&measured(out, "before")?, &measured(out, "after")?);
-    let gain = gain(&before.outcomes, &after.outcomes);
-    let pct = |x: f64| format!("{:.1} %", 100.0 * x);
-    let range = |m: &Measured| {
-        let e = &m.scores.pass_at_1;
-        format!("{} [{:.0}–{:.0}]", pct(e.value), 100.0 * e.low, 100.0 * e.high)
-    };
+    let taught = Taught::of(out)?;
     let recipe = beside(out, ".toml");
-    let (model, adapter) = models(out)?;
-    let forgotten = before.held_text.as_ref().zip(after.held_text.as_ref());
+    let (model, adapter) = models(out, &taught)?;
+    let (before, after) = (&taught.before, &taught.after);
     if a.json {
+        let texts = before.held_text.as_ref().zip(after.held_text.as_ref());
         return json_line(&json!({
             "verifier": lesson.verifier,
             "rows": lesson.problems.len(),
             "held_out": before.outcomes.len(),
             "before": before.scores,
             "after": after.scores,
-            "gain": {"value": gain[0], "low": gain[1], "high": gain[2]},
-            "forgotten": forgotten.map(|(b, t)| json!({
+            "gain": taught.gain,
+            "own_answers": taught.own_answers,
+            "forgotten": texts.map(|(b, t)| json!({
                 "text": b.text,
                 "bytes": b.bytes,
                 "before": b.bits_per_byte,
                 "after": t.bits_per_byte,
-                "worse": t.bits_per_byte / b.bits_per_byte - 1.0,
+                "worse": taught.forgotten(),
             })),
             "minutes": minutes,
             "model": model,
@@ -376,56 +260,17 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
         }));
     }
     line("")?;
-    let first = match gain[1] > 0.0 {
-        true => format!(
-            "better by {:.1} points [{:.1} to {:.1}]",
-            100.0 * gain[0],
-            100.0 * gain[1],
-            100.0 * gain[2]
-        ),
-        false => format!(
-            "not shown to be better: {:+.1} points, and the interval [{:.1} to {:.1}] holds zero",
-            100.0 * gain[0],
-            100.0 * gain[1],
-            100.0 * gain[2]
-        ),
-    };
-    line(&first)?;
-    line(&format!(
-        "  {} held-out rows, right at the first answer: {} before, {} after",
-        before.outcomes.len(),
-        range(before),
-        range(after)
-    ))?;
-    if before.scores.samples > 1 {
-        let k = before.scores.samples;
-        line(&format!(
-            "  the answer that most of {k} gave: {} before, {} after",
-            pct(before.scores.maj_at_k.value),
-            pct(after.scores.maj_at_k.value)
-        ))?;
+    line(&taught.verdict())?;
+    if taught.own_answers == 0 {
+        line("  no answer that it sampled was right, so it learnt nothing of its own")?;
     }
-    if let Some((b, t)) = forgotten {
-        line(&format!(
-            "  forgotten: {:.3} bits per byte before, {:.3} after ({:+.1} %), on {} bytes of text that nothing was trained on",
-            b.bits_per_byte,
-            t.bits_per_byte,
-            100.0 * (t.bits_per_byte / b.bits_per_byte - 1.0),
-            b.bytes
-        ))?;
-    }
+    measurements(&taught)?;
     for (b, t) in before.answers.iter().zip(&after.answers).take(3) {
-        line(&format!("\n  {}", harmless(&b.prompt).trim().replace('\n', "\n  ")))?;
-        line(&format!(
-            "  before {}: {}",
-            mark(b.completion.score),
-            harmless(&b.completion.text).trim().replace('\n', "\n    ")
-        ))?;
-        line(&format!(
-            "  after  {}: {}",
-            mark(t.completion.score),
-            harmless(&t.completion.text).trim().replace('\n', "\n    ")
-        ))?;
+        line(&format!("\n  {}", indented(&b.prompt, "\n  ")))?;
+        for (when, answer) in [("before", b), ("after ", t)] {
+            let right = if answer.completion.score >= 0.5 { "right" } else { "wrong" };
+            line(&format!("  {when} {right}: {}", indented(&answer.completion.text, "\n    ")))?;
+        }
     }
     if let Some(adapter) = &adapter {
         line(&format!(
@@ -440,23 +285,49 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
     line(&format!("  {}, in a browser", out.join("report.html").display()))
 }
 
-fn mark(score: f64) -> &'static str {
-    if score >= 0.5 { "right" } else { "wrong" }
+fn indented(text: &str, line_break: &str) -> String {
+    harmless(text).trim().replace('\n', line_break)
 }
 
-/// What a stage of the run measured.
-fn measured(out: &Path, stage: &str) -> Result<Measured> {
-    let path = out.join(stage).join("done.json");
-    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    let done: Finished = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    let one = done.figures.measured.into_iter().next();
-    one.with_context(|| format!("{}: the run's measurements are not those of `teach`", path.display()))
+/// The figures of before and after.
+fn measurements(taught: &Taught) -> Result<()> {
+    let (before, after) = (&taught.before, &taught.after);
+    let pct = |x: f64| format!("{:.1} %", 100.0 * x);
+    let range = |m: &Measured| {
+        let e = &m.scores.pass_at_1;
+        format!("{} [{:.0}–{:.0}]", pct(e.value), 100.0 * e.low, 100.0 * e.high)
+    };
+    line(&format!(
+        "  {} held-out rows, right at the first answer: {} before, {} after",
+        before.outcomes.len(),
+        range(before),
+        range(after)
+    ))?;
+    if before.scores.samples > 1 {
+        let k = before.scores.samples;
+        line(&format!(
+            "  the answer that most of {k} gave: {} before, {} after",
+            pct(before.scores.maj_at_k.value),
+            pct(after.scores.maj_at_k.value)
+        ))?;
+    }
+    let texts = before.held_text.as_ref().zip(after.held_text.as_ref());
+    if let Some(((b, t), worse)) = texts.zip(taught.forgotten()) {
+        line(&format!(
+            "  forgotten: {:.3} bits per byte before, {:.3} after ({:+.1} %), on {} bytes of text that nothing was trained on",
+            b.bits_per_byte,
+            t.bits_per_byte,
+            100.0 * worse,
+            b.bytes
+        ))?;
+    }
+    Ok(())
 }
 
 /// The model that came out and, where that was trained, its adapter, which is merged beside the run.
-fn models(out: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
-    let model = out.join("model");
-    if !model.join("adapter_config.json").exists() {
+fn models(out: &Path, taught: &Taught) -> Result<(PathBuf, Option<PathBuf>)> {
+    let (model, is_adapter) = taught.model.clone();
+    if !is_adapter {
         return Ok((model, None));
     }
     let merged = beside(out, "-merged");
@@ -464,34 +335,4 @@ fn models(out: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
         merge_into(&model, &merged)?;
     }
     Ok((merged, Some(model)))
-}
-
-/// The difference of the shares that are right, and its interval of 95 %, from the pairs.
-fn gain(before: &[Outcome], after: &[Outcome]) -> [f64; 3] {
-    let each: Vec<f64> = before
-        .iter()
-        .zip(after)
-        .map(|(b, a)| f64::from(u8::from(a.greedy)) - f64::from(u8::from(b.greedy)))
-        .collect();
-    let n = each.len().max(1) as f64;
-    let mean = each.iter().sum::<f64>() / n;
-    // Never without spread: a pair more each way, as Agresti and Caffo do for two shares.
-    let spread = (each.iter().map(|d| (d - mean).powi(2)).sum::<f64>() + 2.0) / (n * (n + 2.0));
-    [mean, mean - 1.96 * spread.sqrt(), mean + 1.96 * spread.sqrt()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gain_is_of_pairs() {
-        let of = |right: &[u8]| -> Vec<Outcome> {
-            right.iter().map(|r| Outcome { greedy: *r == 1, any: true, majority: true }).collect()
-        };
-        let none = gain(&of(&[1, 0, 1, 0]), &of(&[1, 0, 1, 0]));
-        assert!(none[0] == 0.0 && none[1] < 0.0 && none[2] > 0.0);
-        let all = gain(&of(&[0; 100]), &of(&[1; 100]));
-        assert!(all[0] == 1.0 && all[1] > 0.95 && all[1] < 1.0, "{all:?}");
-    }
 }

@@ -3,6 +3,7 @@
 //! All but `format` look at the completion's one answer only. A completion without exactly one answer, or with an
 //! empty one, scores zero before any verifier sees it.
 
+mod beside;
 mod by_task;
 mod choice;
 mod exact;
@@ -17,6 +18,7 @@ mod place;
 mod rational;
 mod style;
 
+pub use beside::Beside;
 pub use by_task::ByTask;
 pub use choice::Choice;
 pub use exact::Exact;

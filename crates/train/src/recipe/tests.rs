@@ -108,7 +108,7 @@ fn shipped_recipes_are_read() {
         let text = std::fs::read_to_string(format!("{folder}/{name}.toml")).unwrap();
         parse(&text, &[]).unwrap_or_else(|e| panic!("{name}: {e}"))
     };
-    for name in ["smoke", "quick", "gym", "text"] {
+    for name in ["smoke", "quick", "gym", "text", "smol"] {
         load(name);
     }
     let (launch, earned) = (load("launch"), load("earned"));

@@ -151,9 +151,12 @@ fn machine(recipe: &Recipe, check: &Check<'_>) -> Checked {
 }
 
 fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
-    let given = [!problems.mix.is_empty(), problems.jsonl.is_some(), !problems.command.is_empty()];
-    let one = given.iter().filter(|given| **given).count() == 1;
-    check.that(one, &["problems"], "give one of `mix`, `jsonl` and `command`")?;
+    let mixed = !problems.mix.is_empty() || !problems.command.is_empty();
+    check.that(
+        mixed != problems.jsonl.is_some(),
+        &["problems"],
+        "give one of `mix`, `jsonl` and `command`, or `mix` beside `command`",
+    )?;
     let tasks = problems.tasks.is_empty() || !problems.command.is_empty();
     check.that(
         tasks,
@@ -163,7 +166,8 @@ fn problems(problems: &Problems, check: &Check<'_>) -> Checked {
     let env = problems.env.is_empty() || !problems.command.is_empty();
     let which = "`env` goes with `command`; that of a verifier stands in its table";
     check.that(env, &["problems", "env"], which)?;
-    let listed = problems.mix.is_empty() || problems.too_long == TooLong::Refuse;
+    let endless = !problems.mix.is_empty() && problems.command.is_empty();
+    let listed = !endless || problems.too_long == TooLong::Refuse;
     let which = "problems of a mix are drawn without end, and none is left out: lower their `level` instead";
     check.that(listed, &["problems", "too_long"], which)?;
     // Held in memory, all of them.

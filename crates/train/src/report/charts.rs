@@ -3,7 +3,7 @@
 use super::axis::{Axis, Unit, percent};
 use super::svg::{LineChart, Mark, Series};
 use super::{Overlay, RunReport, Way};
-use crate::run::metrics::{Line, keys};
+use crate::run::metrics::{Line, NAMED_REWARD, keys};
 
 const WIDE: f64 = 880.0;
 
@@ -68,6 +68,20 @@ pub(super) fn ways(report: &RunReport) -> Option<LineChart> {
         width: WIDE,
         height: 380.0,
     })
+}
+
+/// The rewards that a recipe names, each by its key and its name, in the order in which they are logged.
+pub(super) fn named_rewards(metrics: &[Line]) -> Vec<(&str, &str)> {
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for (key, _) in metrics.iter().flat_map(|line| &line.values) {
+        if let Some(name) = key.strip_prefix(NAMED_REWARD)
+            && key != keys::REWARD_STD
+            && !found.iter().any(|(known, _)| known == key)
+        {
+            found.push((key, name));
+        }
+    }
+    found
 }
 
 /// The reward while the model learns by reinforcement, with what it began with and ended with.

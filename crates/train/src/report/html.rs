@@ -158,14 +158,17 @@ fn reinforcement(report: &RunReport, metrics: &[Line], out: &mut String) {
     }
     draw(&chart, "Bars on the marks are 95 % intervals over the held-out problems.", out);
     let panels = [
-        (keys::COMPLETION_LENGTH, "How long it thinks", "tokens per answer"),
-        (keys::ENTROPY, "How open it stays", "entropy, nats per token"),
-        (keys::REWARD, "Reward of each reinforced model", "reward"),
+        (keys::COMPLETION_LENGTH, "How long it thinks".to_owned(), "tokens per answer"),
+        (keys::ENTROPY, "How open it stays".to_owned(), "entropy, nats per token"),
+        (keys::REWARD, "Reward of each reinforced model".to_owned(), "reward"),
     ];
     // The chart above shows the reward of one model already.
     let wanted = panels.into_iter().filter(|(key, ..)| *key != keys::REWARD || stages.len() > 1);
-    let drawn = wanted.filter_map(|(key, title, label)| {
-        charts::over_steps(metrics, &stages, key, title, label, Unit::Plain)
+    let named = charts::named_rewards(metrics)
+        .into_iter()
+        .map(|(key, name)| (key, format!("Reward “{name}”"), "score, before its weight"));
+    let drawn = wanted.chain(named).filter_map(|(key, title, label)| {
+        charts::over_steps(metrics, &stages, key, &title, label, Unit::Plain)
     });
     draw_grid(drawn.collect(), out);
 }

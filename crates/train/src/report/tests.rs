@@ -61,8 +61,8 @@ fn line(stage: &str, step: u64, values: &[(&str, f64)]) -> Line {
 
 fn metrics() -> Vec<Line> {
     let pretrain = (1..=50).map(|step| line("pretrain", step, &[("loss", 6.0 / step as f64)]));
-    let grpo =
-        (1..=30).map(|step| line("grpo", step, &[("reward", step as f64 / 30.0), ("reward_std", 0.3)]));
+    let values = |step: u64| [("reward", step as f64 / 30.0), ("reward_std", 0.3), ("reward_brief", 0.5)];
+    let grpo = (1..=30).map(|step| line("grpo", step, &values(step)));
     pretrain.chain(grpo).collect()
 }
 
@@ -125,6 +125,7 @@ fn the_page_stands_alone() {
     }
     assert!(page.contains("reinforcement raised pass@1 from <em>40 %</em> to <em>85 %</em>"), "the headline");
     assert!(page.contains("✓ shown"));
+    assert!(page.contains("Reward “brief”") && !page.contains("Reward “std”"));
     let curve = std::fs::read_to_string(dir.path().join("curve.svg")).unwrap();
     assert!(curve.starts_with("<svg xmlns=") && curve.contains("prefers-color-scheme"));
     assert!(!curve.contains("NaN") && !page.contains("NaN") && !page.contains(">inf"));

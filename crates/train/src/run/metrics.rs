@@ -57,6 +57,9 @@ pub mod keys {
     pub const SENT_BYTES: &str = "sent_bytes";
 }
 
+/// What stands before the name of a reward of the recipe's in its key.
+pub const NAMED_REWARD: &str = "reward_";
+
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {

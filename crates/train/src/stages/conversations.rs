@@ -109,8 +109,25 @@ pub(super) fn worked(
     Ok(encode_chat(tokenizer, &source.worked(problem, style, index)?)?.into())
 }
 
-/// The conversations of a file. One that does not fit is an error that names its place.
+/// The conversations of a file, of which there must be one. One that does not fit is an error that names its place.
 pub(super) fn conversations(
+    ctx: &Context,
+    tokenizer: &Tokenizer,
+    path: &std::path::Path,
+    seq_len: usize,
+) -> Result<Vec<Document>, TrainError> {
+    let docs = conversations_if_any(ctx, tokenizer, path, seq_len)?;
+    match docs.is_empty() {
+        true => {
+            let what = format!("{}: it holds no conversation to learn from", path.display());
+            Err(TrainError::Recipe(what))
+        }
+        false => Ok(docs),
+    }
+}
+
+/// The same of a file that may have none.
+pub(super) fn conversations_if_any(
     ctx: &Context,
     tokenizer: &Tokenizer,
     path: &std::path::Path,
@@ -154,12 +171,6 @@ pub(super) fn conversations(
             "note: {}: the chat template leaves `{field}` out in {count} conversations, so that it is not learnt",
             path.display()
         ));
-    }
-    if docs.is_empty() {
-        return Err(TrainError::Recipe(format!(
-            "{}: it holds no conversation to learn from",
-            path.display()
-        )));
     }
     Ok(docs)
 }

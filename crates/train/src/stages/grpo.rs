@@ -19,7 +19,7 @@ use crate::memory::room_for_passes;
 use crate::policy::{PASS_TOKENS, PolicySettings, PolicyStats, Prompted, flatten, mismatched, policy_step};
 use crate::rollout::{Answer, Group, SampleSettings, sample};
 use crate::room::StageProblems;
-use crate::run::metrics::{Metrics, keys};
+use crate::run::metrics::{Metrics, NAMED_REWARD, keys};
 use crate::run::share::share;
 use crate::settings::check::{At, Checked, POSITIVE};
 use crate::settings::{UNSET, one_or_many, one_table, set};
@@ -175,6 +175,7 @@ impl Stage for GrpoStage {
             held: PASS_TOKENS.min(own.prompts * own.group * own.max_new / own.minibatches.max(1)),
             cut: Some(2 * own.max_new),
             recompute: self.training.recompute,
+            reference: own.kl_coefficient > 0.0,
             remedy: "lower `max_new`, set `recompute = true` or `adapter`, take a smaller model, or raise `machine.memory_gib`",
             ..Work::default()
         }
@@ -200,7 +201,8 @@ impl Stage for GrpoStage {
         let mut learner = Learner::new(model, tokenizer, &self.training.optimizer, &ctx.team);
         let budget = own.budget(ctx)?;
         let (recompute, before) = (self.training.recompute, ctx.rounds_before(name));
-        let room = room_for_passes(&learner.model, ctx.machine.memory_gib, recompute);
+        let beside = reference.as_ref().map(|r| &r.model);
+        let room = room_for_passes(&learner.model, beside, ctx.machine.memory_gib, recompute);
         let pass_tokens = room.clamp(2 * own.max_new, PASS_TOKENS.max(2 * own.max_new));
         if pass_tokens < PASS_TOKENS {
             ctx.reporter.note(&format!("{name}: passes of {pass_tokens} tokens, to keep to machine.memory_gib"));
@@ -351,7 +353,7 @@ impl Steps for Reinforcing<'_> {
         let stats = self.update(l, &groups, &replaced, now.lr_factor);
         l.set_figure(keys::REWARD, found.reward);
         l.set_figure(keys::ACCURACY, found.accuracy);
-        let names = self.ctx.problems()?.rewards().iter().map(|r| format!("reward_{}", r.name));
+        let names = self.ctx.problems()?.rewards().iter().map(|r| format!("{NAMED_REWARD}{}", r.name));
         Ok(StepOutcome {
             named: names.zip(found.others).collect(),
             headline: (keys::REWARD, found.reward),

@@ -106,6 +106,8 @@ pub struct Work<'a> {
     pub sharded: bool,
     /// The adapters that are trained in place of the weights, if any.
     pub adapter: Option<&'a AdapterConfig>,
+    /// Whether the model as it was stands beside it.
+    pub reference: bool,
     /// What to do where memory is too small.
     pub remedy: &'static str,
 }

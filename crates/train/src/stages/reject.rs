@@ -149,10 +149,9 @@ impl Stage for RejectStage {
         }
     }
     if kept.is_empty() {
-        return Err(TrainError::Recipe(format!(
-            "stage `{}`: no sampled answer was accepted, so there is nothing to learn from",
-            name
-        )));
+        ctx.reporter.note(&format!(
+            "{name}: none of {drawn} sampled answers was accepted, so that fine-tuning on them leaves its model as it is"
+        ));
     }
     write_jsonl(&ctx.folder.stage_dir(name)?.join("traces.jsonl"), &kept)?;
     let share = right as f64 / drawn.max(1) as f64;

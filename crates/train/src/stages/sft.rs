@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tasks::{Mix, Style};
 
 use super::conversations::{
-    conversations, fill_batch, held_out_documents, left_out_words, log_held_out, nth, worked,
+    conversations, conversations_if_any, fill_batch, held_out_documents, left_out_words, log_held_out, nth, worked,
 };
 use super::{Earlier, Makes, Stage, StageResult, Work};
 use crate::TrainError;
@@ -128,14 +128,17 @@ impl Stage for SftStage {
                 Data::Jsonl { jsonl } => Some(conversations(ctx, &tokenizer, jsonl, seq_len)?),
                 Data::Stage { stage } => {
                     let path = ctx.dir(stage)?.join("traces.jsonl");
-                    Some(conversations(ctx, &tokenizer, &path, seq_len)?)
+                    Some(conversations_if_any(ctx, &tokenizer, &path, seq_len)?)
                 }
             },
             mix: ctx.problems.as_ref().map(|p| p.training_mix(&self.own.mix)).transpose()?.flatten(),
             hurried_share: self.own.hurried_share,
         };
         let note = |text: &str| ctx.reporter.note(text);
+        // Where an earlier stage found nothing to learn, the model stays as it is.
+        let idle = material.fixed.as_ref().is_some_and(Vec::is_empty);
         match &material.fixed {
+            Some(_) if idle => {}
             Some(docs) => teach_ends(&note, name, &mut model, &tokenizer, docs),
             None => teach_ends(&note, name, &mut model, &tokenizer, &[material.document(&tokenizer, 0)?]),
         }
@@ -152,11 +155,14 @@ impl Stage for SftStage {
             limit: seq_len + 1,
             options: self.options(),
         };
-        let total = self.own.steps;
+        let total = if idle { 0 } else { self.own.steps };
         let cost = learner.run(ctx, name, &self.training, (total, total), &mut steps)?;
         Ok(StageResult {
             cost,
-            summary: format!("loss {:.3}{}", learner.usual_loss, left_out_words(&learner)),
+            summary: match idle {
+                true => "there was nothing to learn: the model is as it was".to_owned(),
+                false => format!("loss {:.3}{}", learner.usual_loss, left_out_words(&learner)),
+            },
             figures: Figures::of([("loss", learner.usual_loss)]),
         })
     }

@@ -1,5 +1,7 @@
 //! What a table teaches: its columns, its usable rows, and what scores an answer.
 
+use std::collections::HashSet;
+
 use data::Table;
 use tasks::verify::Number;
 use tasks::{AnswerPlace, Problem};
@@ -18,6 +20,8 @@ const SOLUTION: [&str; 8] =
 pub const FEWEST_ROWS: usize = 20;
 /// The longest question, answer or solution that is taken, in bytes.
 const LONGEST: usize = 64 << 10;
+/// Problems that a model is tried on.
+const TRIED: usize = 16;
 /// Letters of a choice.
 const CHOICES: std::ops::RangeInclusive<char> = 'A'..='E';
 
@@ -39,6 +43,8 @@ pub struct Lesson {
     pub columns: (String, String, Option<String>),
     /// The rows that can be used, as problems.
     pub problems: Vec<Problem>,
+    /// Their numbers in the table.
+    pub numbers: Vec<u64>,
     /// Of these, how many have a worked solution.
     pub solved: usize,
     /// Rows that were left out, with the reason.
@@ -58,6 +64,17 @@ impl Lesson {
         self.places.iter().find(fits).unwrap_or(&self.places[0])
     }
 
+    /// The reasons for which rows were left out, how many rows, and the number of the first of them.
+    pub fn left_out_by_reason(&self) -> impl Iterator<Item = (&'static str, usize, u64)> {
+        counted(&self.left_out)
+    }
+
+    /// The problems that a model is tried on, from all over the table.
+    pub fn tried(&self) -> impl Iterator<Item = &Problem> {
+        let n = self.problems.len();
+        (0..TRIED.min(n)).map(move |i| &self.problems[i * n / TRIED.min(n)])
+    }
+
     /// Reads a table.
     ///
     /// # Errors
@@ -73,23 +90,29 @@ impl Lesson {
         if question == answer || solution.is_some_and(|s| s == question || s == answer) {
             return Err(TeachError::SameColumn(table.columns[question].clone()));
         }
-        let (mut problems, mut left_out) = (Vec::new(), Vec::new());
+        let (mut problems, mut numbers, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
         for row in &table.rows {
             let cell = |at: usize| row.cells[at].trim();
             let work = solution.map(cell).unwrap_or_default();
             match unusable(cell(question), cell(answer), work) {
                 Some(reason) => left_out.push((row.number, reason)),
-                None => problems.push(problem(cell(question), cell(answer), work)),
+                None => {
+                    problems.push(problem(cell(question), cell(answer), work));
+                    numbers.push(row.number);
+                }
             }
         }
-        if problems.len() < FEWEST_ROWS {
-            return Err(TeachError::FewRows { usable: problems.len(), left_out: left_out.len() });
+        let questions = problems.iter().map(|p| p.prompt.as_str()).collect::<HashSet<_>>().len();
+        if questions < FEWEST_ROWS {
+            let counts =
+                counted(&left_out).map(|(reason, n, _)| format!("; {n} rows are left out, {reason}"));
+            return Err(TeachError::FewRows { questions, left_out: counts.collect() });
         }
         let (verifier, why, places) = scoring(&mut problems);
         let solved = problems.iter().filter(|p| p.solution.as_ref().is_some_and(|s| !s.is_empty())).count();
         let name = |at: usize| table.columns[at].clone();
         let columns = (name(question), name(answer), solution.map(name));
-        Ok(Lesson { columns, problems, solved, left_out, verifier, why, places })
+        Ok(Lesson { columns, problems, numbers, solved, left_out, verifier, why, places })
     }
 }
 
@@ -110,13 +133,22 @@ fn column(
     })
 }
 
+/// Why rows are left out.
+const REASONS: [&str; 3] = ["no question", "no answer", "longer than 64 KiB"];
+
 fn unusable(question: &str, answer: &str, solution: &str) -> Option<&'static str> {
-    match () {
-        () if question.is_empty() => Some("no question"),
-        () if answer.is_empty() => Some("no answer"),
-        () if question.len().max(answer.len()).max(solution.len()) > LONGEST => Some("longer than 64 KiB"),
-        () => None,
-    }
+    let too_long = question.len().max(answer.len()).max(solution.len()) > LONGEST;
+    let found = [question.is_empty(), answer.is_empty(), too_long];
+    REASONS.into_iter().zip(found).find_map(|(reason, found)| found.then_some(reason))
+}
+
+/// The reasons for which rows were left out, how many rows, and the first of them.
+fn counted(left_out: &[(u64, &'static str)]) -> impl Iterator<Item = (&'static str, usize, u64)> {
+    REASONS.into_iter().filter_map(|reason| {
+        let mut rows = left_out.iter().filter(|(_, why)| *why == reason);
+        let (first, _) = rows.next()?;
+        Some((reason, 1 + rows.count(), *first))
+    })
 }
 
 fn problem(question: &str, answer: &str, solution: &str) -> Problem {
@@ -204,9 +236,10 @@ mod tests {
         let lesson = Lesson::of(&t, &Columns::default()).unwrap();
         assert_eq!(lesson.columns, ("Question".into(), "Answer".into(), Some("Explanation".into())));
         assert_eq!((lesson.verifier, lesson.problems.len(), lesson.solved), ("numeric", 30, 30));
-        let letters = table(&["q", "a"], |_| texts(&["which?", "b"]), 30);
+        let letters = table(&["q", "a"], |i| vec![format!("which of {i}?"), "b".into()], 30);
         assert_eq!(Lesson::of(&letters, &Columns::default()).unwrap().verifier, "choice");
-        let mixed = table(&["q", "a"], |i| texts(&["x", if i == 0 { "none" } else { "4" }]), 30);
+        let answer = |i: usize| if i == 0 { "none" } else { "4" };
+        let mixed = table(&["q", "a"], |i| vec![format!("x{i}"), answer(i).into()], 30);
         let lesson = Lesson::of(&mixed, &Columns::default()).unwrap();
         assert!(lesson.verifier == "task" && lesson.why.contains("29 of 30"), "{}", lesson.why);
         let of = |i: usize| lesson.problems[i].verifier.as_deref();
@@ -216,11 +249,16 @@ mod tests {
     #[test]
     fn what_cannot_be_taught_is_said() {
         let wished = Columns { question: Some("frage".into()), ..Columns::default() };
-        let t = table(&["q", "a"], |i| texts(&["x", if i % 2 == 0 { "" } else { "4" }]), 30);
-        for (columns, want) in [(&wished, "frage"), (&Columns::default(), "15 rows")] {
+        let row = |i: usize| vec![format!("x{i}"), if i % 2 == 0 { "" } else { "4" }.to_owned()];
+        let t = table(&["q", "a"], row, 30);
+        let few = "15 different questions can be used; 15 rows are left out, no answer, expected 20";
+        for (columns, want) in [(&wished, "frage"), (&Columns::default(), few)] {
             let error = Lesson::of(&t, columns).unwrap_err().to_string();
             assert!(error.contains(want), "{error}");
         }
+        let same = table(&["q", "a"], |_| texts(&["x", "4"]), 30);
+        let error = Lesson::of(&same, &Columns::default()).unwrap_err().to_string();
+        assert!(error.contains("1 different questions"), "{error}");
         let no_answer = table(&["question", "colour"], |_| texts(&["x", "y"]), 30);
         let error = Lesson::of(&no_answer, &Columns::default()).unwrap_err().to_string();
         assert!(error.contains("colour") && error.contains("--answer"), "{error}");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tasks::AnswerPlace;
 
-use super::Lesson;
+use super::{Budget, Lesson};
 
 /// Held-out rows: one in five, and so many at most.
 const MOST_HELD_OUT: usize = 100;
@@ -30,33 +30,6 @@ const BATCH: usize = 2048;
 const SAMPLES: usize = 4;
 /// Samples of a held-out row, beside the greedy answer; where time is short, the fewer.
 const MEASURED: [usize; 2] = [8, 4];
-
-/// What there is to spend, and what things cost.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    /// All of it, in seconds.
-    pub seconds: f64,
-    /// Seconds of training on a token.
-    pub training: f64,
-    /// Seconds of a generated token.
-    pub generating: f64,
-    /// Tokens of an answer at most, and of the longest conversation.
-    pub max_new: usize,
-    /// See above.
-    pub seq_len: usize,
-    /// Tokens that the model may take for an answer before it is taught, and takes on average.
-    pub before: (usize, f64),
-    /// Tokens of an answer, and of a row with its solution, on average.
-    pub answer: f64,
-    /// See above.
-    pub row: f64,
-    /// The rank of an adapter, if one is trained in place of all weights.
-    pub lora: Option<usize>,
-    /// The model's parameters.
-    pub parameters: f64,
-    /// Memory that may be used, in bytes.
-    pub memory: f64,
-}
 
 /// Of adapters the usual rate; of all weights 1e-4 for a model of 135 M (4e-4 learnt less in the same steps, LOG.md), and more
 /// for smaller ones.
@@ -190,9 +163,10 @@ impl LessonPlan {
             // An adapter stays one to the end; weights go a part of the way back.
             let name =
                 if round == last && b.lora.is_some() { "model".to_owned() } else { format!("round_{round}") };
+            let own = text(&own_answers(round));
             let _ = write!(
                 out,
-                "\n[[stage]]\nkind = \"reject\"\nname = \"own_{round}\"\nfrom = {from}\nproblems = {problems}\nsamples = {SAMPLES}\nkeep = 2\nmax_new = {}\n\n[[stage]]\nkind = \"sft\"\nname = {}\nfrom = {from}\ndata = {{ stage = \"own_{round}\" }}\nsteps = {steps}\n{training}",
+                "\n[[stage]]\nkind = \"reject\"\nname = {own}\nfrom = {from}\nproblems = {problems}\nsamples = {SAMPLES}\nkeep = 2\nmax_new = {}\n\n[[stage]]\nkind = \"sft\"\nname = {}\nfrom = {from}\ndata = {{ stage = {own} }}\nsteps = {steps}\n{training}",
                 b.max_new,
                 text(&name)
             );
@@ -212,6 +186,11 @@ impl LessonPlan {
         );
         out
     }
+}
+
+/// The stage that samples the model's own answers in a round, counted from 1.
+pub(super) fn own_answers(round: usize) -> String {
+    format!("own_{round}")
 }
 
 /// How a problem is put, with `{prompt}` for its text: the form is asked for behind it.

@@ -4,20 +4,19 @@
 //! sampling answers, keeping those that the verifier accepts and learning them; where nothing but answers are given,
 //! rounds alone, from the model's own right answers.
 
+mod budget;
 mod lesson;
 mod lesson_plan;
+mod taught;
+mod trial;
 
+pub use budget::{Budget, Lengths, Wishes};
 pub use lesson::{Columns, FEWEST_ROWS, Lesson};
-pub use lesson_plan::{Budget, LessonPlan};
+pub use lesson_plan::LessonPlan;
+pub use taught::{Gain, Taught};
+pub use trial::{PATIENCE, Trial, try_model};
 
-use data::Tokenizer;
-use model::Model;
-use tasks::{AnswerPlace, Problem, placed};
 use thiserror::Error;
-
-use crate::TrainError;
-use crate::evaluate::{EvalSettings, Evaluation, evaluate};
-use crate::team::Team;
 
 /// Why a table cannot be taught.
 #[derive(Debug, Error)]
@@ -41,93 +40,43 @@ pub enum TeachError {
     SameColumn(String),
     /// Too little to learn from.
     #[error(
-        "{usable} rows can be used and {left_out} were left out, expected {FEWEST_ROWS} or more with a question and an answer"
+        "{questions} different questions can be used{left_out}, expected {FEWEST_ROWS} or more with an answer"
     )]
     FewRows {
-        /// Rows with a question and an answer.
-        usable: usize,
-        /// The others.
-        left_out: usize,
+        /// Questions with an answer.
+        questions: usize,
+        /// How many rows were left out, and why.
+        left_out: String,
     },
-}
-
-/// Problems that each way to ask is tried on.
-const TRIED: usize = 16;
-/// Samples of each, to find out whether it is ever right.
-const SAMPLES: usize = 8;
-/// Tokens that a model which was not taught gets for an answer, at least: many talk before they say it.
-pub const PATIENCE: usize = 256;
-
-/// How a model does before it is taught, asked in the way that suits it best.
-#[derive(Clone, Debug)]
-pub struct Trial {
-    /// Where it is asked for its answer then.
-    pub place: AnswerPlace,
-    /// Where it will put its answer once it is taught: behind its work, where there is work to learn from.
-    pub taught_place: AnswerPlace,
-    /// What it did, of some of the problems.
-    pub found: Evaluation,
-    /// Tokens that it had for an answer, at most.
-    pub max_new: usize,
-    /// Seconds that a generated token took.
-    pub seconds_per_token: f64,
-}
-
-/// Tries a model on some of the problems, asked in each way that the answers allow, and keeps the kindest. Once it has taken so many
-/// seconds, no further way is tried.
-///
-/// # Errors
-/// Problems that cannot be put to the model.
-pub fn try_model(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    lesson: &Lesson,
-    max_new: usize,
-    most_seconds: f64,
-    tell: &dyn Fn(&str),
-) -> Result<Trial, TrainError> {
-    let max_new = max_new.max(PATIENCE);
-    let ask = |place: &AnswerPlace, samples: usize| -> Result<(Evaluation, f64), TrainError> {
-        let problems: Vec<Problem> =
-            lesson.problems.iter().take(TRIED).cloned().map(|p| put(place, p)).collect();
-        let verifier = placed(place.clone(), tasks::verifier(lesson.verifier)?.into());
-        let settings = EvalSettings { samples, temperature: 1.0, max_new, seed: 1 };
-        let began = std::time::Instant::now();
-        let found = evaluate(model, tokenizer, &Team::alone(), &problems, &*verifier, &settings, &|| true)?;
-        let seconds = began.elapsed().as_secs_f64() / found.tokens.max(1) as f64;
-        Ok((found, seconds))
-    };
-    let began = std::time::Instant::now();
-    let mut tried = Vec::new();
-    for place in &lesson.places {
-        if !tried.is_empty() && began.elapsed().as_secs_f64() > most_seconds {
-            tell(&format!("  `{place}` is not tried: the others have taken long enough"));
-            continue;
-        }
-        let (found, seconds) = ask(place, 0)?;
-        let right = 100.0 * found.all.pass_at_1.value;
-        tell(&format!("  asked for the answer as `{place}`: {right:.0} % of {TRIED} right"));
-        tried.push((place, found, seconds));
-    }
-    // Of equals the first, which is the likeliest.
-    let best = |work: bool| {
-        let allowed = tried.iter().rev().filter(|(place, ..)| !work || !matches!(place, AnswerPlace::Whole));
-        allowed.max_by(|a, b| a.1.all.pass_at_1.value.total_cmp(&b.1.all.pass_at_1.value))
-    };
-    let (place, found, seconds) = best(false).expect("every lesson has a way to ask");
-    let taught_place = best(lesson.solved > 0).map_or(lesson.taught_place(), |(place, ..)| *place).clone();
-    // Whether it is ever right matters where its own answers are all there is to learn from, and where it may be right always.
-    let (found, seconds_per_token) = match lesson.solved > 0 && found.all.pass_at_1.value < 1.0 {
-        true => (found.clone(), *seconds),
-        false => ask(place, SAMPLES)?,
-    };
-    Ok(Trial { place: (*place).clone(), taught_place, found, max_new, seconds_per_token })
-}
-
-/// A problem as it is put where the answer is expected in this place.
-fn put(place: &AnswerPlace, mut problem: Problem) -> Problem {
-    if let Some(template) = lesson_plan::prompt_template(place) {
-        problem.prompt = template.replace("{prompt}", &problem.prompt);
-    }
-    problem
+    /// A row that the tokenizer or its template refuses.
+    #[error("row {row} cannot be put to the model: {source}")]
+    Row {
+        /// Its number in the table.
+        row: u64,
+        /// What is wrong.
+        source: data::DataError,
+    },
+    /// A model that cannot be asked anything.
+    #[error("the model's tokenizer has no chat template, so there is no way to ask it anything")]
+    NoTemplate,
+    /// A row that leaves no room for an answer.
+    #[error(
+        "row {row} and its answer take {tokens} tokens, more than the {context} of the model's context: lower --max-new, or leave the row out"
+    )]
+    NoRoom {
+        /// The longest row's number in the table.
+        row: u64,
+        /// Its tokens with the longest answer.
+        tokens: usize,
+        /// The model's context.
+        context: usize,
+    },
+    /// A run folder without what such a run leaves.
+    #[error("{}: {problem}", path.display())]
+    Run {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
 }
