@@ -15,7 +15,7 @@ pub(super) struct Pace {
 }
 
 /// The least prompt tokens that are taken along, and how many are before anything was measured.
-const FEWEST_ROWS: usize = 8;
+const FEWEST_ROWS: usize = 2;
 
 impl Pace {
     /// How many prompt tokens a step may take along beside decoding: at most twice as many as the last, so that one wrong
