@@ -26,8 +26,10 @@ def right(text, answer):
 
 
 def here(url, max_new):
+    name = json.load(urllib.request.urlopen(url + "/v1/models"))["data"][0]["id"]
+
     def ask(prompt):
-        body = {"model": "m", "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": max_new}
+        body = {"model": name, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": max_new}
         request = urllib.request.Request(url + "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
         return json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
 

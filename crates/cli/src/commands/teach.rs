@@ -253,7 +253,8 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
                 "after": t.bits_per_byte,
                 "worse": taught.forgotten(),
             })),
-            "minutes": minutes,
+            // Of a run that was gone on with: all sittings.
+            "minutes": minutes.max(taught.seconds / 60.0),
             "model": model,
             "adapter": adapter,
             "recipe": recipe,

@@ -19,6 +19,8 @@ pub struct Taught {
     pub own_answers: u64,
     /// The run's model, and whether it is an adapter.
     pub model: (PathBuf, bool),
+    /// What its stages took, in all sittings.
+    pub seconds: f64,
 }
 
 /// A difference of shares that are right, and its interval of 95 %.
@@ -47,7 +49,7 @@ impl Taught {
         let own_answers = (1..).map_while(traces).sum::<f64>() as u64;
         let model = out.join("model");
         let is_adapter = model.join("adapter_config.json").exists();
-        Ok(Taught { before, after, gain, own_answers, model: (model, is_adapter) })
+        Ok(Taught { before, after, gain, own_answers, model: (model, is_adapter), seconds: seconds(out)? })
     }
 
     /// How much worse the held text is predicted, as a share of what it was, where it was measured.
@@ -93,6 +95,19 @@ fn finished(out: &Path, stage: &str) -> Result<Finished, TeachError> {
     let wrong = |problem: String| TeachError::Run { path: path.clone(), problem };
     let text = std::fs::read(&path).map_err(|e| wrong(e.to_string()))?;
     serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))
+}
+
+/// What the stages of a run took.
+fn seconds(out: &Path) -> Result<f64, TeachError> {
+    let unread = |e: std::io::Error| TeachError::Run { path: out.to_owned(), problem: e.to_string() };
+    let mut sum = 0.0;
+    for entry in std::fs::read_dir(out).map_err(unread)? {
+        let path = entry.map_err(unread)?.path();
+        if path.join("done.json").exists() {
+            sum += finished(out, &path.file_name().unwrap_or_default().to_string_lossy())?.cost.seconds;
+        }
+    }
+    Ok(sum)
 }
 
 /// What a stage of the run measured.
