@@ -421,7 +421,8 @@ fn bench_grpo(
     max_new: usize,
     steps: usize,
 ) -> Result<()> {
-    let mut model = load(args, TRAINING_COPIES, 8192, prompts * group * (prompt_len + max_new))?;
+    let all = prompts * group * (prompt_len + max_new);
+    let mut model = load(args, TRAINING_COPIES, all.min(PASS_TOKENS), all)?;
     model.reserve_positions(prompt_len + max_new);
     let config = OptimizerSettings { learning_rate: 1e-6, ..OptimizerSettings::default() };
     let team = Team::alone();
