@@ -218,6 +218,16 @@ fn usage(u: Usage) -> Value {
     })
 }
 
+/// A tool as a response tells it, with every field that it may have.
+fn told(tool: &Value) -> Value {
+    let mut tool = tool.clone();
+    for field in ["description", "parameters", "strict"] {
+        // What is not there reads as null, and stands there so.
+        tool[field] = tool[field].take();
+    }
+    tool
+}
+
 impl Reply {
     /// The response: in work, or ended.
     fn whole(&self, output: Vec<Value>, end: Option<(&Finish, Usage)>) -> Value {
@@ -234,7 +244,9 @@ impl Reply {
         });
         for (key, given) in &self.echo {
             value[key] = match (key.as_str(), given) {
-                ("tools", Value::Null) => json!([]),
+                ("tools", _) => {
+                    given.as_array().map(|list| list.iter().map(told).collect()).unwrap_or_default()
+                }
                 ("tool_choice", Value::Null) => "auto".into(),
                 ("parallel_tool_calls", Value::Null) => true.into(),
                 ("metadata", Value::Null) => json!({}),
