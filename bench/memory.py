@@ -27,6 +27,8 @@ LAUNCH = {
     "v_head_dim": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 512,
 }  # fmt: skip
 PROBLEMS = """
+[machine]
+memory_gib = 64
 [problems]
 mix = [{ task = "word" }]
 held_out = 4

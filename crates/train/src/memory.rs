@@ -14,7 +14,7 @@ pub(crate) const READING_COPIES: usize = 2;
 pub(crate) const STORED_COPIES: f64 = 2.2;
 
 /// The program, its threads, a tokenizer, logits of a chunk.
-pub(crate) const OVERHEAD: f64 = 70e6;
+pub(crate) const OVERHEAD: f64 = 50e6;
 
 /// Memory at the peak, about, in bytes: `copies` of the weights and the activations of `held` tokens.
 pub fn training_bytes(config: &ModelConfig, copies: usize, held: usize) -> f64 {
@@ -39,11 +39,15 @@ pub(crate) fn activations(config: &ModelConfig, recompute: bool) -> f64 {
         }
     }
     let largest = each.iter().copied().fold(0.0, f64::max);
-    4.0 * match recompute {
-        true => (layers * config.hidden_size()) as f64 + 2.0 * largest,
-        false => each.iter().sum::<f64>() + largest,
-    }
+    4.0 * SPARE
+        * match recompute {
+            true => (layers * config.hidden_size()) as f64 + 2.0 * largest,
+            false => each.iter().sum::<f64>() + largest,
+        }
 }
+
+/// Of what is kept: buffers are of few sizes, and batches of one step are a little longer than those of another (bench/memory.py).
+const SPARE: f64 = 1.2;
 
 /// Values that a layer keeps of a token on account of a tensor.
 fn kept(spec: &TensorSpec) -> f64 {

@@ -106,7 +106,7 @@ pub struct ModelArgs {
     #[arg(long, group = "which")]
     model: Option<PathBuf>,
     /// Adapters of this rank beside frozen weights.
-    #[arg(long, value_name = "RANK", requires = "model", value_parser = ranges::count)]
+    #[arg(long, value_name = "RANK", value_parser = ranges::count)]
     lora: Option<usize>,
     /// On a GPU: show how long each kernel took (on stderr; the whole takes a little longer).
     #[arg(long)]
@@ -270,6 +270,9 @@ pub fn ceiling(parameters: usize) -> f64 {
 fn load(args: &ModelArgs, copies: usize, trained: usize, cached: usize) -> Result<Model> {
     if args.profile && tensor::device(0).is_none() {
         bail!("--profile measures the kernels of a GPU: name one with --device");
+    }
+    if args.lora.is_some() && args.model.is_none() {
+        bail!("--lora trains beside a model's own weights: name one with --model in place of --config");
     }
     let config = match &args.model {
         Some(path) => {

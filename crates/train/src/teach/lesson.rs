@@ -212,6 +212,11 @@ fn scoring(problems: &mut [Problem]) -> (&'static str, String, Vec<AnswerPlace>)
     ("exact", why, asked([AnswerPlace::Whole, AnswerPlace::Hash, AnswerPlace::Boxed]))
 }
 
+/// How a problem is put, with `{prompt}` for its text: the form is asked for behind it.
+pub(super) fn prompt_template(place: &AnswerPlace) -> Option<String> {
+    place.request().map(|request| format!("{{prompt}}\n\n{request}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,7 +254,7 @@ mod tests {
     #[test]
     fn what_cannot_be_taught_is_said() {
         let wished = Columns { question: Some("frage".into()), ..Columns::default() };
-        let row = |i: usize| vec![format!("x{i}"), if i % 2 == 0 { "" } else { "4" }.to_owned()];
+        let row = |i: usize| vec![format!("x{i}"), if i.is_multiple_of(2) { "" } else { "4" }.to_owned()];
         let t = table(&["q", "a"], row, 30);
         let few = "15 different questions can be used; 15 rows are left out, no answer, expected 20";
         for (columns, want) in [(&wished, "frage"), (&Columns::default(), few)] {

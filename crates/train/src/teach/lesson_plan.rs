@@ -5,6 +5,7 @@ use std::path::Path;
 
 use tasks::AnswerPlace;
 
+use super::lesson::prompt_template;
 use super::{Budget, Lesson};
 
 /// Held-out rows: one in five, and so many at most.
@@ -191,9 +192,4 @@ impl LessonPlan {
 /// The stage that samples the model's own answers in a round, counted from 1.
 pub(super) fn own_answers(round: usize) -> String {
     format!("own_{round}")
-}
-
-/// How a problem is put, with `{prompt}` for its text: the form is asked for behind it.
-pub(super) fn prompt_template(place: &AnswerPlace) -> Option<String> {
-    place.request().map(|request| format!("{{prompt}}\n\n{request}"))
 }

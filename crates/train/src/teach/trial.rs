@@ -4,7 +4,8 @@ use data::Tokenizer;
 use model::Model;
 use tasks::{AnswerPlace, Problem, placed};
 
-use super::{Lesson, lesson_plan};
+use super::Lesson;
+use super::lesson::prompt_template;
 use crate::TrainError;
 use crate::evaluate::{EvalSettings, Evaluation, evaluate};
 use crate::team::Team;
@@ -101,7 +102,7 @@ pub fn try_model(
 
 /// A problem as it is put where the answer is expected in this place.
 fn put(place: &AnswerPlace, mut problem: Problem) -> Problem {
-    if let Some(template) = lesson_plan::prompt_template(place) {
+    if let Some(template) = prompt_template(place) {
         problem.prompt = template.replace("{prompt}", &problem.prompt);
     }
     problem
