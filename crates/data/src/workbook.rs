@@ -167,6 +167,9 @@ fn unfolds(path: &Path, is_ods: bool) -> Result<()> {
         let read = read.map_err(|e| refuse(format!("it is damaged: {e}")))?;
         left = left.checked_sub(read).ok_or_else(|| refuse(unpacks_to_too_much()))?;
         if is_content {
+            if !std::str::from_utf8(&content).is_ok_and(is_closed) {
+                return Err(refuse("its content.xml is broken: an element does not end".into()));
+            }
             let cells =
                 unfolded_cells(&content).ok_or_else(|| refuse("its content.xml is not plain".into()))?;
             if cells > MOST_CELLS {
@@ -215,6 +218,31 @@ fn unfolded_cells(content: &[u8]) -> Option<u64> {
     }
     end_row(&mut repeats, &mut width, &mut behind);
     Some(rows.saturating_mul(widest))
+}
+
+/// Whether all elements of a text end, in their order: at the end of a text without, the reader of ODS waits for ever.
+fn is_closed(text: &str) -> bool {
+    let (mut open, mut rest) = (Vec::new(), text);
+    while let Some(at) = rest.find('<') {
+        rest = &rest[at..];
+        let apart = [("<!--", "-->"), ("<![CDATA[", "]]>"), ("<?", "?>")];
+        if let Some((begin, end)) = apart.iter().find(|(begin, _)| rest.starts_with(begin)) {
+            let Some(at) = rest[begin.len()..].find(end) else { return false };
+            rest = &rest[begin.len() + at + end.len()..];
+            continue;
+        }
+        let Some(tag) = tag(rest) else { return false };
+        rest = &rest[tag.len()..];
+        let inside = &tag[1..tag.len() - 1];
+        if let Some(name) = inside.strip_prefix('/') {
+            if open.pop() != Some(name.trim_end()) {
+                return false;
+            }
+        } else if !inside.ends_with('/') && !inside.starts_with('!') {
+            open.push(inside.split(char::is_whitespace).next().unwrap_or_default());
+        }
+    }
+    open.is_empty()
 }
 
 /// A tag up to its end, whatever stands in quotes.

@@ -24,7 +24,7 @@ use targets::{Case, TARGETS, Target};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Runs of a target, where the environment says nothing; a workbook takes thirty times as long as another file.
+/// Runs of a target, where the environment says nothing; few of workbooks, until more have been looked at.
 fn usual_runs(target: &str) -> u64 {
     if target == "workbook" { 500 } else { 10_000 }
 }

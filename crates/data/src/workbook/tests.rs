@@ -71,3 +71,12 @@ fn what_unfolds_without_end_is_refused() {
                 <table:table-row table:number-rows-repeated='1000'/>";
     assert_eq!(unfolded_cells(gaps.as_bytes()), Some(7 * 10));
 }
+
+/// The reader of ODS waits for ever for the end of an element that has none.
+#[test]
+fn elements_without_an_end_are_refused() {
+    assert!(is_closed("<?xml version='1'?><!-- <a> --><a b=\"x>y\"><c/><d ></d ><![CDATA[<e>]]></a>"));
+    for broken in ["<a>", "<a></b>", "<a><b></a></b>", "</a>", "<a", "<a><!-- </a>", "<a><b/>"] {
+        assert!(!is_closed(broken), "{broken}");
+    }
+}
