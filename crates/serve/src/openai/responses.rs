@@ -244,9 +244,7 @@ impl Reply {
         });
         for (key, given) in &self.echo {
             value[key] = match (key.as_str(), given) {
-                ("tools", _) => {
-                    given.as_array().map(|list| list.iter().map(told).collect()).unwrap_or_default()
-                }
+                ("tools", _) => given.as_array().into_iter().flatten().map(told).collect(),
                 ("tool_choice", Value::Null) => "auto".into(),
                 ("parallel_tool_calls", Value::Null) => true.into(),
                 ("metadata", Value::Null) => json!({}),
