@@ -301,7 +301,8 @@ unsafe fn unpack_steps<S: Simd, W: Widen>(panel: &Panel, k0: usize, to: &mut [f3
     }
 }
 
-/// `R` rows by `P` panels that are alike (loops, since closures do not inherit the instruction set), from column `n` of the strip on. Returns `P`.
+/// `R` rows by `P` panels that are alike, from column `n` of the strip on: loops all through, since closures do not inherit the
+/// instruction set. Returns `P`.
 #[inline(always)]
 unsafe fn chains<S: Simd, W: Widen, const R: usize, const P: usize>(
     (panels, k, strip, n): (&[Panel], usize, &Strip, usize),
@@ -378,7 +379,9 @@ impl Panel {
         let alike = rows.iter().all(|row| row.0 == format);
         match (format, format.zero()) {
             (_, Some(zero)) if alike => Panel::of_codes(format, zero, rows, k),
-            (Format::F16, _) if alike => Panel::plain(Kind::F16, by_step::<2>(rows, k)),
+            (Format::F16, _) if alike && rows.iter().all(|row| finite(row.1)) => {
+                Panel::plain(Kind::F16, by_step::<2>(rows, k))
+            }
             (Format::Bf16, _) if alike => Panel::plain(Kind::Bf16, by_step::<2>(rows, k)),
             (Format::F32, _) if alike => Panel::plain(Kind::F32, by_step::<4>(rows, k)),
             _ => {
@@ -427,7 +430,8 @@ impl Panel {
         };
         let kept = match format {
             Format::Q4_K | Format::Q5_K | Format::Q6_K => Scales::Singles,
-            _ => Scales::Halves,
+            _ if scales.iter().all(|x| x.is_finite()) => Scales::Halves,
+            _ => Scales::Singles,
         };
         let mut bytes = Vec::with_capacity(codes.len() + k / run * kept.bytes());
         for (scales, codes) in scales.chunks(2 * PANEL).zip(codes.chunks(codes.len() / (k / run))) {
@@ -441,6 +445,11 @@ impl Panel {
         }
         Panel { kind, scales: kept, bytes, run, zero }
     }
+}
+
+/// Whether all IEEE halves are numbers, which [`of_half`] needs.
+fn finite(halves: &[u8]) -> bool {
+    halves.as_chunks::<2>().0.iter().all(|&half| u16::from_le_bytes(half) & 0x7c00 != 0x7c00)
 }
 
 /// Values of `N` bytes, column by column, as steps of k; missing columns are zero.
@@ -497,6 +506,31 @@ mod tests {
                 };
                 assert_eq!(run(Right::coded(&coded)), run(Right::packed(&panels, k)), "{mix:?}, {m} rows");
             }
+        }
+    }
+
+    /// What is no number stays none, though numbers alone are widened in the loop.
+    #[test]
+    fn infinite_scales_stay_infinite() {
+        for format in [Format::F16, Format::Q8_0, Format::Q4_1] {
+            let mut row = format.pack(&[1.0; 32]).expect("a format that is written");
+            row[..2].copy_from_slice(&[0, 0x7c]);
+            let coded = Coded::pack(1, 32, |_| (format, &row));
+            let mut c = [0.0; 1];
+            gemm(
+                &[Product {
+                    a: Left::rows(&[1.0; 32], 32),
+                    b: Right::coded(&coded),
+                    m: 1,
+                    k: 32,
+                    n: 1,
+                    c: 0,
+                }],
+                &mut c,
+                1,
+                false,
+            );
+            assert!(!c[0].is_finite(), "{format:?}: {}", c[0]);
         }
     }
 
