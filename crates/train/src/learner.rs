@@ -144,7 +144,7 @@ impl Learner {
         Learner { model, tokenizer, optimizer, team, cursor, usual_loss, figures, guard }
     }
 
-    /// A step of next-token prediction. A loss above [`spike_above`] is taken for a spike and leaves the weights alone.
+    /// A step of next-token prediction. A loss far above the usual is taken for a spike and leaves the weights alone.
     pub fn next_token_step(&mut self, batch: Packed, options: StepOptions, lr_factor: f32) -> StepOutcome {
         let tokens = batch.tokens.len() as u64;
         let options = StepOptions { loss_limit: spike_above(self.usual_loss), ..options };
