@@ -124,7 +124,7 @@ fn adapters_that_do_not_fit_are_refused() {
     let made = Model::open(&base, Use::Adapt(HeldAs::Stored, config(2, "q_proj"))).unwrap();
     made.save(dir.path()).unwrap();
     let error = refusal(Model::open_with(&golden("llama_tied"), dir.path(), Use::Infer(HeldAs::Stored)));
-    assert!(error.contains("the model and the rank want"), "{error}");
+    assert!(error.contains("this model and rank 2 want"), "{error}");
     let error = refusal(Model::open(dir.path(), Use::Adapt(HeldAs::Stored, config(3, "q_proj"))));
     assert!(error.contains("it has rank 2"), "{error}");
     let error = refusal(Model::open_with(&base, &base, Use::Infer(HeldAs::Stored)));
@@ -136,5 +136,5 @@ fn adapters_that_do_not_fit_are_refused() {
     assert!(error.contains("`bias`"), "{error}");
     std::fs::write(&file, text.replace("\"r\": 2", "\"r\": 5")).unwrap();
     let error = refusal(Model::open(dir.path(), Use::Infer(HeldAs::Stored)));
-    assert!(error.contains("the model and the rank want [5, "), "{error}");
+    assert!(error.contains("this model and rank 5 want [5, "), "{error}");
 }
