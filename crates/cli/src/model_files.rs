@@ -17,8 +17,8 @@ pub struct ModelArgs {
     /// An adapter beside the model's weights: a folder as PEFT writes it (adapter_config.json, adapter_model.safetensors).
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// How weights are held in memory. As stored: the bits of f32 in the memory of the file, and faster where one sequence is
-    /// written; f32 is faster where long prompts are read. bf16 and q8_0 round.
+    /// How weights are held in memory. As stored: results as in f32, to the bit, in about the memory of the file; faster where one
+    /// sequence is written. f32: faster where long prompts are read. bf16 and q8_0 round.
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Weights::Stored)]
     weights: Weights,
 }

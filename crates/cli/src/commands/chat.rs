@@ -31,7 +31,7 @@ What the model thinks is dimmed on a terminal. /reset forgets the conversation, 
 an answer, Ctrl-D leaves. The conversation is kept until it outgrows the model's context; then its oldest turns are
 left out, with a notice. A model that learnt from single questions answers best with --single-turn.";
 
-/// With whom, and how.
+/// With which model, and how.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Chat {
@@ -40,7 +40,7 @@ pub struct Chat {
     /// Instructions before the conversation, where the model's template has a place for them.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Forget the conversation before each message, for a model that learnt from single questions (as launch's do).
+    /// Forget the conversation before each message, for a model that learnt from single questions (as those of launch did).
     #[arg(long)]
     single_turn: bool,
     /// Tokens of an answer at most; the context may end it before.

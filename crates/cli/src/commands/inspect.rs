@@ -20,8 +20,8 @@ Examples:
   shoestring inspect runs/launch/grpo
   shoestring inspect bench/moe.json --context 512 --json
 
-Nothing is computed and no weights are needed: a Hugging Face config.json is enough. An operation is a multiplication
-or an addition of the forward pass, averaged over the positions of a text of --context tokens.";
+Nothing is computed and no weights are needed: a Hugging Face config.json is enough. A FLOP is a multiplication or an
+addition of the forward pass, averaged over the positions of a text of --context tokens.";
 
 /// What to count.
 #[derive(Args)]

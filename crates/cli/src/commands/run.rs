@@ -23,12 +23,12 @@ const QUICK: &str = include_str!("../../../../recipes/quick.toml");
 const LAUNCH_EXAMPLES: &str = "\
 Examples:
   shoestring launch                           # into runs/launch, from nothing to a model to talk to
-  shoestring launch --quick                   # the same stages in a few minutes, on easier problems
+  shoestring launch --quick                   # a shorter recipe in three minutes or so, into runs/quick
   shoestring launch --set seed=2 --out second # another seed, another folder
 
 Ctrl-C saves, and the same command goes on, to the bit. The recipe is inside the program; `recipes/launch.toml` is its
-text. What comes out: a folder for each stage, each a Hugging Face model folder, metrics.jsonl, TensorBoard events,
-report.html and report.json.";
+text. What comes out: a folder for each stage, a Hugging Face model folder where the stage trains, metrics.jsonl,
+TensorBoard events, report.html and report.json.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -48,7 +48,7 @@ pub struct Launch {
     /// Where the run goes; run the same command again to resume it.
     #[arg(long, default_value = "runs/launch")]
     out: PathBuf,
-    /// The same stages in a few minutes, on easier problems, into runs/quick.
+    /// A shorter recipe: easier problems and no student, in three minutes or so, into runs/quick.
     #[arg(long)]
     quick: bool,
     /// Change a setting, e.g. --set seed=2 or --set stage.grpo.steps=50.

@@ -27,7 +27,7 @@ Examples:
   from openai import OpenAI
   client = OpenAI(base_url=\"http://127.0.0.1:8080/v1\", api_key=\"none\")
 
-A page to chat on is at the server's address. Ctrl-C lets answers in work come to their end; a second one does not wait.
+A page to chat on is at the server's address. Ctrl-C lets answers in progress finish; a second one does not wait for them.
 The same request with the same seed gives the same text, whoever else is served.";
 
 /// Tokens of a conversation that are made possible unless told otherwise, where the model's context is longer.
@@ -37,8 +37,8 @@ const USUAL_CONTEXT: usize = 32768;
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Serve {
-    /// Model folders (config.json, model.safetensors, tokenizer.json), GGUF files or folders of adapters, each called by its name or as
-    /// NAME=FOLDER says.
+    /// Model folders (config.json, model.safetensors, tokenizer.json), GGUF files or folders of adapters, each under its own name
+    /// or the one in NAME=FOLDER.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]
@@ -53,20 +53,20 @@ Examples:
   shoestring studio --model SmolLM2-135M-Instruct.Q4_1.gguf           # an open model, to talk to and to teach
 
 The page at / talks to the models that the runs have made, two of them side by side if you like; /teach takes a table of questions
-and answers and teaches one of them; /runs shows the runs with their curves, samples and costs as they go, whoever performs them. A
-model is loaded when it is asked for. Training is a process of its own: nothing is lost by closing the page or the studio.";
+and answers and teaches one of them; /runs shows the runs with their curves, samples and costs as they go, also those started from
+a terminal. A model is loaded when it is first used. Training is a process of its own: closing the page or the studio loses nothing.";
 
 /// Which runs are shown, and to whom.
 #[derive(Args)]
 #[command(after_help = STUDIO_EXAMPLES)]
 pub struct Studio {
-    /// The folder in which runs lie; it is made if need be.
+    /// The folder of the runs; made if it is not there.
     #[arg(value_name = "RUNS", default_value = "runs")]
     runs: PathBuf,
-    /// A model beside those of the runs, called by its name or as NAME=FOLDER says; may be given several times.
+    /// A model beside those of the runs, under its own name or the one in NAME=FOLDER; may be given several times.
     #[arg(long = "model", value_name = "MODEL")]
     models: Vec<String>,
-    /// GiB of weights that are loaded at once; who was not asked for longest makes room.
+    /// GiB of weights that may be loaded at once; the model that was unused for longest makes room.
     #[arg(long, value_name = "GIB", default_value_t = 4.0, value_parser = ranges::gib)]
     weights_gib: f32,
     #[command(flatten)]
@@ -91,36 +91,36 @@ struct ServerArgs {
     /// A page's origin, such as `https://example.org`, that may use the server; may be given several times.
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
-    /// In which fields thinking is told.
+    /// The fields in which thinking is returned.
     #[arg(long, value_name = "FIELDS", default_value = "both")]
     reasoning_field: Field,
     /// Tokens of a conversation and its answer at most (default: the model's context, up to 32768).
     #[arg(long, value_name = "N", value_parser = ranges::count)]
     context: Option<usize>,
-    /// GiB that the cache of each model may hold: conversations in work, and beginnings kept for their next turn.
+    /// GiB of cache for each model: conversations in progress, and prefixes kept for their next turn.
     #[arg(long, value_name = "GIB", default_value_t = 1.0, value_parser = ranges::gib)]
     cache_gib: f32,
-    /// Answers of a model in work at once.
+    /// Answers in progress at once, for each model.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = ranges::count)]
     sequences: usize,
-    /// Answers of a model in work or waiting; who comes then is told to come back.
+    /// Answers in progress or waiting, for each model; requests beyond that are told to retry later.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = ranges::count)]
     queue: usize,
-    /// Guess up to N tokens ahead and check them in one step: one by the model's MTP layer, if it has one, more from what a text
-    /// already holds, for texts that repeat themselves and models whose weights do not fit the processor's cache. No token changes
-    /// (default: 1 for models with an MTP layer, 0 for others).
+    /// Guess up to N tokens ahead and check them in one step: the first by the model's MTP layer, if it has one, the others from
+    /// what the text already holds. Helps where texts repeat themselves and weights do not fit the processor's cache; no token
+    /// changes (default: 1 for models with an MTP layer, 0 for others).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=16))]
     speculate: Option<u8>,
     /// Seconds that a client may take to send a request or to read what is sent.
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
-    /// Seconds that answers in work may take to end after Ctrl-C.
+    /// Seconds that answers in progress may take to finish after Ctrl-C.
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     grace: u64,
-    /// Write errors alone to stderr, and not a line for every request.
+    /// Write only errors to stderr, not a line for every request.
     #[arg(long)]
     quiet: bool,
-    /// Write what is asked to stderr too; without it no line tells what was said.
+    /// Write what is asked to stderr too; by default no line says what was said.
     #[arg(long, conflicts_with = "quiet")]
     log_text: bool,
 }

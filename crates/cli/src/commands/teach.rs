@@ -28,12 +28,13 @@ Examples:
 
 The table has a line of names at the top (CSV, TSV, a sheet of an XLSX or ODS workbook) or an object a line (JSONL) or is Parquet; it has
 a column for the question, one for the answer, and perhaps one with worked solutions. Numbers, letters from A to E and texts are told
-apart by looking. A fifth of the rows, at most 100, is kept for measuring and never trained on. Where some rows have a worked solution
-and others none, the others teach no answer: their problems are for the rounds. Eight worked rows do to show the form.
+apart by what is in the column. A fifth of the rows, at most 100, is kept for measuring and never trained on. Where some rows have a worked solution
+and others none, fine-tuning learns from the worked ones alone, and the others are for the rounds. Eight worked rows are enough to
+show the form.
 
-The model is tried first, asked in each way that suits the answers, and the kindest is taken for before and after alike: what is gained
-is not a matter of form alone. If it is right already, or never right and no solutions are given, that is said and nothing is
-done. Then a recipe is written (OUT.toml, for `shoestring run` and for changing) and performed: fine-tuning on the
+The model is tried first, asked in every way that suits the answers, and measured in the way that suits it best, so that the gain is not
+one of form alone. If it is right already, or never right with no solutions to learn from, you are told and nothing is done.
+Then a recipe is written (OUT.toml, to change and to perform with `shoestring run`) and performed: fine-tuning on the
 solutions, then rounds of sampling answers and learning those that are right. Ctrl-C saves, and the same command goes on.";
 
 /// What to teach to whom.
@@ -47,10 +48,10 @@ pub struct Teach {
     /// The sheet, of a workbook with several.
     #[arg(long, value_name = "NAME")]
     sheet: Option<String>,
-    /// Where the run goes (default: the table's name without its ending).
+    /// Folder of the run (default: the table's name without its ending).
     #[arg(long)]
     out: Option<PathBuf>,
-    /// The time there is, about.
+    /// How long it may take, roughly.
     #[arg(long, value_name = "M", default_value = "30", value_parser = ranges::minutes)]
     minutes: f32,
     /// The column with the questions.
@@ -68,8 +69,8 @@ pub struct Teach {
     /// Train low-rank adapters of this rank in place of all weights (default: only where memory is short).
     #[arg(long, value_name = "RANK", value_parser = ranges::count)]
     lora: Option<usize>,
-    /// What is forgotten is measured on this text, its first 32 KiB, that nothing is trained on (default: a text of 6 KB that comes with
-    /// the program; `none` measures nothing).
+    /// A text on which to measure what is forgotten; its first 32 KiB are taken, and nothing is trained on it (default: a text of 6 KB
+    /// that comes with the program; `none` measures nothing).
     #[arg(long, value_name = "FILE")]
     held_text: Option<String>,
     /// Show how the table was understood, and what would be done; do nothing.
