@@ -25,7 +25,7 @@ const EXAMPLES: &str = "\
 Examples:
   shoestring chat runs/launch/grpo --single-turn
   shoestring chat runs/launch/distill --single-turn --temperature 0
-  echo 'Compute 51 - 74 - 31.' | shoestring chat runs/launch/grpo
+  echo 'Compute 52 - 62 + 54 - 17.' | shoestring chat runs/launch/grpo
 
 What the model thinks is dimmed on a terminal. /reset forgets the conversation, /help lists the commands, Ctrl-C stops
 an answer, Ctrl-D leaves. The conversation is kept until it outgrows the model's context; then its oldest turns are

@@ -17,7 +17,7 @@ use crate::output::{json_line, line, tell};
 
 const EXAMPLES: &str = "\
 Examples:
-  shoestring generate runs/launch/grpo --prompt 'Compute 51 - 74 - 31.'
+  shoestring generate runs/launch/grpo --prompt 'Compute 52 - 62 + 54 - 17.'
   shoestring generate runs/launch/grpo --prompts questions.txt --samples 4 --seed 7 --json > samples.json
   shoestring generate base-model --raw --prompt 'Once upon a time' --max-new 100 --temperature 0.8 --stop '. '
 

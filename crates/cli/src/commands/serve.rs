@@ -22,7 +22,7 @@ Examples:
   shoestring serve small=runs/launch/distill large=runs/launch/grpo --port 9000
   shoestring serve runs/launch/grpo --host 0.0.0.0 --api-key-file keys.txt --allow-host models.example.org
 
-  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is 3 + 4?\"}]}'
+  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Compute 52 - 62 + 54 - 17.\"}]}'
 
   from openai import OpenAI
   client = OpenAI(base_url=\"http://127.0.0.1:8080/v1\", api_key=\"none\")
