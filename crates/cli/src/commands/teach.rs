@@ -26,11 +26,11 @@ Examples:
   shoestring teach my-model table.tsv --question Frage --answer Antwort --out taught
   shoestring chat questions/model                                   # what came out
 
-The table has a line of names at the top (CSV, TSV, a sheet of an XLSX or ODS workbook) or an object a line (JSONL) or is Parquet; it has
-a column for the question, one for the answer, and perhaps one with worked solutions. Numbers, letters from A to E and texts are told
-apart by what is in the column. A fifth of the rows, at most 100, is kept for measuring and never trained on. Where some rows have a worked solution
-and others none, fine-tuning learns from the worked ones alone, and the others are for the rounds. Eight worked rows are enough to
-show the form.
+The table has a line of names at the top (CSV, TSV, a sheet of an XLSX or ODS workbook) or an object a line (JSONL) or is Parquet; it
+has a column for the question, one for the answer, and perhaps one with worked solutions; twenty rows with an answer are the least.
+Numbers, letters from A to E and texts are told apart by what is in the column. A fifth of the rows, at most 100, is kept for
+measuring and never trained on. Where some rows have a worked solution and others none, fine-tuning learns from the worked ones
+alone, and the others are for the rounds. Eight worked rows are enough to show the form.
 
 The model is tried first, asked in every way that suits the answers, and measured in the way that suits it best, so that the gain is not
 one of form alone. If it is right already, or never right with no solutions to learn from, you are told and nothing is done.

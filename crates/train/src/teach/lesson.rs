@@ -199,14 +199,14 @@ fn scoring(problems: &mut [Problem]) -> (&'static str, String, Vec<AnswerPlace>)
             p.verifier = Some(of.to_owned());
         }
         let why = format!(
-            "{numbers} of {n} answers are numbers, compared by value, and the others texts, compared but for case and blanks"
+            "{numbers} of {n} answers are numbers, compared by value; the others are texts, compared word for word: case counts, spacing does not"
         );
         return ("task", why, asked([AnswerPlace::Hash, AnswerPlace::Boxed, AnswerPlace::Whole]));
     }
     let why = match choices {
-        0 => "answers are texts, compared but for case and blanks".to_owned(),
+        0 => "answers are texts, compared word for word: case counts, spacing does not".to_owned(),
         _ => format!(
-            "{choices} of {n} answers are letters and the rest is not, so all are compared as texts, but for case and blanks"
+            "{choices} of {n} answers are letters and the rest are not, so all are compared as texts, word for word: case counts, spacing does not"
         ),
     };
     ("exact", why, asked([AnswerPlace::Whole, AnswerPlace::Hash, AnswerPlace::Boxed]))
