@@ -141,8 +141,8 @@ fn pre<'a>(
     };
     let own = own.ok_or("the tokenizer cuts texts in a way that GGUF files have no name for")?;
     notices.push(format!(
-        "note: llama.cpp has no name for how this tokenizer cuts texts; {NEAREST:?}, the nearest, is written, so that there some \
-         texts become other tokens than here"
+        "note: llama.cpp has no pre-tokenizer that cuts texts as this one does; the nearest, {NEAREST:?}, is written, so it will \
+         make other tokens of some texts"
     ));
     Ok((NEAREST, Some(own)))
 }
