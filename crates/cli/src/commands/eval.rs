@@ -30,9 +30,9 @@ Examples:
   shoestring eval my-model --problems mine.jsonl --verifier numeric
   shoestring eval my-model --problems mine.jsonl --verifier-cmd 'python3 check.py --strict'
 
-A problems file holds one JSON object a line: {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted, \"verifier\" and \"meta\"
-(gzip and Parquet are read too);
-expression needs {\"numbers\": [6, 25, 4], \"target\": 46} there, regex may have a \"pattern\"; choice has a letter from A to E as answer.
+A problems file holds one JSON object a line (gzip and Parquet are read too): {\"prompt\": \"…\", \"answer\": \"…\"} and, where wanted,
+\"verifier\" and \"meta\". `expression` needs \"meta\": {\"numbers\": [6, 25, 4], \"target\": 46}, `regex` may have \"meta\": {\"pattern\": \"…\"};
+`choice` has a letter from A to E as answer; `exact` compares texts, case and all.
 `numeric` takes an answer that is one number and nothing else: 42, 42., .5, 1e3, 1,234.50 or 1 234, 22/7, -42 with either minus,
 a currency before it and a percent sign behind it ($42 and 42 % are 42), and LaTeX around it ($42$, \\boxed{42},
 \\frac{1}{2}). It takes no words (42 apples, 42 million), mixed numbers (1 1/2) or decimal commas. `numeric_strict` takes 42,
