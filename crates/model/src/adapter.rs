@@ -49,7 +49,7 @@ impl AdapterConfig {
         (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 
-    /// The matrices that these settings put beside a model's tensors, A before B, in the order of the projections.
+    /// The matrices that these settings put beside a model's tensors, in the order of [`in_order`].
     ///
     /// # Errors
     /// A rank that is none, and targets that the model does not have, in words.
@@ -60,12 +60,12 @@ impl AdapterConfig {
         if !self.alpha.is_finite() || self.alpha <= 0.0 {
             return Err(format!("`alpha` is {}, expected a number above zero", self.alpha));
         }
-        let mut specs = Vec::new();
+        let mut pairs = Vec::new();
         for spec in model {
             let Some(module) = module_of(spec) else { continue };
             let last = module.rsplit('.').next().unwrap_or(module);
             if self.targets.is_empty() || self.targets.iter().any(|target| target == last) {
-                specs.extend(pair(spec, module, self.rank));
+                pairs.push(pair(spec, module, self.rank));
             }
         }
         let known = |target: &&String| {
@@ -83,8 +83,15 @@ impl AdapterConfig {
                 names.join(", ")
             ));
         }
-        Ok(specs)
+        Ok(in_order(pairs))
     }
+}
+
+/// All A, then all B, both in the order of their projections: projections that are read as one have As that are read as one, too.
+pub(crate) fn in_order(pairs: Vec<[TensorSpec; 2]>) -> Vec<TensorSpec> {
+    let (mut specs, b): (Vec<_>, Vec<_>) = pairs.into_iter().map(|[a, b]| (a, b)).unzip();
+    specs.extend(b);
+    specs
 }
 
 /// The module of a projection that may have an adapter: its name without `.weight`.
@@ -94,7 +101,7 @@ fn module_of(spec: &TensorSpec) -> Option<&str> {
     may.then(|| spec.name.strip_suffix(".weight")).flatten()
 }
 
-fn pair(spec: &TensorSpec, module: &str, rank: usize) -> [TensorSpec; 2] {
+pub(crate) fn pair(spec: &TensorSpec, module: &str, rank: usize) -> [TensorSpec; 2] {
     let [outputs, inputs] = spec.shape[..] else { unreachable!("a matrix has two dimensions") };
     let matrix = |name, shape| TensorSpec { name, shape, kind: TensorKind::Matrix, layer: spec.layer };
     [matrix(lora_a(module), vec![rank, inputs]), matrix(lora_b(module), vec![outputs, rank])]

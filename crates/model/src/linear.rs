@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensor::ops::{self, Adapter};
+use tensor::ops::{self, Adapter, AdapterPart};
 use tensor::{Params, Tape, Tensor, Weight};
 
 use crate::adapter::{AdapterConfig, lora_a, lora_b};
@@ -18,7 +18,7 @@ pub(crate) struct Parts<'a> {
 pub(crate) struct Linear {
     weight: Weight,
     bias: Option<Weight>,
-    adapters: Arc<Vec<Adapter>>,
+    adapter: Option<Arc<Adapter>>,
 }
 
 impl Linear {
@@ -26,32 +26,35 @@ impl Linear {
     pub(crate) fn of(parts: Parts, names: &[String]) -> Linear {
         let find = |name: &String, part: &str| parts.params.find(&format!("{name}.{part}"));
         let weights = names.iter().map(|name| parts.params.weight(&format!("{name}.weight")));
-        let mut adapters = Vec::new();
+        let mut pairs = Vec::new();
         let mut column = 0;
         for (name, weight) in names.iter().zip(weights.clone()) {
-            if let (Some(a), Some(b), Some(config)) =
-                (parts.params.find(&lora_a(name)), parts.params.find(&lora_b(name)), parts.adapter)
-            {
-                adapters.push(Adapter { a, b, column, scale: config.scale() });
+            if let (Some(a), Some(b)) = (parts.params.find(&lora_a(name)), parts.params.find(&lora_b(name))) {
+                pairs.push((a, AdapterPart { b, column }));
             }
             column += weight.rows;
         }
+        let (a, of_parts): (Vec<Weight>, Vec<AdapterPart>) = pairs.into_iter().unzip();
+        let adapter = a.into_iter().reduce(Weight::stacked).zip(parts.adapter);
+        let adapter =
+            adapter.map(|(a, config)| Arc::new(Adapter { a, parts: of_parts, scale: config.scale() }));
         let bias = find(&names[0], "bias").map(|first| {
             let all = names.iter().map(|name| find(name, "bias").map_or(0, |b| b.cols)).sum();
             Weight { offset: first.offset, rows: 1, cols: all }
         });
         let weight = weights.reduce(Weight::stacked).expect("a projection");
-        Linear { weight, bias, adapters: Arc::new(adapters) }
+        Linear { weight, bias, adapter }
     }
 
     /// The rows of a projection from `start` on, as a projection of its own.
     pub(crate) fn rows(&self, start: usize, rows: usize) -> Linear {
         assert!(self.bias.is_none(), "a part of a projection with a bias");
-        let part = |a: &Adapter| Adapter { b: a.b.row_range(start, rows), ..*a };
+        let part = |p: &AdapterPart| AdapterPart { b: p.b.row_range(start, rows), column: p.column };
+        let parts = |a: &Arc<Adapter>| Arc::new(Adapter { parts: a.parts.iter().map(part).collect(), ..**a });
         Linear {
             weight: self.weight.row_range(start, rows),
             bias: None,
-            adapters: Arc::new(self.adapters.iter().map(part).collect()),
+            adapter: self.adapter.as_ref().map(parts),
         }
     }
 
@@ -61,9 +64,9 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, tape: &Tape, x: &Tensor) -> Tensor {
-        if self.adapters.is_empty() {
-            return ops::linear(tape, x, self.weight, self.bias);
+        match &self.adapter {
+            None => ops::linear(tape, x, self.weight, self.bias),
+            Some(adapter) => ops::adapted_linear(tape, x, self.weight, self.bias, adapter),
         }
-        ops::adapted_linear(tape, x, self.weight, self.bias, &self.adapters)
     }
 }

@@ -58,13 +58,7 @@ fn adapted_linear() {
         for n in ROWS {
             let x = [Matrix::random(&mut rng, n, k, 1.0)];
             let mut matrix = |rows, cols| Matrix::random(&mut rng, rows, cols, 0.3);
-            let w = [
-                matrix(m, k),
-                matrix(rank, k),
-                matrix(outputs[0], rank),
-                matrix(rank, k),
-                matrix(outputs[2], rank),
-            ];
+            let w = [matrix(m, k), matrix(2 * rank, k), matrix(outputs[0], rank), matrix(outputs[2], rank)];
             check_op(
                 &format!("adapted_linear {n}x{k}x{m}, rank {rank}"),
                 &mut rng,
@@ -72,18 +66,20 @@ fn adapted_linear() {
                 &w,
                 &[],
                 |tape, x, w| {
-                    let first = ops::Adapter { a: w[1], b: w[2], column: 0, scale: 0.5 };
-                    let second = ops::Adapter { a: w[3], b: w[4], column: last, scale: 2.0 };
-                    vec![ops::adapted_linear(tape, &x[0], w[0], None, &Arc::new(vec![first, second]))]
+                    let part = |b, column| ops::AdapterPart { b, column };
+                    let parts = vec![part(w[2], 0), part(w[3], last)];
+                    let adapter = ops::Adapter { a: w[1], parts, scale: 0.5 };
+                    vec![ops::adapted_linear(tape, &x[0], w[0], None, &Arc::new(adapter))]
                 },
                 |at| {
                     let mut y = math::linear(&at[0], &at[1], None, k);
-                    for (a, b, column, scale) in [(&at[2], &at[3], 0, 0.5), (&at[4], &at[5], last, 2.0)] {
+                    let (first, second) = at[2].split_at(rank * k);
+                    for (a, b, column) in [(first, &at[3], 0), (second, &at[4], last)] {
                         let low = math::linear(&at[0], a, None, k);
                         let up = math::linear(&low, b, None, rank);
                         let width = b.len() / rank;
                         for (row, up) in y.chunks_exact_mut(m).zip(up.chunks_exact(width)) {
-                            row[column..].iter_mut().zip(up).for_each(|(y, u)| *y += scale * u);
+                            row[column..].iter_mut().zip(up).for_each(|(y, u)| *y += 0.5 * u);
                         }
                     }
                     vec![y]

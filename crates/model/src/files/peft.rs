@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{FileError, SafeFile};
-use crate::adapter::{AdapterConfig, base_of, lora_a, lora_b};
+use crate::adapter::{AdapterConfig, base_of, in_order, pair};
 use crate::config::keys::Keys;
 use crate::config::{ConfigError, TensorKind, TensorSpec, read_json};
 
@@ -109,17 +109,16 @@ impl AdapterFolder {
     /// # Errors
     /// Matrices that do not fit the model, in words.
     pub fn specs(&self, model: &[TensorSpec]) -> Result<Vec<TensorSpec>, String> {
-        let mut specs = Vec::new();
+        let mut pairs = Vec::new();
         for spec in model.iter().filter(|spec| spec.kind == TensorKind::Matrix) {
             let Some(module) = spec.name.strip_suffix(".weight") else { continue };
-            let [outputs, inputs] = spec.shape[..] else { continue };
-            let pair =
-                [(lora_a(module), [self.config.rank, inputs]), (lora_b(module), [outputs, self.config.rank])];
-            if pair.iter().all(|(name, _)| self.file.shape(name).is_none()) {
+            let &[_, _] = &spec.shape[..] else { continue };
+            let pair = pair(spec, module, self.config.rank);
+            if pair.iter().all(|tensor| self.file.shape(&tensor.name).is_none()) {
                 continue;
             }
-            for (name, shape) in pair {
-                match self.file.shape(&name) {
+            for TensorSpec { name, shape, .. } in &pair {
+                match self.file.shape(name) {
                     None => return Err(format!("`{name}` is not there, but the other of the pair is")),
                     Some(found) if found != &shape[..] => {
                         let rank = self.config.rank;
@@ -129,10 +128,10 @@ impl AdapterFolder {
                     }
                     Some(_) => {}
                 }
-                let (kind, layer) = (TensorKind::Matrix, spec.layer);
-                specs.push(TensorSpec { name, shape: shape.to_vec(), kind, layer });
             }
+            pairs.push(pair);
         }
+        let specs = in_order(pairs);
         let mut names = self.file.names();
         match names.find(|name| specs.iter().all(|spec| spec.name != *name)) {
             Some(name) => Err(format!("its tensor `{name}` belongs to nothing in the model")),

@@ -1,6 +1,7 @@
 //! Elementary functions as fixed polynomials, so that they give the same bits everywhere.
 
 use super::simd::{LANES, Simd, kernel};
+use crate::buffer::Buf;
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LN2_HI: f32 = 0.693_359_4;
@@ -235,6 +236,17 @@ kernel! {
             y[j] *= a;
         }
     }
+}
+
+/// The transpose of `x [rows, cols]`.
+pub(crate) fn transposed(x: &[f32], rows: usize, cols: usize) -> Buf {
+    let mut t = Buf::new(rows * cols);
+    for r in 0..rows {
+        for c in 0..cols {
+            t[c * rows + r] = x[r * cols + c];
+        }
+    }
+    t
 }
 
 #[cfg(test)]

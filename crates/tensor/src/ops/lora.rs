@@ -1,8 +1,8 @@
 //! Low-rank adapters on a projection (LoRA, Hu et al. 2021, equation 3): `y = x Wᵀ + b + s (x Aᵀ) Bᵀ`.
 //!
-//! Several projections that are read as one weight each have a pair of their own, which adds to the columns of its projection.
-//! The sum continues the chain of the base product, `x Aᵀ` is scaled before it is multiplied again: one order for sampling and
-//! training, whatever the batch.
+//! Several projections that are read as one weight each have a pair of their own, which adds to the columns of its projection; their
+//! A lie one above the other and are read as one, too. The sum continues the chain of the base product, `x Aᵀ` is scaled before it
+//! is multiplied again: one order for sampling and training, whatever the batch.
 //!
 //! Letters: `n` tokens, `r` rank.
 
@@ -16,17 +16,46 @@ use crate::tape::{Tape, Tensor};
 use crate::threads::parallel_chunks;
 use std::sync::Arc;
 
-/// One pair of matrices.
-#[derive(Clone, Copy, Debug)]
+/// The pairs of matrices beside what is read as one projection.
+#[derive(Clone, Debug)]
 pub struct Adapter {
-    /// `[r, in]`.
+    /// `[Σ r, in]`, the A of every part.
     pub a: Weight,
-    /// `[out, r]`.
-    pub b: Weight,
-    /// The first column of the output that it adds to.
-    pub column: usize,
+    /// The B, in the same order.
+    pub parts: Vec<AdapterPart>,
     /// The factor `s`: alpha over the rank, or over its root.
     pub scale: f32,
+}
+
+/// One B, and what it adds to.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterPart {
+    /// `[out, r]`.
+    pub b: Weight,
+    /// The first of its columns in the output.
+    pub column: usize,
+}
+
+impl Adapter {
+    fn check(&self, w: Weight) {
+        let fits = |p: &AdapterPart| p.column + p.b.rows <= w.rows;
+        let ranks: usize = self.parts.iter().map(|p| p.b.cols).sum();
+        assert!(
+            self.a.cols == w.cols && self.a.rows == ranks && self.parts.iter().all(fits),
+            "{self:?} on a weight of {} x {}",
+            w.rows,
+            w.cols
+        );
+    }
+
+    /// Each part with the first of its columns in `x Aᵀ`.
+    fn parts(&self) -> impl Iterator<Item = (usize, AdapterPart)> {
+        self.parts.iter().scan(0, |at, &part| {
+            let first = *at;
+            *at += part.b.cols;
+            Some((first, part))
+        })
+    }
 }
 
 /// [`linear`](crate::ops::linear()) with adapters. On the processor alone: panics on a GPU.
@@ -35,75 +64,86 @@ pub fn adapted_linear(
     x: &Tensor,
     w: Weight,
     bias: Option<Weight>,
-    adapters: &Arc<Vec<Adapter>>,
+    adapter: &Arc<Adapter>,
 ) -> Tensor {
     assert!(tape.gpu().is_none(), "adapters on a GPU");
-    for a in adapters.iter() {
-        assert!(
-            a.a.cols == w.cols && a.b.cols == a.a.rows && a.column + a.b.rows <= w.rows,
-            "{a:?} on a weight of {} x {}",
-            w.rows,
-            w.cols
-        );
-    }
+    adapter.check(w);
     add_product(Part::Linear, x.rows(), w.cols, w.rows);
     let n = x.rows();
     let mut y = Buf::new(n * w.rows);
     linear::forward_cpu(tape.params(), x, w, bias, &mut y);
-    let low: Vec<Buf> = adapters.iter().map(|a| forward(tape.params(), x, a, w.rows, &mut y)).collect();
+    let low = forward(tape.params(), x, adapter, w.rows, &mut y);
     let y = tape.output(y, n, w.rows);
     if let Some(dy) = y.grad.clone() {
-        let (x, adapters) = (x.clone(), adapters.clone());
+        let (x, adapter) = (x.clone(), adapter.clone());
         tape.record(move |params| {
             let Some(dy) = dy.take() else { return };
             linear::backward(None, params, &x, &dy, w, bias);
-            for (a, low) in adapters.iter().zip(&low) {
-                backward(params, &x, a, low, dy.host(), w.rows);
-            }
+            backward(params, &x, &adapter, &low, dy.host(), w.rows);
         });
     }
     y
 }
 
-/// Adds to `y [n, width]`; gives `s x Aᵀ`, `[n, r]`.
-fn forward(params: &Params, x: &Tensor, a: &Adapter, width: usize, y: &mut [f32]) -> Buf {
-    let (n, rank) = (x.rows(), a.a.rows);
-    add_product(Part::Linear, n, rank, a.a.cols + a.b.rows);
-    let mut low = Buf::new(n * rank);
-    linear::product(params, x.host(), n, a.a, &mut low);
-    scale(&mut low, a.scale);
-    let panels = params.packed(a.b);
-    let (left, b) = (Left::rows(&low, rank), panels.right(rank));
-    gemm(&[Product { a: left, b, m: n, k: rank, n: a.b.rows, c: a.column }], y, width, true);
+/// Adds to `y [n, width]`; gives `s x Aᵀ`, `[n, Σ r]`.
+fn forward(params: &Params, x: &Tensor, adapter: &Adapter, width: usize, y: &mut [f32]) -> Buf {
+    let (n, ranks) = (x.rows(), adapter.a.rows);
+    add_product(Part::Linear, n, ranks, adapter.a.cols);
+    let mut low = Buf::new(n * ranks);
+    linear::product(params, x.host(), n, adapter.a, &mut low);
+    scale(&mut low, adapter.scale);
+    for (first, AdapterPart { b, column }) in adapter.parts().filter(|_| n > 0) {
+        add_product(Part::Linear, n, b.cols, b.rows);
+        let panels = params.packed(b);
+        let (left, right) = (Left::rows(&low[first..], ranks), panels.right(b.cols));
+        let p = Product { a: left, b: right, m: n, k: b.cols, n: b.rows, c: column };
+        gemm(&[p], y, width, true);
+    }
     low
 }
 
-fn backward(params: &Params, x: &Tensor, a: &Adapter, low: &[f32], dy: &[f32], width: usize) {
-    let (n, rank, inputs, outputs) = (x.rows(), a.a.rows, a.a.cols, a.b.rows);
+fn backward(params: &Params, x: &Tensor, adapter: &Adapter, low: &[f32], dy: &[f32], width: usize) {
+    let (n, ranks, inputs) = (x.rows(), adapter.a.rows, adapter.a.cols);
     if n == 0 {
         return;
     }
-    let dy = &dy[a.column..];
-    let (va, vb) = (params.values(a.a), params.values(a.b));
-    add_product(Part::Linear, n, rank, outputs);
-    let mut d_low = Buf::new(n * rank);
-    let (left, b) = (Left::rows(dy, width), Right::rows(&vb, rank));
-    gemm(&[Product { a: left, b, m: n, k: outputs, n: rank, c: 0 }], &mut d_low, rank, false);
-    scale(&mut d_low, a.scale);
-    if params.trains(a.b) {
-        add_product(Part::Linear, n, rank, outputs + inputs);
-        let (left, b) = (Left::transposed(dy, width), Right::rows(low, rank));
-        let p = Product { a: left, b, m: outputs, k: n, n: rank, c: 0 };
-        gemm(&[p], &mut params.grad_mut(a.b), rank, true);
-        linear::weight_gradient(params, x.host(), &d_low, n, a.a);
+    let mut d_low = Buf::new(n * ranks);
+    for (first, AdapterPart { b, column }) in adapter.parts() {
+        add_product(Part::Linear, n, b.cols, b.rows);
+        let values = params.values(b);
+        let (left, right) = (Left::rows(&dy[column..], width), Right::rows(&values, b.cols));
+        let p = Product { a: left, b: right, m: n, k: b.rows, n: b.cols, c: first };
+        gemm(&[p], &mut d_low, ranks, false);
+        if params.trains(b) {
+            add_product(Part::Linear, n, b.cols, b.rows);
+            outer_gradient(params, (&low[first..], ranks), (&dy[column..], width), n, b);
+        }
+    }
+    scale(&mut d_low, adapter.scale);
+    if params.trains(adapter.a) {
+        add_product(Part::Linear, n, ranks, inputs);
+        linear::weight_gradient(params, x.host(), &d_low, n, adapter.a);
     }
     if let Some(g) = &x.grad {
-        add_product(Part::Linear, n, rank, inputs);
+        add_product(Part::Linear, n, ranks, inputs);
+        let a = params.values(adapter.a);
         g.write(None, n * inputs, |dx, add| {
-            let (left, b) = (Left::rows(&d_low, rank), Right::rows(&va, inputs));
-            gemm(&[Product { a: left, b, m: n, k: rank, n: inputs, c: 0 }], dx.host_mut(), inputs, add);
+            let (left, right) = (Left::rows(&d_low, ranks), Right::rows(&a, inputs));
+            let p = Product { a: left, b: right, m: n, k: ranks, n: inputs, c: 0 };
+            gemm(&[p], dx.host_mut(), inputs, add);
         });
     }
+}
+
+/// `dB [out, r] += dyᵀ [out, n] · low [n, r]`, turned round, so that the wide rows of `dy` are read as they lie. Rows of `low` and
+/// `dy` lie the given distances apart.
+fn outer_gradient(params: &Params, low: (&[f32], usize), dy: (&[f32], usize), n: usize, b: Weight) {
+    let (outputs, rank) = (b.rows, b.cols);
+    let mut grad = params.grad_mut(b);
+    let mut turned = math::transposed(&grad, outputs, rank);
+    let (left, right) = (Left::transposed(low.0, low.1), Right::rows(dy.0, dy.1));
+    gemm(&[Product { a: left, b: right, m: rank, k: n, n: outputs, c: 0 }], &mut turned, outputs, true);
+    grad.copy_from_slice(&math::transposed(&turned, rank, outputs));
 }
 
 /// `s B A`, `[out, in]`, of `b [out, r]` and `a [r, in]`: what an adapter adds to its weight when it is merged.

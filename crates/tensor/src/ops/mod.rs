@@ -28,7 +28,7 @@ pub use experts::{Expert, experts};
 pub use gqa_heads::{GqaHeads, gqa_heads};
 pub use heads::{MlaDims, Pairs, RopeTable, concat_cols, mla_heads, rope, split_cols, split_qkv};
 pub use linear::{exact_linear, linear};
-pub use lora::{Adapter, adapted_linear, outer};
+pub use lora::{Adapter, AdapterPart, adapted_linear, outer};
 pub use muon::{MUON_STEPS, Muon, muon};
 pub use rms_norm::{add_rms_norm, grouped_rms_norm, rms_norm};
 pub use router::{MAX_EXPERTS, RouterShape, Routes, Scoring, balance_bias, route};

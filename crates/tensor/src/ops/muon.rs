@@ -147,8 +147,8 @@ fn count_symmetric(n: usize, k: usize) {
 /// The nearest matrix whose singular values are about one.
 fn orthogonal(x: Buf, rows: usize, cols: usize) -> Buf {
     if rows > cols {
-        let t = orthogonal(transpose(&x, rows, cols), cols, rows);
-        return transpose(&t, cols, rows);
+        let t = orthogonal(math::transposed(&x, rows, cols), cols, rows);
+        return math::transposed(&t, cols, rows);
     }
     let mut x = x;
     let norm = update::squared_norm(&x).sqrt() as f32;
@@ -190,16 +190,6 @@ fn symmetric(left: &[f32], right: Right, (n, k): (usize, usize), out: &mut [f32]
             }
         }
     }
-}
-
-fn transpose(x: &[f32], rows: usize, cols: usize) -> Buf {
-    let mut t = Buf::new(rows * cols);
-    for r in 0..rows {
-        for c in 0..cols {
-            t[c * rows + r] = x[r * cols + c];
-        }
-    }
-    t
 }
 
 #[cfg(test)]
