@@ -4,6 +4,7 @@
     bench/teach_rows.py 600 > rows.csv                    # receipts, dates, units, in equal parts, with worked solutions
     bench/teach_rows.py 600 --no-solutions > rows.csv     # answers alone
     bench/teach_rows.py 600 --kinds receipts > rows.csv   # numbers alone
+    bench/teach_rows.py 600 --kinds sums --no-solutions > rows.csv   # easy ones, answers alone
 
 The same arguments give the same table.
 """
@@ -71,13 +72,24 @@ def units(rng):
     return question, str(n * factor + rest), f"{n} * {factor} = {n * factor}\n{n * factor} + {rest} = {n * factor + rest}"
 
 
-KINDS = {"receipts": receipts, "dates": dates, "units": units}
+def sums(rng):
+    """One step with small numbers, which a small model gets right now and then without having been taught."""
+    name, item = rng.choice(NAMES), rng.choice(ITEMS)
+    a, b = rng.randint(3, 20), rng.randint(2, 12)
+    if rng.random() < 0.5:
+        return f"{name} has {a} {item} and gets {b} more. How many {item} does {name} have now?", str(a + b), f"{a} + {b} = {a + b}"
+    a += b
+    return f"{name} has {a} {item} and gives {b} away. How many {item} are left?", str(a - b), f"{a} - {b} = {a - b}"
+
+
+KINDS = {"receipts": receipts, "dates": dates, "units": units, "sums": sums}
+USUAL = ["receipts", "dates", "units"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=USUAL)
     parser.add_argument("--no-solutions", action="store_true")
     parser.add_argument("--seed", type=int, default=7)
     a = parser.parse_args()

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use train::finished::Measured;
 use train::forgetting::{BUILT_IN, HeldText, NONE};
 use train::recipe::Recipe;
-use train::teach::{Budget, Columns, Lengths, Lesson, LessonPlan, Taught, Trial, Wishes, try_model};
+use train::teach::{
+    Budget, Columns, Lengths, Lesson, LessonPlan, LessonRecipe, Taught, Trial, Wishes, try_model,
+};
 
 use super::bench::ceiling;
 use super::convert::merge_into;
@@ -182,10 +184,19 @@ fn settle(
     let absolute = |p: &Path| std::path::absolute(p).with_context(|| p.display().to_string());
     let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let problems = absolute(&beside(out, ".problems.jsonl"))?;
-    let places = (&trial.place, &trial.taught_place);
     let model = absolute(&a.model.model)?;
-    let files = (model.as_path(), problems.as_path());
-    let text = plan.recipe(&name, files, lesson, places, held_text.as_deref(), &budget);
+    let recipe = LessonRecipe {
+        name: &name,
+        model: &model,
+        problems: &problems,
+        lesson,
+        before: &trial.place,
+        place: &trial.taught_place,
+        held_text: held_text.as_deref(),
+        budget: &budget,
+        plan: &plan,
+    };
+    let text = recipe.text();
     Ok((trial, Ok(text)))
 }
 

@@ -7,12 +7,14 @@
 mod budget;
 mod lesson;
 mod lesson_plan;
+mod lesson_recipe;
 mod taught;
 mod trial;
 
 pub use budget::{Budget, Lengths, Wishes};
 pub use lesson::{Columns, FEWEST_ROWS, Lesson};
 pub use lesson_plan::LessonPlan;
+pub use lesson_recipe::LessonRecipe;
 pub use taught::{Gain, Taught};
 pub use trial::{PATIENCE, Trial, try_model};
 

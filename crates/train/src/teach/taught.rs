@@ -43,7 +43,7 @@ impl Taught {
         let (before, after) = (measured(out, "before")?, measured(out, "after")?);
         let gain = Gain::of(&before.outcomes, &after.outcomes);
         let traces = |round: usize| {
-            let done = finished(out, &super::lesson_plan::own_answers(round)).ok()?;
+            let done = finished(out, &super::lesson_recipe::own_answers(round)).ok()?;
             done.figures.numbers.get("traces").copied()
         };
         let own_answers = (1..).map_while(traces).sum::<f64>() as u64;
