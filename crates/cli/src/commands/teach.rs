@@ -103,7 +103,11 @@ pub fn run(a: &Teach) -> Result<()> {
     let recipe_path = beside(&out, ".toml");
     if recipe_path.exists() {
         understood(&lesson, &say);
-        say(&format!("going on as {} says: remove it to begin anew", recipe_path.display()));
+        say(&format!(
+            "going on as {} says, whatever the table and the options say now: remove it and the folder {} to begin anew",
+            recipe_path.display(),
+            out.display()
+        ));
     } else {
         let loaded = a.model.open()?;
         understood(&lesson, &say);
