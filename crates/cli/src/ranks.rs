@@ -111,15 +111,18 @@ fn join() -> Result<Joined> {
     let watch = Watch {
         patience: patience()?,
         stopping: Box::new(move || asked.load(Relaxed) > 0),
-        lost: Box::new(|lost| {
-            tell(&format!(
-                "error: {lost}; what was saved is whole: start the same command again, with as many ranks as there are"
-            ))
+        late: Box::new(|rank| {
+            tell(&format!("stopping, and still waiting for rank {rank}; if a rank has ended, {GO_ON}"));
         }),
+        lost: Box::new(|lost| tell(&format!("error: {lost}; {GO_ON}"))),
     };
     let mpi = Mpi::join(watch).context("the MPI that started this process cannot be joined")?;
     Ok(Joined { comm: Rc::new(mpi), interrupts })
 }
+
+/// What to do when a rank is lost.
+#[cfg(feature = "mpi")]
+const GO_ON: &str = "what was saved is whole: start the same command again, with as many ranks as there are";
 
 /// How long a rank waits for another before it gives up.
 #[cfg(feature = "mpi")]

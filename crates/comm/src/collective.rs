@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use crate::Comm;
 
-/// Values of one parcel: large enough for the network, small beside an arena.
-const PARCEL: usize = 1 << 22;
+/// Values of one parcel: large enough that a far network is busy, small beside an arena.
+const PARCEL: usize = 1 << 24;
 
 /// An array in pieces, one for each rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,20 +146,17 @@ fn receive(comm: &dyn Comm, from: usize, values: &mut [f32]) {
     values.chunks_mut(PARCEL).for_each(|part| comm.receive(from, part));
 }
 
-/// The ranks that this one hands on to what came from `root`, and the one that it comes from: a binomial tree.
-fn passing(comm: &dyn Comm, root: usize) -> (Option<usize>, Vec<usize>) {
-    let ranks = comm.ranks();
-    let place = (comm.rank() + ranks - root) % ranks;
-    let of = |place: usize| (place + root) % ranks;
-    let from = (place > 0).then(|| of(place & (place - 1)));
-    let below = if place == 0 { ranks.next_power_of_two().trailing_zeros() } else { place.trailing_zeros() };
-    let to = (0..below).rev().map(|bit| place | 1 << bit).filter(|&to| to < ranks).map(of).collect();
-    (from, to)
+/// The rank from which this one has what rank 0 gives to all, and those that it hands it on to: a binomial tree.
+fn passing(comm: &dyn Comm) -> (Option<usize>, Vec<usize>) {
+    let rank = comm.rank();
+    let from = (rank > 0).then(|| rank & (rank - 1));
+    let below = if rank == 0 { comm.ranks() } else { rank }.trailing_zeros();
+    (from, (0..below).rev().map(|bit| rank | 1 << bit).collect())
 }
 
-/// Gives all ranks the values of `root`.
-pub fn broadcast(comm: &dyn Comm, root: usize, values: &mut [f32]) {
-    let (from, to) = passing(comm, root);
+/// Gives all ranks the values of rank 0.
+pub fn broadcast(comm: &dyn Comm, values: &mut [f32]) {
+    let (from, to) = passing(comm);
     for part in values.chunks_mut(PARCEL) {
         if let Some(from) = from {
             comm.receive(from, part);
@@ -170,7 +167,7 @@ pub fn broadcast(comm: &dyn Comm, root: usize, values: &mut [f32]) {
 
 /// Gives all ranks the message of rank 0.
 pub fn broadcast_message(comm: &dyn Comm, message: Vec<u8>) -> Vec<u8> {
-    let (from, to) = passing(comm, 0);
+    let (from, to) = passing(comm);
     let message = from.map_or(message, |from| comm.hear(from));
     to.into_iter().for_each(|to| comm.tell(to, &message));
     message
@@ -190,15 +187,7 @@ pub fn all_gather_messages(comm: &dyn Comm, message: Vec<u8>) -> Vec<Vec<u8>> {
             parcel.extend((message.len() as u64).to_le_bytes());
             parcel.extend(message);
         }
-        // The lower one speaks first, so that neither waits for room in the other's buffers.
-        let arrived = if rank < with {
-            comm.tell(with, &parcel);
-            comm.hear(with)
-        } else {
-            let arrived = comm.hear(with);
-            comm.tell(with, &parcel);
-            arrived
-        };
+        let arrived = comm.swap(with, &parcel);
         let mut rest = &arrived[..];
         for to in &mut all[block(with)] {
             let (len, after) = rest.split_first_chunk().expect("a length before every message");
@@ -292,11 +281,9 @@ mod tests {
                 assert!(rank > 0 || back == whole);
                 let heard = broadcast_message(&comm, if rank == 0 { vec![1, 2, 3] } else { Vec::new() });
                 assert_eq!(heard, [1, 2, 3]);
-                for root in 0..ranks {
-                    let mut given = if rank == root { values(root, 9) } else { vec![0.0; 9] };
-                    broadcast(&comm, root, &mut given);
-                    assert_eq!(given, values(root, 9));
-                }
+                let mut given = if rank == 0 { values(0, 9) } else { vec![0.0; 9] };
+                broadcast(&comm, &mut given);
+                assert_eq!(given, values(0, 9));
                 let all = all_gather_messages(&comm, vec![rank as u8; rank]);
                 assert!(all.iter().enumerate().all(|(r, m)| *m == vec![r as u8; r]));
                 barrier(&comm);

@@ -32,6 +32,8 @@ pub trait Comm {
     fn tell(&self, to: usize, message: &[u8]);
     /// Takes a message that another rank sends.
     fn hear(&self, from: usize) -> Vec<u8>;
+    /// Sends a message to a rank while taking one from it.
+    fn swap(&self, with: usize, message: &[u8]) -> Vec<u8>;
     /// The time that this rank has waited for others, so far.
     fn waited(&self) -> Duration;
     /// Bytes of values that this rank has sent, so far.

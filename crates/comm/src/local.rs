@@ -100,6 +100,10 @@ impl Comm for Local {
             Parcel::Values(_) => panic!("rank {} takes a message where rank {from} sent values", self.rank),
         }
     }
+    fn swap(&self, with: usize, message: &[u8]) -> Vec<u8> {
+        self.tell(with, message);
+        self.hear(with)
+    }
     fn waited(&self) -> Duration {
         self.waited.get()
     }

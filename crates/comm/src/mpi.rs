@@ -3,6 +3,7 @@
 //! All calls are non-blocking ones that are asked again and again: so a rank that has gone, or hangs, is found out about.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use mpi::environment::Universe;
@@ -17,19 +18,24 @@ use crate::{Comm, Lost};
 const VALUES: Tag = 1;
 const MESSAGE: Tag = 2;
 
+/// Values of a message that Open MPI sends over TCP without asking: 64 KiB with what it says of it.
+const UNASKED: usize = 15_000;
+
 /// How long a wait only gives way to other threads, before it sleeps between two looks.
 const KEEN: Duration = Duration::from_millis(5);
 /// How long it sleeps.
 const NAP: Duration = Duration::from_micros(100);
-/// How long a wait goes on once the process is asked to stop: an MPI asks so before it kills what is left of a job.
+/// How long a wait is silent once the process is asked to stop: an MPI asks so a second before it kills what is left of a job.
 const LAST: Duration = Duration::from_millis(300);
 
 /// When a rank gives up on another, and what it does then.
 pub struct Watch {
     /// The longest wait.
     pub patience: Duration,
-    /// Whether the process is asked to stop.
+    /// Whether the process is asked to stop: by somebody who wants the step to end well, or by an MPI that has lost a rank.
     pub stopping: Box<dyn Fn() -> bool>,
+    /// Is told once of a rank that is still waited for then.
+    pub late: Box<dyn Fn(usize)>,
     /// Is told of it; afterwards all ranks end with exit code 2.
     pub lost: Box<dyn Fn(&Lost)>,
 }
@@ -38,6 +44,7 @@ pub struct Watch {
 pub struct Mpi {
     world: SimpleCommunicator,
     watch: Watch,
+    was_late: Cell<bool>,
     waited: Cell<Duration>,
     sent: Cell<u64>,
     /// Leaves the MPI when dropped.
@@ -48,8 +55,15 @@ impl Mpi {
     /// Joins the ranks that the MPI has started this process with; none where it is no MPI that has started it, or twice.
     pub fn join(watch: Watch) -> Option<Mpi> {
         let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)?;
-        let (waited, sent) = Default::default();
-        Some(Mpi { world: universe.world(), watch, waited, sent, universe: Cell::new(Some(universe)) })
+        let (was_late, waited, sent) = Default::default();
+        Some(Mpi {
+            world: universe.world(),
+            watch,
+            was_late,
+            waited,
+            sent,
+            universe: Cell::new(Some(universe)),
+        })
     }
 
     fn process(&self, rank: usize) -> Process<'_> {
@@ -71,35 +85,53 @@ impl Mpi {
                 continue;
             }
             std::thread::sleep(NAP);
-            if (self.watch.stopping)() && asked.get_or_insert_with(Instant::now).elapsed() > LAST {
-                self.give_up(with, "was waited for when the run was stopped, or a rank had ended".into());
+            // Rank 0 speaks; of that one, who waits for it.
+            let speaks = (self.rank() == 0 || with == 0) && !self.was_late.get();
+            if speaks && (self.watch.stopping)() && asked.get_or_insert_with(Instant::now).elapsed() > LAST {
+                self.was_late.set(true);
+                (self.watch.late)(with);
             }
             if waiting > self.watch.patience {
-                self.give_up(with, format!("has not answered for {} s", waiting.as_secs()));
+                self.give_up(Lost {
+                    rank: with,
+                    what: format!("has not answered for {} s", waiting.as_secs()),
+                });
             }
         }
     }
 
-    fn give_up(&self, rank: usize, what: String) -> ! {
+    /// Sends a message, and does something else until it has gone.
+    fn telling<T>(&self, to: usize, message: &[u8], meanwhile: impl FnOnce() -> T) -> T {
+        let process = self.process(to);
+        scope(|scope| {
+            let send = process.immediate_send_with_tag(scope, message, MESSAGE);
+            let done = meanwhile();
+            self.finish(to, [send].into());
+            done
+        })
+    }
+
+    fn give_up(&self, lost: Lost) -> ! {
         // The first rank speaks; another would end it before it has.
         if self.rank() > 0 {
             std::thread::sleep(2 * LAST);
         }
-        (self.watch.lost)(&Lost { rank, what });
+        (self.watch.lost)(&lost);
         self.world.abort(2)
     }
 
-    fn count(&self, values: &[f32]) {
-        self.sent.set(self.sent.get() + 4 * values.len() as u64);
+    /// Asks until all requests are done, about one after the other.
+    fn finish<'a, D: ?Sized, S: Scope<'a>>(&self, with: usize, mut open: VecDeque<Request<'a, D, S>>) {
+        self.wait(with, || {
+            while let Some(first) = open.pop_front() {
+                if let Err(first) = first.test() {
+                    open.push_front(first);
+                    return None;
+                }
+            }
+            Some(())
+        });
     }
-}
-
-/// Whether a request is done, or there is none.
-fn is_done<'a, D: ?Sized, S: Scope<'a>>(request: &mut Option<Request<'a, D, S>>) -> bool {
-    if let Some(open) = request.take() {
-        *request = open.test().err();
-    }
-    request.is_none()
 }
 
 impl Comm for Mpi {
@@ -116,28 +148,35 @@ impl Comm for Mpi {
         self.exchange(from, &[], values);
     }
     fn exchange(&self, with: usize, out: &[f32], into: &mut [f32]) {
-        self.count(out);
-        let (process, takes) = (self.process(with), !into.is_empty());
+        self.sent.set(self.sent.get() + 4 * out.len() as u64);
+        let process = self.process(with);
+        // Where both ways are used at once, a message that has to be asked for would wait behind the other way's: one way at a time.
+        let both = !out.is_empty() && !into.is_empty();
+        let part = if both { UNASKED } else { usize::MAX };
         scope(|scope| {
-            let mut receive = takes.then(|| process.immediate_receive_into_with_tag(scope, into, VALUES));
-            let mut send = (!out.is_empty()).then(|| process.immediate_send_with_tag(scope, out, VALUES));
-            self.wait(with, || (is_done(&mut send) & is_done(&mut receive)).then_some(()));
+            let receive = |part| process.immediate_receive_into_with_tag(scope, part, VALUES);
+            let send = |part| process.immediate_send_with_tag(scope, part, VALUES);
+            let mut open: VecDeque<_> = into.chunks_mut(part).map(receive).collect();
+            open.extend(out.chunks(part).map(send));
+            self.finish(with, open);
         });
     }
     fn tell(&self, to: usize, message: &[u8]) {
-        let process = self.process(to);
-        scope(|scope| {
-            let mut send = Some(process.immediate_send_with_tag(scope, message, MESSAGE));
-            self.wait(to, || is_done(&mut send).then_some(()));
-        });
+        self.telling(to, message, || ());
     }
     fn hear(&self, from: usize) -> Vec<u8> {
         let process = self.process(from);
         let (message, status) = self.wait(from, || process.immediate_matched_probe_with_tag(MESSAGE));
         let len = status.count(u8::equivalent_datatype());
         let mut bytes = vec![0u8; usize::try_from(len).expect("a message of bytes")];
-        message.matched_receive_into(&mut bytes[..]);
+        scope(|scope| {
+            let receive = message.immediate_matched_receive_into(scope, &mut bytes[..]);
+            self.finish(from, [receive].into());
+        });
         bytes
+    }
+    fn swap(&self, with: usize, message: &[u8]) -> Vec<u8> {
+        self.telling(with, message, || self.hear(with))
     }
     fn waited(&self) -> Duration {
         self.waited.get()

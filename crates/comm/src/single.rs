@@ -29,6 +29,9 @@ impl Comm for Single {
     fn hear(&self, from: usize) -> Vec<u8> {
         nobody(from)
     }
+    fn swap(&self, with: usize, _: &[u8]) -> Vec<u8> {
+        nobody(with)
+    }
     fn waited(&self) -> Duration {
         Duration::ZERO
     }

@@ -278,7 +278,7 @@ impl Learner {
         let loaded = team.from_first(|| found);
         if loaded.is_some() {
             let comm = team.comm();
-            collective::broadcast(comm, 0, self.model.params_mut().data_mut());
+            collective::broadcast(comm, self.model.params_mut().data_mut());
             let slices = self.optimizer.slices().clone();
             let (first, second, _) = self.optimizer.state_mut();
             collective::scatter(comm, &whole[0], first, &slices);
@@ -317,19 +317,20 @@ impl Learner {
             0 => total.div_ceil(ANCHORS),
             every => every,
         };
+        let team = self.team.clone();
+        let clocks = || (Instant::now(), team.comm().waited(), team.comm().sent());
+        let mut told = clocks();
         while at < total && !ended {
             let (clock, counts) = (Instant::now(), operations::counts());
-            let (waited, sent) = (self.team.comm().waited(), self.team.comm().sent());
             let lr_factor = training.schedule.factor(at, scheduled);
             let now = Now { step: at, lr_factor, operations: log.meter.operations() };
             let outcome = steps.step(self, &now)?;
             let (seconds, counts) = (clock.elapsed().as_secs_f64(), operations::counts().since(&counts));
             self.guard(ctx, stage, &checkpoints, outcome.skipped)?;
             at += 1;
-            let waited = (self.team.comm().waited() - waited).as_nanos() as u64;
-            let sent = self.team.comm().sent() - sent;
-            let own = (seconds * 1e9) as u64;
-            let ranks = self.team.all_words([counts.total(), waited, sent, own]);
+            let before = std::mem::replace(&mut told, clocks());
+            let [own, waited] = [told.0 - before.0, told.1 - before.1].map(|time| time.as_nanos() as u64);
+            let ranks = self.team.all_words([counts.total(), waited, told.2 - before.2, own]);
             log.step(at, &outcome, seconds, ranks)?;
             if Training::is_time(training.eval_every, at) {
                 steps.measure(self, at, &mut log.metrics)?;
@@ -429,8 +430,8 @@ struct Log<'a> {
 struct Past {
     seconds: f64,
     tokens: u64,
-    /// Of each rank its operations, the nanoseconds that it waited, the bytes of values that it sent, and the nanoseconds that the
-    /// step took it.
+    /// Of each rank its operations, the nanoseconds that it waited, the bytes of values that it sent, and the nanoseconds that have
+    /// passed, all since it told them after the step before.
     ranks: Vec<Vec<u64>>,
 }
 
@@ -465,7 +466,7 @@ impl Log<'_> {
         if several {
             let last = self.window.back().expect("just pushed");
             let mean = |of: usize| last.ranks.iter().map(|r| r[of]).sum::<u64>() as f64 / shares.len() as f64;
-            values.push((keys::STEP_SECONDS, last.seconds));
+            values.push((keys::STEP_SECONDS, mean(3) / 1e9));
             values.push((keys::WAITING_SECONDS, mean(1) / 1e9));
             values.push((keys::SENT_BYTES, mean(2)));
         }

@@ -143,13 +143,14 @@ pub fn descend<W, const N: usize>(
     if !any {
         model.params_mut().zero_grads();
     }
-    let mut found = [0.0; N];
-    for words in team.all_words(own.into_iter().flatten().map(f64::to_bits)) {
+    let own: Vec<u64> = own.into_iter().flatten().map(f64::to_bits).collect();
+    let (mut found, mut all_loads) = ([0.0; N], Balance::default());
+    for (words, loads) in team.all((own, balance.0)) {
         for shard in words.as_chunks::<N>().0 {
             found.iter_mut().zip(shard).for_each(|(sum, bits)| *sum += f64::from_bits(*bits));
         }
+        all_loads.add_loads(loads);
     }
-    let balance = balance.of_all(team);
     let present: Vec<bool> = shards.iter().map(Option::is_some).collect();
     let loss = loss(&found);
     let report = if !present.contains(&true) {
@@ -162,9 +163,9 @@ pub fn descend<W, const N: usize>(
         optimizer.step(params, how.lr_factor, team)
     };
     if !report.skipped {
-        balance.apply(model, how.router_bias_rate);
+        all_loads.apply(model, how.router_bias_rate);
     }
-    Descended { found, max_load: balance.max_load(), report }
+    Descended { found, max_load: all_loads.max_load(), report }
 }
 
 /// Leaves the sum of the shards' gradients in the arena: each half of them, then both halves. Whether there are any.
@@ -238,34 +239,23 @@ fn one_further(batch: &Batch) -> (Vec<u32>, Vec<f32>) {
     (targets, weights)
 }
 
+/// How often each expert of a layer was chosen, and the layer's balance bias: its address, rows and columns.
+type LayerLoad = (Option<[usize; 3]>, Vec<u32>);
+
 /// The experts' load over the passes of a step, and the rule that evens it out (loss-free balance).
 #[derive(Default)]
-pub struct Balance(Vec<(Option<Weight>, Vec<u32>)>);
+pub struct Balance(Vec<LayerLoad>);
 
 impl Balance {
-    /// The sum over all ranks, of which those without a shard know nothing.
-    fn of_all(self, team: &Team) -> Balance {
-        if team.ranks() == 1 {
-            return self;
-        }
-        let place = |w: Option<Weight>| w.map(|w| (w.offset, w.rows, w.cols));
-        let own: Vec<_> = self.0.into_iter().map(|(bias, load)| (place(bias), load)).collect();
-        let mut sum = Balance::default();
-        for of in team.all(own).into_iter().filter(|of| !of.is_empty()) {
-            let weight = |(offset, rows, cols)| Weight { offset, rows, cols };
-            sum.add_loads(of.into_iter().map(|(bias, load)| (bias.map(weight), load)));
-        }
-        sum
-    }
-
     /// Counts the choices of a pass.
     pub fn add(&mut self, loads: Vec<ExpertLoad>) {
-        self.add_loads(loads.into_iter().map(|l| (l.bias, l.load.host().to_vec())));
+        let place = |bias: Weight| [bias.offset, bias.rows, bias.cols];
+        self.add_loads(loads.into_iter().map(|l| (l.bias.map(place), l.load.host().to_vec())).collect());
     }
 
-    fn add_loads(&mut self, loads: impl Iterator<Item = (Option<Weight>, Vec<u32>)>) {
+    fn add_loads(&mut self, loads: Vec<LayerLoad>) {
         if self.0.is_empty() {
-            self.0 = loads.collect();
+            self.0 = loads;
             return;
         }
         for ((_, sum), (_, more)) in self.0.iter_mut().zip(loads) {
@@ -279,8 +269,9 @@ impl Balance {
             return;
         }
         for (bias, load) in &self.0 {
+            let weight = bias.map(|[offset, rows, cols]| Weight { offset, rows, cols });
             // One that is frozen rests.
-            if let Some(bias) = bias.filter(|&bias| model.params().trains(bias)) {
+            if let Some(bias) = weight.filter(|&bias| model.params().trains(bias)) {
                 ops::balance_bias(model.params_mut(), bias, load, rate);
             }
         }

@@ -5,6 +5,7 @@
 //! ranks, to the bit.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::Range;
 use std::rc::Rc;
@@ -136,44 +137,33 @@ impl Team {
         if self.ranks() == 1 {
             return ops::squared_norm(x);
         }
-        let (values, own) = (x.host(), slices.of(self.rank()));
-        let pieces = values.len().div_ceil(ops::NORM_PIECE);
-        let mut sums = vec![0.0f64; pieces];
-        // Pieces within this rank's slice, from the first to the last.
-        let (first, last) = (own.start.div_ceil(ops::NORM_PIECE), own.end / ops::NORM_PIECE);
-        let last = if own.end == values.len() { pieces } else { last };
-        let whole = first..last.max(first);
-        if !whole.is_empty() {
-            let range = whole.start * ops::NORM_PIECE..own.end.min(whole.end * ops::NORM_PIECE);
-            sums[whole.clone()].copy_from_slice(&ops::squared_norm_pieces(&values[range]));
-        }
-        for (rank, theirs) in
-            self.all_words(sums[whole.clone()].iter().map(|s| s.to_bits())).into_iter().enumerate()
-        {
-            let first = slices.of(rank).start.div_ceil(ops::NORM_PIECE);
-            for (sum, bits) in sums.iter_mut().skip(first).zip(theirs) {
-                *sum = f64::from_bits(bits);
+        let (values, piece) = (x.host(), ops::NORM_PIECE);
+        // What a rank has of a piece that it shares with others, at both ends of its slice, and what lies between.
+        let parts = |rank: usize| {
+            let own = slices.of(rank);
+            let start = own.start.next_multiple_of(piece).min(own.end);
+            let end = if own.end == values.len() { own.end } else { (own.end / piece * piece).max(start) };
+            ((own.start..start).chain(end..own.end), start..end)
+        };
+        let (shared, whole) = parts(self.rank());
+        let sums = ops::squared_norm_pieces(&values[whole]).into_iter().map(f64::to_bits);
+        let words = sums.chain(shared.map(|at| u64::from(values[at].to_bits())));
+        let mut sums = vec![0.0f64; values.len().div_ceil(piece)];
+        let mut pieces: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        for (rank, words) in self.all_words(words).into_iter().enumerate() {
+            let (shared, whole) = parts(rank);
+            let (of_whole, of_shared) = words.split_at(whole.len().div_ceil(piece));
+            for (at, bits) in whole.step_by(piece).zip(of_whole) {
+                sums[at / piece] = f64::from_bits(*bits);
+            }
+            for (at, bits) in shared.zip(of_shared) {
+                let len = piece.min(values.len() - at / piece * piece);
+                let values = pieces.entry(at / piece).or_insert_with(|| vec![0.0; len]);
+                values[at % piece] = f32::from_bits(*bits as u32);
             }
         }
-        // What lies across the border of two slices.
-        let mut across: Vec<usize> = slices.bounds()[1..slices.count()]
-            .iter()
-            .filter(|&&bound| !bound.is_multiple_of(ops::NORM_PIECE) && bound < values.len())
-            .map(|bound| bound / ops::NORM_PIECE)
-            .collect();
-        across.dedup();
-        for piece in across {
-            let range = piece * ops::NORM_PIECE..values.len().min((piece + 1) * ops::NORM_PIECE);
-            let mut copy = values[range.clone()].to_vec();
-            for rank in 0..self.ranks() {
-                let of = slices.of(rank);
-                let (from, to) = (of.start.max(range.start), of.end.min(range.end));
-                if from < to {
-                    let part = &mut copy[from - range.start..to - range.start];
-                    collective::broadcast(self.comm(), rank, part);
-                }
-            }
-            sums[piece] = ops::squared_norm_pieces(&copy)[0];
+        for (number, values) in pieces {
+            sums[number] = ops::squared_norm_pieces(&values)[0];
         }
         sums.iter().sum()
     }

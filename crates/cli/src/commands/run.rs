@@ -36,10 +36,12 @@ Examples:
   shoestring run recipes/smoke.toml                             # every stage in a minute, to see that all works
   shoestring run mine.toml --set stage.grpo.steps=50 --out try2
   shoestring run recipes/launch.toml --stages grpo              # up to reinforcement; the rest with the same command later
-  mpirun -n 4 shoestring run mine.toml --set parallel.shards=8  # on 4 machines, to the same bits (built with --features mpi)
+  mpirun -n 4 --bind-to none shoestring run mine.toml --set parallel.shards=8  # on 4 machines, to the same bits (built with --features mpi)
 
 A setting of a stage is `stage.NAME.KEY`, that of a model `models.NAME.KEY`. A key that does not exist is refused, with
-the nearest one that does. A run folder belongs to one recipe: with another, name another folder.";
+the nearest one that does. A run folder belongs to one recipe: with another, name another folder. mpirun gives ranks a second
+to save on Ctrl-C; its `--mca odls_base_sigkill_timeout 30` gives them more. SHOESTRING_PATIENCE is how many seconds a rank
+waits for another before the run ends (1800).";
 
 /// `launch`
 #[derive(Args)]

@@ -48,8 +48,8 @@ pub mod keys {
     pub const CEILING_SHARE: &str = "ceiling_share";
     /// Seconds to the stage's last step, as the last steps went.
     pub const SECONDS_LEFT: &str = "seconds_left";
-    /// Where there are several ranks: how long the step took, how long a rank waited in it, on average, and the bytes of gradients and
-    /// weights that one sent.
+    /// Where there are several ranks: of one, on average, how long it is since the end of the step before, how much of that it has waited,
+    /// and the bytes of gradients and weights that it has sent.
     pub const STEP_SECONDS: &str = "step_seconds";
     /// See [`STEP_SECONDS`].
     pub const WAITING_SECONDS: &str = "waiting_seconds";
