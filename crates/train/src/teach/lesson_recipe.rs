@@ -5,7 +5,7 @@ use std::path::Path;
 use tasks::AnswerPlace;
 
 use super::lesson::prompt_template;
-use super::lesson_plan::{BATCH, SAMPLES};
+use super::lesson_plan::{BATCH, SAMPLES, TEMPERATURE};
 use super::{Budget, Lesson, LessonPlan};
 
 /// How much of the model as it came is in what comes out: of 80 % right at 4.4 % more bits per byte of other text, 0.15 made 80 % at
@@ -98,6 +98,7 @@ kind = "eval"
 name = "{name}"
 {of}
 samples = {samples}
+temperature = {TEMPERATURE}
 max_new = {max_new}
 {own_way}{held_text}"#
         )
@@ -148,6 +149,7 @@ name = {own}
 from = {from}
 problems = {problems}
 samples = {SAMPLES}
+temperature = {TEMPERATURE}
 keep = 2
 max_new = {max_new}
 

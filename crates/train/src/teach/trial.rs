@@ -6,6 +6,7 @@ use tasks::{AnswerPlace, Problem, placed};
 
 use super::Lesson;
 use super::lesson::prompt_template;
+use super::lesson_plan::TEMPERATURE;
 use crate::TrainError;
 use crate::evaluate::{EvalSettings, Evaluation, evaluate};
 use crate::team::Team;
@@ -67,7 +68,7 @@ pub fn try_model(
     let ask = |place: &AnswerPlace, samples: usize| -> Result<(Evaluation, f64), TrainError> {
         let problems: Vec<Problem> = lesson.tried().cloned().map(|p| put(place, p)).collect();
         let verifier = placed(place.clone(), tasks::verifier(lesson.verifier)?.into());
-        let settings = EvalSettings { samples, temperature: 1.0, max_new, seed: 1 };
+        let settings = EvalSettings { samples, temperature: TEMPERATURE, max_new, seed: 1 };
         let began = std::time::Instant::now();
         let found = evaluate(model, tokenizer, &Team::alone(), &problems, &*verifier, &settings, &|| true)?;
         let seconds = began.elapsed().as_secs_f64() / found.tokens.max(1) as f64;
