@@ -1,12 +1,14 @@
 """This server beside llama.cpp's on one GGUF file, by turns in the same minutes: `serve_beside.py SHOESTRING LLAMA_SERVER GGUF
-[ROUNDS [THREADS]]`.
+[ROUNDS [THREADS [OPTIONS OF LLAMA_SERVER]]]`. With `-` for LLAMA_SERVER this server alone; several of this server, divided by commas, go by
+turns as well.
 
 For each of them, in every round:
 - output tokens a second of 8 clients at once, 128 tokens each;
 - the time to the first token in a conversation of some 2,000 tokens, at its first turn and at its second;
-- the longest pause of a stream while a prompt of some 4,000 tokens comes in, against its usual gap.
+- the longest pause of a stream while a prompt of some 4,000 tokens comes in, against its usual gap. How long llama.cpp's lasts is a matter of its
+  batches (`-b`, `-ub`), which are of 2,048 and 512 tokens unless told otherwise.
 
-Both have room for 8 conversations of 8,192 tokens and sample greedily. Threads of llama.cpp wait for each other by spinning: where other
+All have room for 8 conversations of 8,192 tokens and sample greedily. Threads of llama.cpp wait for each other by spinning: where other
 programs take a part of the machine, give both of them one thread. Standard library alone.
 """
 
@@ -23,11 +25,12 @@ import time
 shoestring, llama, gguf = sys.argv[1:4]
 rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 3
 threads = sys.argv[5] if len(sys.argv) > 5 else "2"
-PORTS = {"shoestring": 8731, "llama.cpp": 8732}
-COMMANDS = {
-    "shoestring": [shoestring, "--threads", threads, "serve", f"m={gguf}", "--port", "8731", "--quiet", "--context", "8192", "--cache-gib", "2"],
-    "llama.cpp": [llama, "-m", gguf, "--port", "8732", "-t", threads, "-np", "8", "-c", "65536", "--temp", "0"],
-}
+COMMANDS = {}
+for i, program in enumerate(shoestring.split(",")):
+    COMMANDS[f"shoestring {i}" if i else "shoestring"] = [program, "--threads", threads, "serve", f"m={gguf}", "--quiet", "--context", "8192", "--cache-gib", "2"]
+if llama != "-":
+    COMMANDS["llama.cpp"] = [llama, "-m", gguf, "-t", threads, "-np", "8", "-c", "65536", "--temp", "0", *sys.argv[6:]]
+PORTS = {name: 8731 + i for i, name in enumerate(COMMANDS)}
 
 
 def stream(name, messages, tokens, stop=None):
@@ -98,14 +101,16 @@ def pause(name, number):
     usual = statistics.median(gap for moment, gap in gaps if moment < begun)
     # Up to the piece after the other's first token: a pause that lasts until then ends with it.
     during = [gap for moment, gap in gaps if begun <= moment <= begun + at[0] + 3 * usual] or [at[0]]
+    quarter = max(1, len(during) // 4)
     return {"prompt": usage["prompt_tokens"], "usual_gap": usual, "longest": max(during), "times": max(during) / usual,
             "times_99th": sorted(during)[int(0.99 * (len(during) - 1))] / usual, "times_middle": statistics.median(during) / usual,
+            "times_first_quarter": statistics.median(during[:quarter]) / usual, "times_last_quarter": statistics.median(during[-quarter:]) / usual,
             "pieces_meanwhile": len(during), "first_token": at[0]}
 
 
 def start(name):
     log = open(os.devnull, "w")
-    server = subprocess.Popen(COMMANDS[name], stdout=log, stderr=log)
+    server = subprocess.Popen([*COMMANDS[name], "--port", str(PORTS[name])], stdout=log, stderr=log)
     for _ in range(600):
         time.sleep(0.2)
         assert server.poll() is None, f"{name} has ended"

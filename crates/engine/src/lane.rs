@@ -7,8 +7,8 @@
 
 mod ahead;
 mod draw;
-mod pace;
 mod pass;
+mod piece;
 mod room;
 
 use std::collections::{HashMap, VecDeque};
@@ -21,14 +21,15 @@ use crate::guide::Guide;
 use crate::pages::Pages;
 use crate::prefix::{Link, Prefix};
 use crate::request::{EngineError, Extras, FinishReason, Request, check};
-use pace::Pace;
+use pass::Which;
+use piece::{Pace, Piece};
 
 /// How much is worked on at once. None of it changes a result.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Continuations in flight in one lane.
     pub sequences: usize,
-    /// Rows of a step: one per continuation, the rest prompt tokens.
+    /// Rows of a pass: one per continuation, the rest prompt tokens.
     pub rows: usize,
     /// Pages of the cache.
     pub pages: usize,
@@ -160,6 +161,8 @@ pub struct Lane<'m> {
     next_ticket: u64,
     counts: Counts,
     pace: Pace,
+    /// Where patience has an end: the piece of prompts that is on its way.
+    piece: Option<Piece>,
 }
 
 impl<'m> Lane<'m> {
@@ -178,6 +181,7 @@ impl<'m> Lane<'m> {
             next_ticket: 0,
             counts: Counts::default(),
             pace: Pace::default(),
+            piece: None,
         }
     }
 
@@ -260,13 +264,18 @@ impl<'m> Lane<'m> {
         self.prefix.idle(&self.pages)
     }
 
-    /// One pass of the model at most; says whether there is more to do.
+    /// A token of every sequence in decoding, and a part of the prompts; says whether there is more to do.
     pub fn step(&mut self, sink: &mut impl Sink) -> bool {
         self.begin_samples(sink);
         self.admit(sink);
-        let parts = self.divide();
-        if !parts.is_empty() {
-            self.pass(parts, sink);
+        if self.limits.patience > 0.0 {
+            self.patient_step(sink);
+        } else {
+            let decoding = self.active.iter().filter(|s| s.decodes()).count();
+            let room = self.limits.rows.saturating_sub(decoding).max(64);
+            if let Some(rows) = self.divide(Which::All, room) {
+                self.pass(rows, sink);
+            }
         }
         !self.is_idle()
     }

@@ -23,4 +23,4 @@ pub use kv_cache::KvCache;
 pub use load::{HeldAs, Use};
 pub use moe::ExpertLoad;
 pub use tensor::ops::Segment;
-pub use transformer::{Model, Pass, PassOptions, whole};
+pub use transformer::{Model, Pass, PassOptions, Stream, whole};

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment};
 use tensor::params::Param;
@@ -87,6 +88,24 @@ pub struct Pass {
     pub hidden: Tensor,
     /// The load of the routed experts, layer by layer.
     pub loads: Vec<ExpertLoad>,
+}
+
+/// The residual stream of a pass between two layers.
+pub struct Stream {
+    batch: Arc<BatchInfo>,
+    x: Tensor,
+    /// What the last layer is still to add to it.
+    delta: Option<Tensor>,
+    /// Layers that it has gone through.
+    done: usize,
+}
+
+impl Stream {
+    fn through(&mut self, layer: impl FnOnce((&Tensor, Option<&Tensor>), &BatchInfo) -> (Tensor, Tensor)) {
+        let (x, delta) = layer((&self.x, self.delta.as_ref()), &self.batch);
+        (self.x, self.delta) = (x, Some(delta));
+        self.done += 1;
+    }
 }
 
 /// A batch of whole sequences for a pass without a cache.
@@ -314,32 +333,63 @@ impl Model {
         options: PassOptions,
         mut cache: Option<&mut KvCache>,
     ) -> Pass {
-        let batch = Rc::new(BatchInfo::new(segments, options.balance_alpha));
+        let mut stream = self.enter(tape, tokens, segments, options);
         let loads = Rc::new(RefCell::new(Vec::new()));
-        let mut x = ops::embedding(tape, tokens, self.embed);
-        if let Some(scale) = self.embedding_scale {
-            x = ops::scaled(tape, &x, scale);
-        }
-        let mut delta: Option<Tensor> = None;
         for (l, block) in self.blocks.iter().enumerate() {
             if options.recompute && tape.is_recording() {
-                let (batch, loads) = (batch.clone(), loads.clone());
-                x = tape.recomputed(&x, move |tape, x| {
+                let (batch, loads) = (stream.batch.clone(), loads.clone());
+                stream.x = tape.recomputed(&stream.x, move |tape, x| {
                     let (h, d) = self.block(tape, block, (x, None), &batch, None, &loads);
                     ops::add(tape, &h, &d)
                 });
             } else {
                 let layer = cache.as_mut().map(|c| &mut c.layers[l]);
-                let (h, d) = self.block(tape, block, (&x, delta.as_ref()), &batch, layer, &loads);
-                (x, delta) = (h, Some(d));
+                stream.through(|x, batch| self.block(tape, block, x, batch, layer, &loads));
             }
         }
-        let hidden = match &delta {
-            Some(d) => ops::add_rms_norm(tape, &x, d, self.norm, self.eps).1,
-            None => ops::rms_norm(tape, &x, self.norm, self.eps),
-        };
         let loads = loads.borrow().clone();
-        Pass { hidden, loads }
+        Pass { hidden: self.leave(tape, &stream), loads }
+    }
+
+    /// Begins a pass in generation that takes one layer at a time, so that something else may be done between them.
+    ///
+    /// # Panics
+    /// As [`Model::forward`].
+    pub fn begin(&self, tokens: &[u32], segments: &[Segment]) -> Stream {
+        self.enter(&Tape::inference(&self.params), tokens, segments, PassOptions::default())
+    }
+
+    /// Runs the next layer of a pass; after the last one gives the hidden states of [`Pass`].
+    pub fn advance(&self, stream: &mut Stream, cache: &mut KvCache) -> Option<Tensor> {
+        let tape = Tape::inference(&self.params);
+        let layer = stream.done;
+        let (block, kept, loads) = (&self.blocks[layer], &mut cache.layers[layer], RefCell::default());
+        stream.through(|x, batch| self.block(&tape, block, x, batch, Some(kept), &loads));
+        if let Some(gpu) = self.params.gpu() {
+            gpu.synchronize();
+        }
+        (stream.done == self.blocks.len()).then(|| self.leave(&tape, stream))
+    }
+
+    fn enter<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        tokens: &[u32],
+        segments: &[Segment],
+        options: PassOptions,
+    ) -> Stream {
+        let mut x = ops::embedding(tape, tokens, self.embed);
+        if let Some(scale) = self.embedding_scale {
+            x = ops::scaled(tape, &x, scale);
+        }
+        Stream { batch: Arc::new(BatchInfo::new(segments, options.balance_alpha)), x, delta: None, done: 0 }
+    }
+
+    fn leave<'p>(&'p self, tape: &Tape<'p>, stream: &Stream) -> Tensor {
+        match &stream.delta {
+            Some(d) => ops::add_rms_norm(tape, &stream.x, d, self.norm, self.eps).1,
+            None => ops::rms_norm(tape, &stream.x, self.norm, self.eps),
+        }
     }
 
     /// The MTP layer: from the main model's hidden states and the tokens that follow each of them to hidden states

@@ -109,6 +109,7 @@ impl Lane<'_> {
     pub(super) fn put_back(&mut self) {
         let mut seq = self.active.pop().expect("there is a youngest");
         self.counts.put_back += 1;
+        self.give_up_piece_of(seq.age());
         let pages = std::mem::take(&mut seq.pages);
         pages.iter().for_each(|&page| self.pages.release(page));
         (seq.done, seq.ahead, seq.kept, seq.logits) = (0, 0, (0, 0), None);
@@ -118,6 +119,7 @@ impl Lane<'_> {
     }
 
     pub(super) fn release(&mut self, seq: Seq) {
+        self.give_up_piece_of(seq.age());
         seq.pages.iter().for_each(|&page| self.pages.release(page));
     }
 }

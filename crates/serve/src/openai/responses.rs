@@ -33,6 +33,24 @@ const REFUSED: [(&str, &[&str]); 7] = [
     ("top_logprobs", &["0"]),
 ];
 
+/// Fields that are told again in the response.
+const ECHOED: [&str; 14] = [
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "safety_identifier",
+    "prompt_cache_key",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning",
+    "text",
+];
+
 /// What is told of a request again in its response.
 struct Reply {
     id: String,
@@ -47,25 +65,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
     let model = f.text("model")?;
     let entry = &app.entry(model.as_deref()).await?;
     f.refuse(&REFUSED)?;
-    let mut echo = Map::new();
-    for field in [
-        "instructions",
-        "max_output_tokens",
-        "metadata",
-        "temperature",
-        "top_p",
-        "presence_penalty",
-        "frequency_penalty",
-        "safety_identifier",
-        "prompt_cache_key",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "reasoning",
-        "text",
-    ] {
-        echo.insert(field.to_owned(), f.peek(field));
-    }
+    let echo = ECHOED.iter().map(|&field| (field.to_owned(), f.peek(field))).collect();
     let talk = talk(&mut f)?;
     if let Some(most) = f.take("max_output_tokens") {
         f.put("max_completion_tokens", most);
