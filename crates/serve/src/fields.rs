@@ -11,6 +11,8 @@ pub(crate) struct Fields {
     map: Map<String, Value>,
     /// Before every field's name in errors.
     place: String,
+    /// Fields that are read under another name, after that.
+    renamed: Vec<(&'static str, &'static str)>,
 }
 
 impl Fields {
@@ -19,7 +21,7 @@ impl Fields {
         let value: Value = serde_json::from_slice(body)
             .map_err(|e| ApiError::bad(format!("the body is not valid JSON: {e}")))?;
         match value {
-            Value::Object(map) => Ok(Fields { map, place: String::new() }),
+            Value::Object(map) => Ok(Fields { map, place: String::new(), renamed: Vec::new() }),
             other => Err(ApiError::bad(format!("the body is {}, expected an object", kind(&other)))),
         }
     }
@@ -27,14 +29,15 @@ impl Fields {
     /// The fields of a value inside of a request.
     pub(crate) fn of(place: &str, value: Value) -> Answer<Fields> {
         match value {
-            Value::Object(map) => Ok(Fields { map, place: format!("{place}.") }),
+            Value::Object(map) => Ok(Fields { map, place: format!("{place}."), renamed: Vec::new() }),
             other => Err(ApiError::field(place, format!("{place} is {}, expected an object", kind(&other)))),
         }
     }
 
-    /// The full name of a field.
+    /// The full name of a field, as the client wrote it.
     pub(crate) fn name(&self, field: &str) -> String {
-        format!("{}{field}", self.place)
+        let written = self.renamed.iter().find(|(to, _)| *to == field).map_or(field, |(_, from)| from);
+        format!("{}{written}", self.place)
     }
 
     fn wrong<T>(&self, field: &str, found: &Value, expected: &str) -> Answer<T> {
@@ -58,9 +61,12 @@ impl Fields {
         self.map.get(field).cloned().unwrap_or_default()
     }
 
-    /// Gives a field another name.
-    pub(crate) fn put(&mut self, field: &str, value: Value) {
-        self.map.insert(field.to_owned(), value);
+    /// Lets a field be read under another name; errors go on to say the first.
+    pub(crate) fn rename(&mut self, from: &'static str, to: &'static str) {
+        if let Some(value) = self.map.remove(from) {
+            self.map.insert(to.to_owned(), value);
+            self.renamed.push((to, from));
+        }
     }
 
     /// A finite number within a range.

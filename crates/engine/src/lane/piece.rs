@@ -35,22 +35,20 @@ pub(super) struct Pace {
 
 /// Rows of a piece: before anything was measured, and at least.
 const FEWEST_ROWS: usize = 8;
-/// How long decoding takes alone, as a share of the time beside a piece, which has taken the place of the weights in the caches: about,
-/// for when it is not seen alone.
+/// How long decoding takes alone, at least, as a share of the time beside a piece, which has taken the place of the weights in the caches.
 const ALONE: f64 = 0.7;
 
 impl Pace {
     /// Takes note of how long decoding took in a step, alone or beside a piece, and gives what is left to a step for prompts.
     fn note_decoding(&mut self, seconds: f64, limits: &Limits) -> Duration {
-        let seen = if self.beside { ALONE * seconds } else { seconds };
-        let usual = self.usual.unwrap_or(seen);
+        let least = if self.beside { ALONE * seconds } else { seconds };
+        let usual = self.usual.unwrap_or(least);
         // Quickly down and slowly up: what another program takes of the machine is no measure.
-        let share = match seen > usual {
-            true => 0.05,
-            false if self.beside => 0.0,
-            false => 0.5,
+        let usual = match usual {
+            _ if usual < least => usual + 0.05 * (least - usual),
+            _ if usual > seconds => usual + 0.5 * (seconds - usual),
+            _ => usual,
         };
-        let usual = usual + share * (seen - usual);
         self.usual = Some(usual);
         Duration::from_secs_f64((f64::from(limits.patience) * usual - seconds).max(0.0))
     }

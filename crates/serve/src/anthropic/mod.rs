@@ -101,11 +101,8 @@ async fn count_tokens(app: Arc<App>, request: Request<Body>) -> Answer<Response>
 fn asked(f: &mut Fields, entry: &crate::shelf::Entry) -> Answer<Asked> {
     let mut talk = Talk { messages: conversation(f)?, ..Talk::default() };
     talk.take_tools(f, true)?;
-    let stops = f.take("stop_sequences");
-    if let Some(stops) = stops {
-        f.put("stop", stops);
-    }
-    if f.take("max_tokens").map(|v| f.put("max_tokens", v)).is_none() {
+    f.rename("stop_sequences", "stop");
+    if f.peek("max_tokens").is_null() {
         return Err(ApiError::field("max_tokens", "max_tokens is missing"));
     }
     let thinking = match f.take("thinking") {

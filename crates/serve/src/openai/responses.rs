@@ -67,9 +67,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
     f.refuse(&REFUSED)?;
     let echo = ECHOED.iter().map(|&field| (field.to_owned(), f.peek(field))).collect();
     let talk = talk(&mut f)?;
-    if let Some(most) = f.take("max_output_tokens") {
-        f.put("max_completion_tokens", most);
-    }
+    f.rename("max_output_tokens", "max_completion_tokens");
     let wishes = Wishes::take(&mut f, &entry.served)?;
     if wishes.samples != 1 {
         return Err(ApiError::field("n", "a response has one answer: leave n out"));
