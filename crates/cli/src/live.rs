@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use anyhow::Result;
 use data::answer::held_back;
 
-use crate::output::harmless;
+use crate::output::{colours, harmless};
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -20,7 +20,7 @@ pub struct Painter {
 impl Painter {
     /// `thinking`: whether the text begins inside of a thought, because the template opened it.
     pub fn new(thinking: bool) -> Painter {
-        Painter { colour: std::io::stdout().is_terminal(), thinking, pending: String::new() }
+        Painter { colour: colours(std::io::stdout().is_terminal()), thinking, pending: String::new() }
     }
 
     /// Writes some text.

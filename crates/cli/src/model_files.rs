@@ -122,9 +122,11 @@ pub fn check_model(dir: &Path) -> Result<()> {
     match below.as_slice() {
         [] => bail!("{} holds no config.json: {wanted}", dir.display()),
         found => {
-            let names: Vec<String> = found.iter().map(|p| p.display().to_string()).collect();
+            let names: Vec<String> = found.iter().take(NAMED).map(|p| p.display().to_string()).collect();
+            let more = found.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             bail!(
-                "{} holds no config.json, but there are models in {}: name one of them",
+                "{} holds no config.json, but there are models in {}{more}: name one of them",
                 dir.display(),
                 names.join(", ")
             )
@@ -132,11 +134,15 @@ pub fn check_model(dir: &Path) -> Result<()> {
     }
 }
 
-/// Up to eight folders with a `config.json`, `depth` levels down.
+/// Models that a message names, and that are looked for, at most.
+const NAMED: usize = 12;
+const LOOKED_FOR: usize = 100;
+
+/// Folders with a `config.json`, `depth` levels down.
 fn models_below(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for path in entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()) {
-        if found.len() >= 8 {
+        if found.len() >= LOOKED_FOR {
             return;
         }
         if path.join("config.json").exists() {

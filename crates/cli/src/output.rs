@@ -45,6 +45,21 @@ impl Output {
     }
 }
 
+/// Whether to colour what goes to a terminal: unless the reader wants none (no-color.org).
+pub fn colours(is_terminal: bool) -> bool {
+    is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A path as one word of a shell's command.
+pub fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=@,".contains(c);
+    if !path.is_empty() && path.chars().all(plain) {
+        path.to_owned()
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
+    }
+}
+
 /// A value as one line of JSON; 32-bit floats as the shortest decimals that read back to them.
 pub fn json_line(value: &impl serde::Serialize) -> Result<()> {
     write_line(&serde_json::to_string(value)?)

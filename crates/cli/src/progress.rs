@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use train::context::{Progress, RankShare, Reporter};
 use train::ledger::StageCost;
 
-use crate::output::{harmless, tell, tell_part};
+use crate::output::{colours, harmless, tell, tell_part};
 
 /// Seconds between two lines of the same stage.
 const ON_TERMINAL: f64 = 0.2;
@@ -149,7 +149,7 @@ impl Reporter for Terminal {
     }
 
     fn sample(&self, _stage: &str, step: u64, prompt: &str, completion: &str) {
-        let (dim, plain) = if self.terminal { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+        let (dim, plain) = if colours(self.terminal) { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         let text = harmless(&completion.replace('\n', " "));
         let text = match text.split_once("</think>") {
             Some((thought, answer)) => format!("{dim}{thought}</think>{plain}{answer}"),

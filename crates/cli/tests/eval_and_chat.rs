@@ -133,7 +133,8 @@ fn chat_works_through_a_pipe() {
     let out =
         with_input(&["chat", model, "--max-new", "4"], &format!("{}\nshort\n", "too long ".repeat(100)));
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success() && stderr.contains("send a shorter one"), "{stderr}");
+    assert!(stderr.contains("send a shorter one") && stderr.contains("1 of 2 messages"), "{stderr}");
+    assert_eq!(out.status.code(), Some(2));
     assert!(refusal(&["chat", "/nonexistent/model"]).contains("/nonexistent/model"));
 }
 

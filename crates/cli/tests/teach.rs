@@ -25,6 +25,7 @@ fn tables_that_cannot_be_taught_are_refused() {
         (of("a.csv", &["Frage,Antwort", "x,1"]), "no column for the question"),
         (of("b.csv", &["question,answer", "x,1"]), "1 different questions can be used"),
         (of("c.xlsx", &["x"]), "no workbook"),
+        (of("d.csv", &["\u{feff}the longer Frage;the Antwort", "x;1"]), "the longer Frage, the Antwort"),
         (dir.path().join("none.csv"), "none.csv"),
     ] {
         let said = refusal(&["teach", arg(model.path()), arg(&path)]);
@@ -54,7 +55,7 @@ fn a_table_ends_in_a_measured_model() {
     let model = puppet(&tokenizer(), "<|assistant|>34");
     let row = |i: usize| format!("What is {i}?,{}", if i.is_multiple_of(2) { 34 } else { i });
     let path = table(dir.path(), "sums.csv", std::iter::once("q,a".to_owned()).chain((0..30).map(row)));
-    let out = dir.path().join("out");
+    let out = dir.path().join("Übung 1");
     let args =
         ["teach", arg(model.path()), arg(&path), "--out", arg(&out), "--max-new", "4", "--minutes", "0.05"];
     let plan = text(&[&args[..], &["--dry-run"]].concat());
@@ -72,10 +73,10 @@ fn a_table_ends_in_a_measured_model() {
         (Some(5), &true.into()),
         "{look}"
     );
-    assert!(
-        look["pointless"].is_null() && plan.contains(look["recipe"].as_str().expect("a recipe").trim_end())
-    );
-    assert!(!out.exists() && !dir.path().join("out.toml").exists());
+    // Steps and problems follow the speed that was found, and differ from one time to the next.
+    let recipe = look["recipe"].as_str().expect("a recipe");
+    assert!(look["pointless"].is_null() && recipe.contains("name = \"before\""), "{look}");
+    assert!(!out.exists() && !dir.path().join("Übung 1.toml").exists());
 
     let with_json = [&args[..], &["--json"]].concat();
     let first = object(&with_json);
@@ -97,7 +98,7 @@ fn a_table_ends_in_a_measured_model() {
         serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
     assert_eq!(report["held_text"]["model"]["bits_per_byte"], forgotten["after"]);
     assert!(std::fs::read_to_string(out.join("report.html")).unwrap().contains("What was forgotten"));
-    assert!(out.join("model/model.safetensors").exists() && dir.path().join("out.toml").exists());
+    assert!(out.join("model/model.safetensors").exists() && dir.path().join("Übung 1.toml").exists());
     let again = object(&with_json);
     assert_eq!(again["gain"], first["gain"], "the same command has nothing left to do");
     let costs = report["stages"].as_array().unwrap().iter().filter_map(|s| s["seconds"].as_f64());
@@ -106,6 +107,13 @@ fn a_table_ends_in_a_measured_model() {
         again["minutes"].as_f64() >= Some(minutes * 0.999) && minutes > 0.0,
         "all sittings count: {again}"
     );
+
+    // The lesson is this table's and this model's.
+    let stranger = tiny();
+    let other = [&["teach", arg(stranger.path())], &args[2..]].concat();
+    assert!(refusal(&other).contains("another model"));
+    table(dir.path(), "sums.csv", std::iter::once("q,a".to_owned()).chain((1..31).map(row)));
+    assert!(refusal(&args).contains("other rows"));
 }
 
 /// With `--lora` there are an adapter and the model with it merged, which say the same.

@@ -1,7 +1,7 @@
 //! Tables as people have them: CSV, TSV, lines of JSON, Parquet, sheets of workbooks.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::io::{BufRead, Cursor, Read};
 use std::path::Path;
 
 use serde_json::value::RawValue;
@@ -54,17 +54,16 @@ pub fn read_table(path: &Path, sheet: Option<&str>) -> Result<Table> {
     Ok(table)
 }
 
+/// Bytes of the line of names by which the delimiter is told.
+const LONGEST_NAMES: u64 = 1 << 16;
+
 fn delimited(path: &Path, delimiter: Option<u8>) -> Result<Table> {
     let mut reader = open_text(path)?;
-    let delimiter = match delimiter {
-        Some(delimiter) => delimiter,
-        None => {
-            let start = reader.fill_buf().map_err(io_error("read", path))?;
-            let first = start.split(|b| *b == b'\n').next().unwrap_or_default();
-            let count = |c: u8| first.iter().filter(|b| **b == c).count();
-            if count(b';') > count(b',') { b';' } else { b',' }
-        }
-    };
+    let mut names = Vec::new();
+    (&mut reader).take(LONGEST_NAMES).read_until(b'\n', &mut names).map_err(io_error("read", path))?;
+    let count = |c: u8| names.iter().filter(|b| **b == c).count();
+    let delimiter = delimiter.unwrap_or(if count(b';') > count(b',') { b';' } else { b',' });
+    let reader = Cursor::new(names).chain(reader);
     let refused = |problem: String| DataError::Table { path: path.to_owned(), problem };
     // Programs of offices still write their country's letters in one byte each.
     let broken = |e: csv::Error| {

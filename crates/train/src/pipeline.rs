@@ -58,7 +58,10 @@ pub fn run(
 }
 
 /// The stages to perform: all, or those that are named and what they are built on.
-fn wanted<'a>(recipe: &'a Recipe, names: &'a [String]) -> Result<Vec<&'a NamedStage>, TrainError> {
+///
+/// # Errors
+/// A name that no stage has.
+pub fn wanted<'a>(recipe: &'a Recipe, names: &'a [String]) -> Result<Vec<&'a NamedStage>, TrainError> {
     let mut wanted = BTreeSet::new();
     for name in names {
         let Some(stage) = recipe.stage(name) else {

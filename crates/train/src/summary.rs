@@ -14,7 +14,7 @@ use crate::report::{self, Overlay, RunReport, Sample};
 use crate::rivals;
 use crate::run::metrics::read_lines;
 use crate::source::{Data, Source};
-use crate::stages::AnyStage;
+use crate::stages::{AnyStage, NamedStage};
 
 type Done = Vec<(String, Finished)>;
 
@@ -30,6 +30,12 @@ pub(crate) fn write(recipe: &Recipe, ctx: &Context) -> Result<Vec<Claim>, TrainE
         AnyStage::Grpo(grpo) => Some((grpo.own.from.clone(), s.name().to_owned())),
         _ => None,
     });
+    let earned = grpo.as_ref().and_then(|(_, name)| {
+        let lineage = recipe.lineage(name);
+        let taught = |s: &&NamedStage| matches!(s.stage(), AnyStage::Sft(_)) && lineage.contains(s.name());
+        let start = recipe.stages.iter().filter(taught).find(|s| measured(s.name()))?;
+        measured(name).then(|| (start.name().to_owned(), name.clone()))
+    });
     let report = RunReport {
         name: recipe.name.clone(),
         seed: recipe.seed,
@@ -42,6 +48,7 @@ pub(crate) fn write(recipe: &Recipe, ctx: &Context) -> Result<Vec<Claim>, TrainE
         claims: claims(recipe, ctx, &done),
         ways: rivals::ways(recipe, &done),
         taught: grpo.as_ref().and_then(|(from, name)| taught(recipe, from, name)),
+        earned,
         reinforcement: grpo.filter(|(a, b)| measured(a) && measured(b)),
         overlays: overlays(recipe, &done),
         recipe: recipe.resolved_toml(),

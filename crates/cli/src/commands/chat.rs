@@ -105,7 +105,12 @@ pub fn run(a: &Chat) -> Result<()> {
             }
         }
     }
-    if terminal { put("\n") } else { Ok(()) }
+    match chat.refused {
+        _ if terminal => put("\n"),
+        0 => Ok(()),
+        // A program at the other end looks at how this ends.
+        n => bail!("{n} of {} messages were refused", chat.asked + n),
+    }
 }
 
 /// Ctrl-C ends an answer; between answers it says how to leave, and leaves when pressed again.
@@ -156,6 +161,8 @@ struct Conversation<'a> {
     stop_tokens: Vec<u32>,
     max_new: usize,
     context: usize,
+    /// Messages that could not be asked.
+    refused: u64,
     seed: u64,
     /// Messages asked so far, for seeds.
     asked: u64,
@@ -175,6 +182,7 @@ impl<'a> Conversation<'a> {
             stop_tokens: loaded.stop_tokens(),
             max_new: a.max_new,
             context: context.min(loaded.model.positions()),
+            refused: 0,
             seed: a.seed,
             asked: 0,
             kept: messages.len(),
@@ -193,6 +201,7 @@ impl<'a> Conversation<'a> {
             Ok(prompt) => prompt,
             Err(error) => {
                 self.messages.pop();
+                self.refused += 1;
                 tell(&format!("error: {error:#}"));
                 return Ok(());
             }

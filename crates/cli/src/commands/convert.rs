@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use data::Tokenizer;
 use model::files::{GgufType, WeightType, write_gguf};
 use model::{Model, Use};
 use tensor::blocks::Format;
@@ -62,33 +63,39 @@ pub fn run(a: &Convert) -> Result<()> {
     };
     check_model(&a.model)?;
     let adapter = a.adapter.as_deref();
-    let create = || std::fs::create_dir_all(&a.to).with_context(|| format!("cannot create {to}"));
     if !has_tokenizer(&a.model)? {
         let model = match adapter {
             Some(adapter) => Model::open_with(&a.model, adapter, Use::Train)?,
             None => Model::load(&a.model)?,
         };
-        create()?;
-        model.save_as(&a.to, kind)?;
+        write_folder(&a.to, &model, None, kind)?;
     } else {
         let Loaded { model, tokenizer } = Loaded::open(&a.model, adapter, Use::Train)?;
-        create()?;
-        tokenizer.save(&a.to)?;
-        model.save_as(&a.to, kind)?;
+        write_folder(&a.to, &model, Some(&tokenizer), kind)?;
     }
     line(&format!("wrote {to}"))
 }
 
-/// Writes a model, its adapter merged, as a folder that appears whole or not at all.
+/// Writes a model, its adapter merged, as a folder.
 pub fn merge_into(model: &Path, to: &Path) -> Result<()> {
     let Loaded { model, tokenizer } = Loaded::open(model, None, Use::Train)?;
+    write_folder(to, &model, Some(&tokenizer), WeightType::F32)
+}
+
+/// Writes a folder that appears whole or not at all.
+fn write_folder(to: &Path, model: &Model, tokenizer: Option<&Tokenizer>, kind: WeightType) -> Result<()> {
     let mut part = to.as_os_str().to_owned();
     part.push(".part");
     let part = Path::new(&part);
     let failed = || format!("cannot write {}", to.display());
     std::fs::create_dir_all(part).with_context(failed)?;
-    tokenizer.save(part)?;
-    model.save_as(part, WeightType::F32)?;
+    let written = tokenizer.map_or(Ok(()), |t| t.save(part).map_err(anyhow::Error::from));
+    let written = written.and_then(|()| Ok(model.save_as(part, kind)?));
+    if written.is_err() {
+        // What caused it is the message.
+        let _ = std::fs::remove_dir_all(part);
+    }
+    written?;
     std::fs::rename(part, to).with_context(failed)
 }
 

@@ -12,7 +12,7 @@ use train::stages::Makes;
 use train::team::Team;
 
 use crate::commands::bench::ceiling;
-use crate::output::line;
+use crate::output::{line, quoted};
 use crate::progress::Terminal;
 use crate::ranks::{self, Joined};
 
@@ -102,15 +102,17 @@ pub fn run(args: &Run) -> Result<()> {
     ranks::together(|joined| {
         let recipe = Recipe::load(&args.recipe, &args.set)?;
         if args.dry_run {
-            return if joined.leads() { dry_run(&recipe, joined.comm.ranks()) } else { Ok(()) };
+            return if joined.leads() { dry_run(&recipe, &args.stages, joined.comm.ranks()) } else { Ok(()) };
         }
         let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
         perform(&recipe, &args.stages, &out, joined)
     })
 }
 
-fn dry_run(recipe: &Recipe, ranks: usize) -> Result<()> {
-    let stages = plan(recipe, ranks)?;
+fn dry_run(recipe: &Recipe, names: &[String], ranks: usize) -> Result<()> {
+    let wanted: Vec<&str> = train::pipeline::wanted(recipe, names)?.iter().map(|s| s.name()).collect();
+    let mut stages = plan(recipe, ranks)?;
+    stages.retain(|p| wanted.contains(&p.name.as_str()));
     line(&recipe.resolved_toml())?;
     let ceiling = ceiling(largest(&stages));
     line(&format!(
@@ -206,7 +208,9 @@ pub(super) fn train(recipe: &Recipe, stages: &[String], out: &Path, joined: &Joi
 fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("report.json"))?)?;
     line("")?;
+    let measured = report["evaluation"].as_object().is_some_and(|found| !found.is_empty());
     let samples = recipe.stages.iter().rev().find_map(|s| s.measures().map(|(_, samples)| samples));
+    let samples = samples.filter(|_| measured);
     if let Some(k) = samples {
         let heads = match k {
             // The report has the greedy answers' share alone then.
@@ -263,19 +267,18 @@ fn finale(recipe: &Recipe, out: &Path) -> Result<()> {
         total("operations"),
         total("cost")
     ))?;
-    let best = recipe.stages.iter().rev().find(|s| s.kind() == "grpo" && s.name() == "grpo").or(recipe
-        .stages
-        .iter()
-        .rev()
-        .find(|s| s.makes() == Makes::Model));
-    let out = out.display();
+    let made: Vec<_> = recipe.stages.iter().rev().filter(|s| s.makes() == Makes::Model).collect();
+    let made: Vec<_> = made.into_iter().filter(|s| out.join(s.name()).join("done.json").exists()).collect();
+    let best = made.iter().find(|s| s.kind() == "grpo" && s.name() == "grpo").or(made.first());
+    let out = out.to_string_lossy();
     line("")?;
     line("next:")?;
     if let Some(best) = best {
         // What has read nothing but text knows of no turns.
         let talk = if best.kind() == "pretrain" { "generate --raw --prompt 'The '" } else { "chat" };
         let how = if best.kind() != "pretrain" && recipe.draws_problems() { " --single-turn" } else { "" };
-        line(&format!("  shoestring {talk} {out}/{}{how}   # talk to it", best.name()))?;
+        let model = quoted(&format!("{out}/{}", best.name()));
+        line(&format!("  shoestring {talk} {model}{how}   # talk to it"))?;
     }
     line(&format!("  {out}/report.html, in a browser      # curves, samples, what it cost"))
 }

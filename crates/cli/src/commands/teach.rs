@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use data::{read_table, write_jsonl};
+use data::{Records, read_table, write_jsonl};
 use ground::atomic::replace;
 use serde_json::{Value, json};
 use train::finished::Measured;
@@ -18,7 +18,7 @@ use super::bench::ceiling;
 use super::convert::merge_into;
 use super::{ranges, run};
 use crate::model_files::{Loaded, ModelArgs};
-use crate::output::{harmless, json_line, line, tell};
+use crate::output::{harmless, json_line, line, quoted, tell};
 use crate::ranks::{self, Joined};
 
 const EXAMPLES: &str = "\
@@ -102,13 +102,17 @@ pub fn run(a: &Teach) -> Result<()> {
     });
     let recipe_path = beside(&out, ".toml");
     if recipe_path.exists() {
+        check_same(a, &lesson, &out)?;
         understood(&lesson, &say);
         say(&format!(
-            "going on as {} says, whatever the table and the options say now: remove it and the folder {} to begin anew",
+            "going on as {} says, whatever the options say now: remove it and the folder {} to begin anew",
             recipe_path.display(),
             out.display()
         ));
     } else {
+        if !a.dry_run {
+            check_writable(&out)?;
+        }
         let loaded = a.model.open()?;
         understood(&lesson, &say);
         let (trial, settled) = settle(a, &lesson, loaded, &out, &say)?;
@@ -123,7 +127,7 @@ pub fn run(a: &Teach) -> Result<()> {
             Ok(text) if a.dry_run => return line(&text),
             Ok(text) => text,
         };
-        write_jsonl(&beside(&out, ".problems.jsonl"), &lesson.problems)?;
+        write_jsonl(&problems_of(&out), &lesson.problems)?;
         replace(&recipe_path, text.as_bytes()).with_context(|| recipe_path.display().to_string())?;
     }
     let recipe = Recipe::load(&recipe_path, &[])?;
@@ -132,6 +136,56 @@ pub fn run(a: &Teach) -> Result<()> {
     }
     run::train(&recipe, &[], &out, &Joined::single())?;
     finale(a, &lesson, &out, began.elapsed().as_secs_f64() / 60.0)
+}
+
+/// The lesson's problems, as the recipe reads them.
+fn problems_of(out: &Path) -> PathBuf {
+    beside(out, ".problems.jsonl")
+}
+
+/// Refuses to go on with another table or another model than those that the recipe was written for.
+fn check_same(a: &Teach, lesson: &Lesson, out: &Path) -> Result<()> {
+    let recipe = beside(out, ".toml");
+    let begin_anew = || {
+        format!(
+            "remove it, {} and the folder {} to begin anew, or name another --out",
+            problems_of(out).display(),
+            out.display()
+        )
+    };
+    let written =
+        Records::<Value>::open(&problems_of(out), &[])?.map(|r| Ok(r?.1)).collect::<Result<Vec<_>>>()?;
+    let here = lesson.problems.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+    if written != here {
+        bail!(
+            "{} was written for other rows than {} has now: {}",
+            recipe.display(),
+            a.table.display(),
+            begin_anew()
+        );
+    }
+    let model = std::path::absolute(&a.model.model)?;
+    let stages = Recipe::load(&recipe, &[])?.stages;
+    if !stages.iter().any(|s| s.built_on().iter().any(|on| Path::new(on) == model)) {
+        bail!(
+            "{} was written for another model than {}: {}",
+            recipe.display(),
+            a.model.model.display(),
+            begin_anew()
+        );
+    }
+    Ok(())
+}
+
+/// Whether something can be written there, before the model is tried for minutes.
+fn check_writable(out: &Path) -> Result<()> {
+    let probe = beside(out, ".part");
+    if let Some(folder) = probe.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    std::fs::File::create(&probe)
+        .and_then(|_| std::fs::remove_file(&probe))
+        .with_context(|| format!("cannot write {}", probe.display()))
 }
 
 /// A file beside the run's folder, which holds nothing but the run.
@@ -186,8 +240,12 @@ fn settle(
     let budget = Budget::of(&wishes, lesson, &model, &trial, &lengths, ceiling);
     let plan = LessonPlan::of(lesson, &budget);
     let absolute = |p: &Path| std::path::absolute(p).with_context(|| p.display().to_string());
-    let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let problems = absolute(&beside(out, ".problems.jsonl"))?;
+    // Letters that a recipe's name may have.
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = out.file_name().unwrap_or_default().to_string_lossy().chars().map(plain).collect();
+    let name =
+        if name.starts_with(|c: char| c.is_ascii_alphanumeric()) { name } else { format!("taught{name}") };
+    let problems = absolute(&problems_of(out))?;
     let model = absolute(&a.model.model)?;
     let recipe = LessonRecipe {
         name: &name,
@@ -297,8 +355,9 @@ fn finale(a: &Teach, lesson: &Lesson, out: &Path, minutes: f64) -> Result<()> {
         ))?;
     }
     line("\nnext:")?;
-    line(&format!("  shoestring chat {}", model.display()))?;
-    line(&format!("  shoestring convert {} --to my-model.gguf --type q8_0", model.display()))?;
+    let model = quoted(&model.to_string_lossy());
+    line(&format!("  shoestring chat {model}"))?;
+    line(&format!("  shoestring convert {model} --to my-model.gguf --type q8_0"))?;
     line(&format!("  {}, in a browser", out.join("report.html").display()))
 }
 

@@ -21,13 +21,13 @@ pub(super) fn page(report: &RunReport, metrics: &[Line]) -> String {
     let mut body = String::new();
     header(report, &mut body);
     ways(report, &mut body);
+    claims(&report.claims, &mut body);
     reinforcement(report, metrics, &mut body);
     measured(report, &mut body);
     forgotten(report, &mut body);
     curves(report, metrics, &mut body);
     samples(report, &mut body);
     ledger(report, &mut body);
-    claims(&report.claims, &mut body);
     fine_print(report, metrics, &mut body);
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -41,7 +41,7 @@ pub(super) fn page(report: &RunReport, metrics: &[Line]) -> String {
     )
 }
 
-/// What was trained, on what, in how long, at what price, and what reinforcement bought.
+/// What was trained, on what, in how long, at what price, and what its own checked answers bought.
 fn headline(report: &RunReport) -> String {
     let total = report.total();
     let first = |text: &str| {
@@ -61,7 +61,7 @@ fn headline(report: &RunReport) -> String {
             let (from, to) = (before.pass_at_1.value, after.pass_at_1.value);
             let verb = if to >= from { "raised" } else { "lowered" };
             format!(
-                "{learnt}; reinforcement {verb} pass@1 from <em>{}</em> to <em>{}</em>.",
+                "{learnt}; its own answers, checked, {verb} pass@1 from <em>{}</em> to <em>{}</em>.",
                 percent(from),
                 percent(to)
             )
@@ -86,7 +86,7 @@ fn header(report: &RunReport, out: &mut String) {
         let gain = (after.pass_at_1.value - before.pass_at_1.value) * 100.0;
         let sign = if gain < 0.0 { "−" } else { "+" };
         fact(
-            "from reinforcement",
+            "from its own answers",
             format!("{sign}{:.0} points", gain.abs()),
             "of pass@1, held-out problems".into(),
         );

@@ -51,8 +51,11 @@ pub struct RunReport {
     /// Ways of spending FLOPs that the claims compare, for the first picture; none where there is nothing to compare.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ways: Vec<Way>,
-    /// The stage before reinforcement learning and the one after it, for the headline.
+    /// The stage before reinforcement learning and the one after it.
     pub reinforcement: Option<(String, String)>,
+    /// The first fine-tuned model that the reinforced one is built on, and that one, for the headline: all between them was earned from
+    /// checked answers.
+    pub earned: Option<(String, String)>,
     /// What the model had been taught before reinforcement, and what that was not compared with.
     pub taught: Option<String>,
     /// Stages whose loss curves belong on one chart, each chart with its title.
@@ -141,9 +144,9 @@ impl RunReport {
         self.evaluation.iter().find(|(name, _)| name == stage).map(|(_, evaluation)| evaluation)
     }
 
-    /// What reinforcement learning began with and ended with, if both were measured.
+    /// What learning from checked answers began with and ended with, if both were measured.
     pub fn before_and_after(&self) -> Option<(&Scores, &Scores)> {
-        let (before, after) = self.reinforcement.as_ref()?;
+        let (before, after) = self.earned.as_ref()?;
         self.evaluation_of(before).zip(self.evaluation_of(after))
     }
 

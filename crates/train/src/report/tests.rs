@@ -50,6 +50,7 @@ fn report() -> RunReport {
         evaluation_by_task: vec![("arithmetic".into(), vec![("sft".into(), evaluation(90))])],
         claims: vec![claim()],
         reinforcement: Some(("sft".into(), "grpo".into())),
+        earned: Some(("sft".into(), "grpo".into())),
         ..RunReport::default()
     }
 }
@@ -123,7 +124,10 @@ fn the_page_stands_alone() {
         let found = page.replace("http://www.w3.org/2000/svg", "").contains(outside);
         assert!(!found, "{outside}");
     }
-    assert!(page.contains("reinforcement raised pass@1 from <em>40 %</em> to <em>85 %</em>"), "the headline");
+    assert!(
+        page.contains("its own answers, checked, raised pass@1 from <em>40 %</em> to <em>85 %</em>"),
+        "the headline"
+    );
     assert!(page.contains("✓ shown"));
     assert!(page.contains("Reward “brief”") && !page.contains("Reward “std”"));
     let curve = std::fs::read_to_string(dir.path().join("curve.svg")).unwrap();
@@ -147,6 +151,7 @@ fn hostile_names_and_texts_stay_text() {
     report.claims[0].name = evil.into();
     report.claims[0].baseline = evil.into();
     report.reinforcement = Some((evil.into(), evil.into()));
+    report.earned = report.reinforcement.clone();
     report.overlays = vec![Overlay { title: evil.into(), stages: vec![evil.into(), "grpo".into()] }];
     let completion = Completion { stage: evil.into(), text: evil.into(), score: 0.5, reason: evil.into() };
     report.samples = vec![Sample {

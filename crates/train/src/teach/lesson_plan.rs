@@ -4,6 +4,8 @@ use super::{Budget, Lesson};
 
 /// Held-out rows: one in five, and so many at most.
 const MOST_HELD_OUT: usize = 100;
+/// Held-out rows where time is short: with fewer, hardly any gain could be told from chance.
+const FEWEST_HELD_OUT: usize = 24;
 /// Of the time, what measuring before and after may take.
 const MEASURING: f64 = 0.25;
 /// Of the rest, what fine-tuning on given solutions takes where rounds of the model's own answers follow.
@@ -50,7 +52,8 @@ impl LessonPlan {
             |rows: usize, samples| (rows * (1 + samples)) as f64 * (b.before.1 + b.answer) * b.generating;
         let fits = |rows, samples| measuring(rows, samples) <= MEASURING * b.seconds;
         let samples = MEASURED.into_iter().find(|&k| fits(most, k)).unwrap_or(MEASURED[1]);
-        let held_out = (4..=most).rev().find(|&n| fits(n, samples)).unwrap_or(4);
+        let least = FEWEST_HELD_OUT.min(most);
+        let held_out = (least..=most).rev().find(|&n| fits(n, samples)).unwrap_or(least);
         let left = (b.seconds - measuring(held_out, samples)).max(0.0);
         let step = BATCH as f64 * b.training;
         let steps_of = |seconds: f64, rows: f64| {
