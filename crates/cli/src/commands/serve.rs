@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use model::{HeldAs, Use};
+use serde_json::Value;
 use serve::{Options, ReasoningField, Served, Server, Shelf, Shelved, Teacher};
 use tracing_subscriber::filter::LevelFilter as Level;
 
@@ -179,10 +180,9 @@ struct RunsShelf {
 }
 
 impl Shelf for RunsShelf {
-    /// Those given, then those of the stages that have ended, the newest first.
+    /// Those given, then those of the stages that have ended: the newest run first, in it what was found to be right most often.
     fn list(&self) -> Vec<Shelved> {
         let mut made = made_models(&self.runs);
-        made.sort_by(|a, b| b.written.cmp(&a.written).then(a.name.cmp(&b.name)));
         made.retain(|m| self.given.iter().all(|g| g.name != m.name));
         [self.given.clone(), made].concat()
     }
@@ -192,24 +192,35 @@ impl Shelf for RunsShelf {
     }
 }
 
-/// The models of the stages that have ended.
+/// The models of the stages that have ended, run by run, the best of each first.
 fn made_models(runs: &Path) -> Vec<Shelved> {
     let below = |folder: &Path| {
         std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>()
     };
     let part = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut found = Vec::new();
+    let mut all = Vec::new();
     for run in below(runs).iter().filter(|run| run.join("recipe.toml").is_file()) {
+        let report = std::fs::read(run.join("report.json")).ok();
+        let report: Value = report.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let right = |stage: &str| report["evaluation"][stage]["pass@1"]["value"].as_f64().unwrap_or(-1.0);
+        let mut found = Vec::new();
         for folder in below(run) {
             let weights = ["model.safetensors", "adapter_model.safetensors"].map(|f| folder.join(f));
             let weights = weights.iter().find_map(|f| std::fs::metadata(f).ok());
             let Some(weights) = weights.filter(|_| folder.join("done.json").is_file()) else { continue };
-            let name = format!("{}/{}", part(run), part(&folder));
+            let stage = part(&folder);
+            let name = format!("{}/{stage}", part(run));
             let written = weights.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            found.push(Shelved { name, path: folder, bytes: weights.len(), written });
+            found.push((right(&stage), Shelved { name, path: folder, bytes: weights.len(), written }));
         }
+        found.sort_by(|(a, x), (b, y)| {
+            b.total_cmp(a).then(y.written.cmp(&x.written)).then(x.name.cmp(&y.name))
+        });
+        let newest = found.iter().map(|(_, m)| m.written).max();
+        all.push((newest, found));
     }
-    found
+    all.sort_by(|(a, _), (b, _)| b.cmp(a));
+    all.into_iter().flat_map(|(_, found)| found).map(|(_, shelved)| shelved).collect()
 }
 
 /// A model that was given by NAME=FOLDER, or by its folder alone.

@@ -206,7 +206,8 @@ fn understood(lesson: &Lesson, say: &dyn Fn(&str)) {
         lesson.problems.len()
     ));
     for (reason, rows, first) in lesson.left_out_by_reason() {
-        say(&format!("{rows} rows are left out, {reason} (the first is row {first})"));
+        let are = if rows == 1 { "row is" } else { "rows are" };
+        say(&format!("{rows} {are} left out, {reason} (the first is row {first})"));
     }
     say(&format!("scored by `{}`: {}", lesson.verifier, lesson.why));
     for p in lesson.problems.iter().take(5) {
