@@ -130,7 +130,8 @@ impl Reporter for Terminal {
         }
         s.told = Instant::now();
         if self.terminal {
-            tell_part(&format!("\r{text}\x1b[K"));
+            // What a narrow terminal has no room for is cut off, not wrapped.
+            tell_part(&format!("\r\x1b[?7l{text}\x1b[K\x1b[?7h"));
             s.open = true;
         } else {
             tell(&text);
