@@ -49,7 +49,7 @@ impl AdapterConfig {
         (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 
-    /// The matrices that these settings put beside a model's tensors, in the order of [`in_order`].
+    /// The matrices that these settings put beside a model's tensors: all A in the order of their projections, then all B.
     ///
     /// # Errors
     /// A rank that is none, and targets that the model does not have, in words.
