@@ -1,7 +1,8 @@
 //! Sheets of workbooks (XLSX, ODS) as tables, through `calamine`.
 //!
 //! A workbook is a ZIP archive of XML, and both can be made to unfold without end: so everything is unpacked once against a
-//! limit before it is read, and of ODS, whose reader unfolds repeated cells, the repeats are counted first.
+//! limit before it is read; of ODS, whose reader unfolds repeated cells, the repeats are counted first, and of XLSX, whose reader
+//! makes room for as many texts as the file says it has, that number is checked.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -157,15 +158,20 @@ fn unfolds(path: &Path, is_ods: bool) -> Result<()> {
     let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(no_zip)?;
     for i in 0..archive.len() {
         let part = archive.by_index(i).map_err(no_zip)?;
-        let is_content = is_ods && part.name().map_err(no_zip)? == "content.xml";
+        let name = part.name().map_err(no_zip)?.to_ascii_lowercase();
+        let is_content = is_ods && name == "content.xml";
+        let is_texts = !is_ods && name.ends_with("sharedstrings.xml");
         let mut content = Vec::new();
         let mut part = part.take(left + 1);
-        let read = match is_content {
+        let read = match is_content || is_texts {
             true => part.read_to_end(&mut content).map(|n| n as u64),
             false => std::io::copy(&mut part, &mut std::io::sink()),
         };
         let read = read.map_err(|e| refuse(format!("it is damaged: {e}")))?;
         left = left.checked_sub(read).ok_or_else(|| refuse(unpacks_to_too_much()))?;
+        if is_texts && promises_more(&content) {
+            return Err(refuse("it says that it has more texts than fit it".into()));
+        }
         if is_content {
             if !std::str::from_utf8(&content).is_ok_and(is_closed) {
                 return Err(refuse("its content.xml is broken: an element does not end".into()));
@@ -178,6 +184,17 @@ fn unfolds(path: &Path, is_ods: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether shared texts are said to be more than there are bytes, or are not in UTF-8, so that nothing hides.
+fn promises_more(texts: &[u8]) -> bool {
+    let Some(text) = std::str::from_utf8(texts).ok().filter(|text| !text.contains('\0')) else { return true };
+    text.match_indices("uniqueCount").any(|(at, key)| {
+        let value = text[at + key.len()..].trim_start().strip_prefix('=').map_or("", str::trim_start);
+        let digits = value.trim_start_matches(['"', '\'']).trim_start_matches(['+', '0']);
+        let digits = digits.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        !digits.is_empty() && digits.parse::<u64>().map_or(true, |n| n > texts.len() as u64)
+    })
 }
 
 /// Rows times the widest of them, over all sheets: never fewer cells than a reader unfolds. `None` where a repeat is no plain

@@ -52,6 +52,17 @@ fn what_unfolds_without_end_is_refused() {
     let zeros = |out: &mut dyn Write| (0..80).for_each(|_| out.write_all(&[0; 1 << 20]).expect("written"));
     let said = archive("a.xlsx", "xl/workbook.xml", &zeros);
     assert!(said.contains("unpacks to more than"), "{said}");
+    for promise in [
+        "<sst uniqueCount=\"99999999999\">",
+        "<x:sst uniqueCount = '0099999'>",
+        "<sst uniqueCount=\"99999999999999999999\">",
+    ] {
+        let said = archive("b.xlsx", "xl/SharedStrings.xml", &|out| {
+            out.write_all(promise.as_bytes()).expect("written")
+        });
+        assert!(said.contains("more texts than fit"), "{said}");
+    }
+    assert!(!promises_more(b"<sst uniqueCount=\"1\"><si><t>uniqueCount</t></si></sst>"));
     let cells = |out: &mut dyn Write| {
         let row = "<table:table-row table:number-rows-repeated='1000000'><table:table-cell a=\">\" \
                    table:number-columns-repeated=\"16000\" office:value=\"1\"/></table:table-row>";
