@@ -24,10 +24,8 @@ use targets::{Case, TARGETS, Target};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Runs of a target, where the environment says nothing; few of workbooks, until more have been looked at.
-fn usual_runs(target: &str) -> u64 {
-    if target == "workbook" { 500 } else { 10_000 }
-}
+/// Runs of a target, where the environment says nothing.
+const USUAL_RUNS: u64 = 10_000;
 /// The longest time of one input, and what an input may take in memory beside twice its size.
 const LONGEST: Duration = Duration::from_secs(1);
 const SPARE: usize = 64 << 20;
@@ -112,8 +110,7 @@ fn fault(case: &Case, input: &[u8]) -> Result<String, String> {
 fn fuzz(name: &str) {
     let _alone = ONE_AT_A_TIME.lock();
     let var = |key: &str| std::env::var(key).ok();
-    let runs =
-        var("SHOESTRING_FUZZ").map_or(usual_runs(name), |n| n.parse().expect("SHOESTRING_FUZZ is a number"));
+    let runs = var("SHOESTRING_FUZZ").map_or(USUAL_RUNS, |n| n.parse().expect("SHOESTRING_FUZZ is a number"));
     if var("SHOESTRING_FUZZ_TARGET").is_some_and(|wanted| wanted != name) {
         return;
     }
