@@ -32,6 +32,10 @@ for name, kind in vars(types).items():
             EVENTS[tag] = kind
 
 
+# What OpenAI's clients wait for, with the fields that the specification has under a name of its own.
+OPENAI = {f"response.reasoning_text.{what}": f"response.reasoning.{what}" for what in ("delta", "done")}
+
+
 def post(stream, **body):
     data = json.dumps({"model": model, "stream": stream, **body}).encode()
     request = urllib.request.Request(url + "v1/responses", data, {"content-type": "application/json"})
@@ -54,6 +58,7 @@ def streamed(**body):
             if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
                 continue
             event = json.loads(line[6:])
+            event["type"] = OPENAI.get(event["type"], event["type"])
             kind = EVENTS.get(event["type"])
             assert kind, f"{event['type']} is no event of the specification"
             kind.model_validate(event)
