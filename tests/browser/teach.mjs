@@ -70,8 +70,11 @@ assert.equal(await page.locator("#beside").inputValue(), model);
 await page.fill("#input", "Compute 3 + 4.");
 await page.press("#input", "Enter");
 await page.waitForSelector("#send:visible", { timeout: 120000 });
-for (const text of await page.locator("article.assistant .pair > div > .text").allInnerTexts()) assert.ok(text.length > 0);
-assert.equal(await page.locator("article.assistant .pair > div").count(), 2);
+// Each says something, be it a thought that did not end; which, depends on how far the training came.
+const said = await page.locator("article.assistant .pair > div").evaluateAll((columns) =>
+  columns.map((column) => [...column.querySelectorAll(".text")].map((text) => text.textContent).join("")));
+assert.equal(said.length, 2);
+for (const text of said) assert.ok(text.length > 0);
 await picture("teach-talk-dark");
 
 assert.deepEqual(errors, [], "no error in the console");
