@@ -20,7 +20,7 @@ const PLENTY: f64 = 200.0;
 const MOST_ROUNDS: f64 = 4.0;
 /// Tokens of an optimizer step.
 pub(super) const BATCH: usize = 2048;
-/// How boldly answers are sampled: a model as it came is right three times as often at 0.5 as at 1 (LOG.md).
+/// How boldly answers are sampled: a model as it came is right four times as often at 0.5 as at 1 (LOG.md).
 pub(super) const TEMPERATURE: f32 = 0.5;
 /// Answers sampled to a problem.
 pub(super) const SAMPLES: usize = 4;
