@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use comm::collective::broadcast_message;
 use ground::atomic;
@@ -78,13 +79,20 @@ fn take(team: &Team, file: &mut File, len: u64) -> std::io::Result<()> {
 /// What the names of such folders begin with.
 const SCRATCH: &str = "shoestring-rank-";
 
-/// Removes those of processes that were killed: nobody holds their lock.
+/// The age from which a lock that nobody holds was left behind: a rank that begins in this moment makes its file before it locks it.
+const LEFT_FOR: Duration = Duration::from_secs(60);
+
+/// Removes those of processes that were killed: nobody holds their lock any more.
 fn remove_left(all: &Path) {
+    let left = |lock: File| {
+        let made = lock.metadata().and_then(|about| about.modified());
+        let age = made.map(|made| made.elapsed().unwrap_or_default());
+        age.is_ok_and(|age| age > LEFT_FOR) && lock.try_lock().is_ok()
+    };
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
-        let lock = entry.path().join(LOCK);
         if entry.file_name().to_string_lossy().starts_with(SCRATCH)
             && entry.file_type().is_ok_and(|kind| kind.is_dir())
-            && File::open(lock).is_ok_and(|lock| lock.try_lock().is_ok())
+            && File::open(entry.path().join(LOCK)).is_ok_and(left)
         {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -119,5 +127,32 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::folder::RunFolder;
+
+    /// What a killed process left goes; ranks that begin in the same moment do not take each other's folders for such.
+    #[test]
+    fn ranks_that_start_at_once_keep_their_folders_and_old_ones_go() {
+        let left = std::mem::ManuallyDrop::new(Scratch::new().unwrap());
+        drop(RunFolder::open(left.path(), "a recipe").unwrap());
+        let lock = File::options().write(true).open(left.path().join(LOCK)).unwrap();
+        lock.set_modified(std::time::SystemTime::now() - 2 * LEFT_FOR).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let scratch = Scratch::new().unwrap();
+                        let _held = RunFolder::open(scratch.path(), "a recipe").unwrap();
+                        assert!(scratch.path().join(LOCK).is_file());
+                    }
+                });
+            }
+        });
+        assert!(!left.path().exists());
     }
 }
