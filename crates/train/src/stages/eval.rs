@@ -101,64 +101,64 @@ impl Stage for EvalStage {
     }
 
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
-    let source = ctx.problems()?;
-    let mut asked = source.asked_so(self.answer.as_deref(), self.prompt.as_deref())?;
-    if self.limit > 0 {
-        asked.problems.truncate(self.limit);
-    }
-    let numbered = held_out_with_room(ctx, name, &self.of, &asked.problems)?;
-    let (numbers, problems): (Vec<usize>, Vec<Problem>) = numbered.into_iter().unzip();
-    let held_text = HeldText::of(self.held_text.as_deref().unwrap_or(NONE))?;
-    let mut meter = ctx.meter(name, None);
-    let clock = std::time::Instant::now();
-    let (mut measured, mut words) = (Vec::new(), Vec::new());
-    for (i, model_name) in self.of.iter().enumerate() {
-        let (model, tokenizer) = ctx.reader(model_name)?;
-        let settings = EvalSettings {
-            samples: self.samples,
-            temperature: self.temperature as f32,
-            max_new: self.max_new,
-            seed: ctx.seed,
-        };
-        let counts = tensor::operations::counts();
-        let reporter = ctx.reporter;
-        let keep_going = || !reporter.stop();
-        let e = match evaluate(&model, &tokenizer, &ctx.team, &problems, &*asked.verifier, &settings, &keep_going) {
-            Err(EvaluateError::Stopped) => return Err(TrainError::Interrupted),
-            other => other?,
-        };
-        meter.add(e.tokens as u64, ctx.team.total(tensor::operations::counts().since(&counts).total()));
-        words.push(format!("{model_name} {:.1} %", 100.0 * e.all.pass_at_1.value));
-        let held_text = held_text.as_ref().map(|text| text.measure(&model, &tokenizer)).transpose()?;
-        let pass_at_1 = e.all.pass_at_1.value;
-        let answers = e.greedy.iter().zip(&numbers).take(KEPT);
-        measured.push(Measured {
-            stage: model_name.clone(),
-            scores: e.all,
-            answers: answers.map(|(g, n)| answered(model_name, g, source.plain_prompt(*n))).collect(),
-            by_task: e.by_task,
-            outcomes: e.outcomes,
-            mean_tokens: e.mean_tokens,
-            truncated_share: e.truncated_share,
-            held_text,
-        });
-        let (done, elapsed) = ((i + 1) as f64, clock.elapsed().as_secs_f64());
-        ctx.reporter.progress(&Progress {
-            stage: name,
-            step: done as u64,
-            total: self.of.len() as u64,
-            headline: ("pass@1", pass_at_1),
-            tokens_per_second: meter.tokens() as f64 / elapsed,
-            ceiling_share: ctx.ceiling.share(meter.operations() as f64 / elapsed),
-            seconds_left: elapsed / done * (self.of.len() as f64 - done),
-            ranks: &[],
-        });
-    }
-    Ok(StageResult {
-        cost: meter.stop().over(&ctx.team),
-        summary: format!("pass@1: {}", words.join(", ")),
-        figures: Figures { measured, ..Figures::default() },
-    })
+        let source = ctx.problems()?;
+        let mut asked = source.asked_so(self.answer.as_deref(), self.prompt.as_deref())?;
+        if self.limit > 0 {
+            asked.problems.truncate(self.limit);
+        }
+        let numbered = held_out_with_room(ctx, name, &self.of, &asked.problems)?;
+        let (numbers, problems): (Vec<usize>, Vec<Problem>) = numbered.into_iter().unzip();
+        let held_text = HeldText::of(self.held_text.as_deref().unwrap_or(NONE))?;
+        let mut meter = ctx.meter(name, None);
+        let clock = std::time::Instant::now();
+        let (mut measured, mut words) = (Vec::new(), Vec::new());
+        for (i, model_name) in self.of.iter().enumerate() {
+            let (model, tokenizer) = ctx.reader(model_name)?;
+            let settings = EvalSettings {
+                samples: self.samples,
+                temperature: self.temperature as f32,
+                max_new: self.max_new,
+                seed: ctx.seed,
+            };
+            let counts = tensor::operations::counts();
+            let reporter = ctx.reporter;
+            let keep_going = || !reporter.stop();
+            let e = match evaluate(&model, &tokenizer, &ctx.team, &problems, &*asked.verifier, &settings, &keep_going) {
+                Err(EvaluateError::Stopped) => return Err(TrainError::Interrupted),
+                other => other?,
+            };
+            meter.add(e.tokens as u64, ctx.team.total(tensor::operations::counts().since(&counts).total()));
+            words.push(format!("{model_name} {:.1} %", 100.0 * e.all.pass_at_1.value));
+            let held_text = held_text.as_ref().map(|text| text.measure(&model, &tokenizer)).transpose()?;
+            let pass_at_1 = e.all.pass_at_1.value;
+            let answers = e.greedy.iter().zip(&numbers).take(KEPT);
+            measured.push(Measured {
+                stage: model_name.clone(),
+                scores: e.all,
+                answers: answers.map(|(g, n)| answered(model_name, g, source.plain_prompt(*n))).collect(),
+                by_task: e.by_task,
+                outcomes: e.outcomes,
+                mean_tokens: e.mean_tokens,
+                truncated_share: e.truncated_share,
+                held_text,
+            });
+            let (done, elapsed) = ((i + 1) as f64, clock.elapsed().as_secs_f64());
+            ctx.reporter.progress(&Progress {
+                stage: name,
+                step: done as u64,
+                total: self.of.len() as u64,
+                headline: ("pass@1", pass_at_1),
+                tokens_per_second: meter.tokens() as f64 / elapsed,
+                ceiling_share: ctx.ceiling.share(meter.operations() as f64 / elapsed),
+                seconds_left: elapsed / done * (self.of.len() as f64 - done),
+                ranks: &[],
+            });
+        }
+        Ok(StageResult {
+            cost: meter.stop().over(&ctx.team),
+            summary: format!("pass@1: {}", words.join(", ")),
+            figures: Figures { measured, ..Figures::default() },
+        })
     }
 }
 

@@ -54,34 +54,34 @@ impl Stage for TokenizerStage {
     }
 
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {
-    let meter = ctx.meter(name, None);
-    let options = TrainOptions::reasoning(self.vocab_size);
-    let tokenizer = match &self.source {
-        Source::Problems => {
-            let problems = ctx.problems()?;
-            let texts = (0..self.documents as u64).map(|i| {
-                // Documents and conversations alike, so that prompts and traces get their words too.
-                if i % 2 == 0 {
-                    problems.document(None, i, Blend { hurried: 0.3, ..Blend::default() })
-                } else {
-                    let p = problems.solved(None, 0, i);
-                    format!("{}\n{}", p.prompt, tasks::corpus::completion(&p, Style::Careful, i))
-                }
-            });
-            Tokenizer::train(texts.collect::<Vec<_>>().into_iter(), &options)?
-        }
-        Source::Files(files) => {
-            let texts = read_texts_with(&files.path, &files.extensions)?.texts();
-            let limit = if self.documents == 0 { usize::MAX } else { self.documents };
-            Tokenizer::train_fallible(texts.take(limit), &options)?
-        }
-    };
-    tokenizer.save(&ctx.folder.stage_dir(name)?)?;
-    let ids = tokenizer.vocab_size();
-    Ok(StageResult {
-        cost: meter.stop().over(&ctx.team),
-        summary: format!("{ids} tokens"),
-        figures: Figures::of([("vocab_size", ids as f64)]),
-    })
+        let meter = ctx.meter(name, None);
+        let options = TrainOptions::reasoning(self.vocab_size);
+        let tokenizer = match &self.source {
+            Source::Problems => {
+                let problems = ctx.problems()?;
+                let texts = (0..self.documents as u64).map(|i| {
+                    // Documents and conversations alike, so that prompts and traces get their words too.
+                    if i % 2 == 0 {
+                        problems.document(None, i, Blend { hurried: 0.3, ..Blend::default() })
+                    } else {
+                        let p = problems.solved(None, 0, i);
+                        format!("{}\n{}", p.prompt, tasks::corpus::completion(&p, Style::Careful, i))
+                    }
+                });
+                Tokenizer::train(texts.collect::<Vec<_>>().into_iter(), &options)?
+            }
+            Source::Files(files) => {
+                let texts = read_texts_with(&files.path, &files.extensions)?.texts();
+                let limit = if self.documents == 0 { usize::MAX } else { self.documents };
+                Tokenizer::train_fallible(texts.take(limit), &options)?
+            }
+        };
+        tokenizer.save(&ctx.folder.stage_dir(name)?)?;
+        let ids = tokenizer.vocab_size();
+        Ok(StageResult {
+            cost: meter.stop().over(&ctx.team),
+            summary: format!("{ids} tokens"),
+            figures: Figures::of([("vocab_size", ids as f64)]),
+        })
     }
 }
