@@ -5,6 +5,7 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { join } from "node:path";
+import { fitsAPhone } from "./fits.mjs";
 
 const [url, modules] = process.argv.slice(2);
 const { chromium } = createRequire(join(modules, "package.json"))("playwright-core");
@@ -114,8 +115,12 @@ if (await page.locator("#beside option").count() > 2) {
 
 // A phone in the dark: nothing is wider than the screen.
 const phone = await open({ viewport: { width: 360, height: 640 }, colorScheme: "dark", hasTouch: true });
-await ask(phone, "Compute 3 + 4.");
-assert.ok(await phone.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "it fits the width");
+// A question of the model's own run to begin with.
+await fitsAPhone(phone, "the chat with its examples");
+await phone.locator("#examples button").first().click();
+await phone.waitForSelector("#send:visible", { timeout: 60000 });
+assert.equal(await answers(phone), 1);
+await fitsAPhone(phone, "the chat");
 await picture(phone, "chat-phone-dark");
 
 assert.deepEqual(errors, [], "no error in the console");

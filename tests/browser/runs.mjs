@@ -5,6 +5,7 @@ import assert from "node:assert/strict";
 import { appendFileSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { basename, join } from "node:path";
+import { fitsAPhone } from "./fits.mjs";
 
 const [url, modules, run] = process.argv.slice(2);
 const { chromium } = createRequire(join(modules, "package.json"))("playwright-core");
@@ -25,6 +26,8 @@ const lines = readFileSync(join(run, "metrics.jsonl"), "utf8").trim().split("\n"
 const reward = page.getByRole("img", { name: /^grpo: reward/ });
 await reward.waitFor();
 assert.ok(await page.locator("#stages tbody tr").count() > 3, "stages with their costs");
+const planned = [...readFileSync(join(run, "recipe.toml"), "utf8").matchAll(/^\[\[stage\]\]\nname = "(.*)"$/gm)].map((found) => found[1]);
+assert.deepEqual(await page.locator("#stages tbody tr td:first-child").allInnerTexts(), planned, "the stages in the recipe's order");
 assert.ok(await page.locator("#samples article").count() > 0, "samples");
 
 // A run that goes on: a step that is written now is drawn.
@@ -35,8 +38,17 @@ if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCRE
 
 await page.emulateMedia({ colorScheme: "dark" });
 await page.setViewportSize({ width: 360, height: 640 });
-assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "it fits a phone's width");
+await fitsAPhone(page, "the page of runs");
 if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, "runs-phone-dark.png") });
+
+// The report, with values under the pointer.
+await page.emulateMedia({ colorScheme: "light" });
+await page.setViewportSize({ width: 1100, height: 900 });
+await page.goto(new URL(await page.locator("#stages caption a").getAttribute("href"), url).href);
+await page.locator(".wide svg[data-plot]").first().hover();
+await page.waitForFunction(() => document.querySelector("#tip").textContent.includes(":"));
+await page.reload();
+await fitsAPhone(page, "the report");
 
 assert.deepEqual(errors, [], "no error in the console");
 await browser.close();

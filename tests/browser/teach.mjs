@@ -4,6 +4,7 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { join } from "node:path";
+import { fitsAPhone } from "./fits.mjs";
 
 const [url, modules, model] = process.argv.slice(2);
 const { chromium } = createRequire(join(modules, "package.json"))("playwright-core");
@@ -59,7 +60,7 @@ await picture("teach-curves-light", "#curves");
 await picture("teach-outcome-light", "#answers");
 await page.emulateMedia({ colorScheme: "dark" });
 await page.setViewportSize({ width: 360, height: 640 });
-assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "it fits a phone's width");
+await fitsAPhone(page, "the page that teaches");
 await picture("teach-phone-dark", "#gain");
 await page.setViewportSize({ width: 1100, height: 800 });
 

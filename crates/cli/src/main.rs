@@ -5,6 +5,7 @@ mod device;
 mod live;
 mod model_files;
 mod output;
+mod paths;
 mod progress;
 mod ranks;
 
@@ -63,8 +64,17 @@ enum Command {
     Bench(commands::bench::Bench),
 }
 
+/// The arguments; `help --help` asks for what `help` gives.
+fn arguments() -> Vec<OsString> {
+    let mut given: Vec<OsString> = std::env::args_os().collect();
+    if given.get(1).is_some_and(|first| first == "help") {
+        given.retain(|argument| argument != "--help" && argument != "-h");
+    }
+    given
+}
+
 fn main() {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments());
     if let Some(n) = cli.threads {
         tensor::threads::set_threads(n.into());
     } else if let Some(n) = ranks::threads() {

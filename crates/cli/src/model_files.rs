@@ -8,6 +8,7 @@ use data::Tokenizer;
 use model::{HeldAs, Model, Use};
 
 use crate::output::tell;
+use crate::paths::hint;
 
 /// Which model a command works with, and how its weights are held.
 #[derive(Args)]
@@ -106,7 +107,7 @@ pub fn reserve(model: &mut Model, wanted: usize) -> usize {
 pub fn check_model(dir: &Path) -> Result<()> {
     let wanted = "expected a folder with config.json, model.safetensors and tokenizer.json, or a GGUF file";
     let found = std::fs::metadata(dir)
-        .with_context(|| format!("there is no model at {}: {wanted}", dir.display()))?;
+        .with_context(|| format!("there is no model at {}{}: {wanted}", dir.display(), hint(dir)))?;
     if model::files::is_gguf(dir) {
         return Ok(());
     }

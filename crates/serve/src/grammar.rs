@@ -285,6 +285,7 @@ mod tests {
             model,
             tokenizer: tokenizer.with_chat_template(template.to_owned()),
             stop_tokens,
+            examples: Vec::new(),
         }
     }
 

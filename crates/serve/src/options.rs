@@ -20,6 +20,8 @@ pub struct Served {
     pub tokenizer: Tokenizer,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<u32>,
+    /// Questions of the kind that it was made for, with which a stranger may begin.
+    pub examples: Vec<String>,
 }
 
 impl Served {
@@ -41,7 +43,7 @@ pub trait Shelf: Debug + Send + Sync {
 }
 
 /// A model that can be loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Shelved {
     /// What requests call it.
     pub name: String,
@@ -51,6 +53,16 @@ pub struct Shelved {
     pub bytes: u64,
     /// When they were written: one that was written anew is loaded anew.
     pub written: SystemTime,
+    /// Questions of the kind that it was made for.
+    pub examples: Vec<String>,
+}
+
+impl Shelved {
+    /// Whether these are the same weights, whatever is known about them by now.
+    pub(crate) fn is_same(&self, other: &Shelved) -> bool {
+        (&self.name, &self.path, self.bytes, self.written)
+            == (&other.name, &other.path, other.bytes, other.written)
+    }
 }
 
 /// A program that teaches, as `shoestring teach` does.

@@ -61,7 +61,7 @@ impl Models {
 
     /// A loaded model; on the shelf it must be as it was.
     fn find(&self, name: &str, shelf: &[Shelved]) -> Option<Arc<Entry>> {
-        let fresh = |e: &Entry| e.shelved.as_ref().is_none_or(|s| shelf.contains(s));
+        let fresh = |e: &Entry| e.shelved.as_ref().is_none_or(|s| shelf.iter().any(|now| s.is_same(now)));
         self.loaded().into_iter().find(|e| e.served.name == name && fresh(e))
     }
 
@@ -147,9 +147,9 @@ impl App {
         let shelf = self.shelf();
         let loaded = self.models.loaded();
         let fixed = loaded.iter().filter(|e| e.shelved.is_none()).map(|e| self.describe(e));
-        let shelved = shelf.iter().map(|s| match loaded.iter().find(|e| e.shelved.as_ref() == Some(s)) {
+        let shelved = shelf.iter().map(|s| match loaded.iter().find(|e| e.shelved.as_ref().is_some_and(|loaded| loaded.is_same(s))) {
             Some(entry) => self.describe(entry),
-            None => json!({"id": s.name, "object": "model", "created": self.started, "owned_by": "shoestring", "loaded": false}),
+            None => json!({"id": s.name, "object": "model", "created": self.started, "owned_by": "shoestring", "loaded": false, "examples": s.examples}),
         });
         fixed.chain(shelved).collect()
     }
@@ -165,6 +165,7 @@ impl App {
             "max_model_len": served.context(),
             "parameters": served.model.params().len(),
             "chat": served.tokenizer.chat_template().is_some(),
+            "examples": served.examples,
         })
     }
 }

@@ -40,6 +40,7 @@ impl Shelf for Models {
             path: self.0.join(name),
             bytes: 10,
             written: SystemTime::UNIX_EPOCH,
+            examples: Vec::new(),
         });
         all.into_iter().filter(|s| s.path.exists()).collect()
     }

@@ -16,12 +16,17 @@ fn runs_are_read_as_they_go_and_nothing_else_is() {
     fs::create_dir_all(runs.join("one/grpo")).expect("a folder");
     fs::create_dir_all(runs.join("no-run")).expect("a folder");
     fs::write(dir.path().join("recipe.toml"), "outside").expect("a file");
-    fs::write(runs.join("one/recipe.toml"), "name = \"one\"").expect("a file");
+    let recipe = "name = \"one\"\n\n[[stage]]\nname = \"sft\"\n\n[[stage.mix]]\nname = \"x\"\n\n[[stage]]\nname = \"grpo\"\n\n[[stage]]\nname = \"eval\"\n";
+    fs::write(runs.join("one/recipe.toml"), recipe).expect("a file");
     fs::write(
         runs.join("one/grpo/done.json"),
         r#"{"kind": "grpo", "cost": {"seconds": 2.5}, "summary": "good"}"#,
     )
     .expect("a file");
+    for stage in ["eval", "sft"] {
+        fs::create_dir_all(runs.join("one").join(stage)).expect("a folder");
+    }
+    fs::write(runs.join("one/sft/done.json"), "{}").expect("a file");
     let mut log = fs::File::create(runs.join("one/metrics.jsonl")).expect("a file");
     // The last line is still being written.
     log.write_all(b"{\"stage\":\"grpo\",\"step\":1,\"reward\":0.5}\n{\"stage\":\"grpo\",\"st")
@@ -36,9 +41,11 @@ fn runs_are_read_as_they_go_and_nothing_else_is() {
     );
     let one = get("/studio/runs/one").json();
     assert_eq!(
-        one["stages"][0],
+        one["stages"][1],
         json!({"name": "grpo", "kind": "grpo", "cost": {"seconds": 2.5}, "summary": "good"})
     );
+    assert_eq!(one["stages"][0]["name"], "sft", "in the recipe's order");
+    assert_eq!(one["planned"], json!(["sft", "grpo", "eval"]));
     let first = get("/studio/runs/one/metrics?from=0").json();
     assert_eq!(first["lines"], json!([{"stage": "grpo", "step": 1, "reward": 0.5}]));
     log.write_all(b"ep\":2,\"reward\":0.75}\n").expect("written");

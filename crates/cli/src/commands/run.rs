@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -12,7 +13,8 @@ use train::stages::Makes;
 use train::team::Team;
 
 use crate::commands::bench::ceiling;
-use crate::output::{line, quoted};
+use crate::output::{line, quoted, tell};
+use crate::paths::hint;
 use crate::progress::Terminal;
 use crate::ranks::{self, Joined};
 
@@ -100,6 +102,9 @@ pub fn launch(args: &Launch) -> Result<()> {
 /// Runs a recipe.
 pub fn run(args: &Run) -> Result<()> {
     ranks::together(|joined| {
+        if !args.recipe.exists() {
+            bail!("there is no recipe {}{}", args.recipe.display(), hint(&args.recipe));
+        }
         let recipe = Recipe::load(&args.recipe, &args.set)?;
         if args.dry_run {
             return if joined.leads() { dry_run(&recipe, &args.stages, joined.comm.ranks()) } else { Ok(()) };
@@ -108,6 +113,9 @@ pub fn run(args: &Run) -> Result<()> {
         perform(&recipe, &args.stages, &out, joined)
     })
 }
+
+/// What small models reach of the machine's ceiling, about.
+const SHARE_OF_CEILING: f64 = 0.5;
 
 fn dry_run(recipe: &Recipe, names: &[String], ranks: usize) -> Result<()> {
     let wanted: Vec<&str> = train::pipeline::wanted(recipe, names)?.iter().map(|s| s.name()).collect();
@@ -124,8 +132,7 @@ fn dry_run(recipe: &Recipe, names: &[String], ranks: usize) -> Result<()> {
     line("# stage                 parameters    active        FLOPs    memory      time")?;
     let mut seconds = 0.0;
     for p in stages {
-        // Small models reach about half of the ceiling.
-        let time = p.operations / (0.5 * ceiling);
+        let time = p.operations / (SHARE_OF_CEILING * ceiling);
         seconds += time;
         line(&format!(
             "# {:<20} {:>11} {:>9} {:>12.2e} {:>6.2} GiB {:>7.0} s",
@@ -173,13 +180,19 @@ fn cost(recipe: &Recipe, seconds: f64) -> f64 {
 }
 
 fn perform(recipe: &Recipe, stages: &[String], out: &Path, joined: &Joined) -> Result<()> {
-    train(recipe, stages, out, joined)?;
+    train(recipe, stages, out, joined, true)?;
     if joined.leads() { finale(recipe, out) } else { Ok(()) }
 }
 
 /// Performs stages of a recipe, all if none is named, with its progress on the terminal. Ends the process where it was
-/// interrupted.
-pub(super) fn train(recipe: &Recipe, stages: &[String], out: &Path, joined: &Joined) -> Result<()> {
+/// interrupted. With `announce` it is said at first where that goes and about how long it takes.
+pub(super) fn train(
+    recipe: &Recipe,
+    stages: &[String],
+    out: &Path,
+    joined: &Joined,
+    announce: bool,
+) -> Result<()> {
     let team = Team::new(joined.comm.clone(), recipe.parallel.shards).map_err(TrainError::Ranks)?;
     let team = Rc::new(team);
     let terminal = Terminal::new(joined.leads(), joined.interrupts.clone());
@@ -187,7 +200,11 @@ pub(super) fn train(recipe: &Recipe, stages: &[String], out: &Path, joined: &Joi
     let parameters = plan(recipe, 1).map_or(0, |stages| largest(&stages));
     // Nobody reads what the others find.
     let leads = joined.leads();
-    let measure = || if leads { ceiling(parameters) } else { 1.0 };
+    let measured = OnceLock::new();
+    let measure = || if leads { *measured.get_or_init(|| ceiling(parameters)) } else { 1.0 };
+    if leads && announce {
+        self::announce(recipe, stages, out, &measure)?;
+    }
     let done = train::pipeline::run(recipe, stages, out, &terminal, &measure, team);
     terminal.finish();
     match done {
@@ -202,6 +219,31 @@ pub(super) fn train(recipe: &Recipe, stages: &[String], out: &Path, joined: &Joi
         }
         Err(e) => bail!(e),
     }
+}
+
+/// Says where a run goes, and about how long what is left of it takes; nothing where nothing is left.
+fn announce(recipe: &Recipe, stages: &[String], out: &Path, measure: &dyn Fn() -> f64) -> Result<()> {
+    let wanted: Vec<&str> = train::pipeline::wanted(recipe, stages)?.iter().map(|s| s.name()).collect();
+    let left = |name: &str| wanted.contains(&name) && !out.join(name).join("done.json").exists();
+    let count = wanted.iter().filter(|name| left(name)).count();
+    if count == 0 {
+        return Ok(());
+    }
+    let planned = plan(recipe, 1)?;
+    let operations: f64 = planned.iter().filter(|p| left(&p.name)).map(|p| p.operations).sum();
+    let seconds = operations / (SHARE_OF_CEILING * measure());
+    let time = match seconds {
+        ..1.0 => String::new(),
+        ..90.0 => format!(", about {seconds:.0} seconds"),
+        ..5400.0 => format!(", about {:.0} minutes", seconds / 60.0),
+        _ => format!(", about {:.1} hours", seconds / 3600.0),
+    };
+    let stages = if count == 1 { "stage" } else { "stages" };
+    tell(&format!(
+        "into {}: {count} {stages} to go{time}, evaluation not counted; Ctrl-C saves, and the same command goes on",
+        out.display()
+    ));
+    Ok(())
 }
 
 /// The table and what to do next.

@@ -93,8 +93,11 @@ pub fn run(a: &Score) -> Result<()> {
         let logprob = if i == 0 { "-".to_owned() } else { format!("{:.6}", logprobs[i - 1]) };
         line(&format!("{id:>7} {logprob:>12}  {}", text(id)))?;
     }
+    if predicting == 0 {
+        return line("nothing stands before the one token, so there is no log-probability");
+    }
     let sum: f64 = logprobs.iter().map(|&l| f64::from(l)).sum();
-    let mean = sum / predicting.max(1) as f64;
+    let mean = sum / predicting as f64;
     line(&format!("sum {sum:.6}, mean {mean:.6}, perplexity {:.4}", (-mean).exp()))
 }
 

@@ -34,6 +34,10 @@ The same request with the same seed gives the same text, whoever else is served.
 /// Tokens of a conversation that are made possible unless told otherwise, where the model's context is longer.
 const USUAL_CONTEXT: usize = 32768;
 
+/// Questions that the page offers to begin with, and the bytes of one, at most.
+const MOST_EXAMPLES: usize = 3;
+const MOST_OF_EXAMPLE: usize = 300;
+
 /// What is served, and to whom.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -61,7 +65,7 @@ a terminal. A model is loaded when it is first used. Training is a process of it
 #[derive(Args)]
 #[command(after_help = STUDIO_EXAMPLES)]
 pub struct Studio {
-    /// The folder of the runs; made if it is not there.
+    /// The folder of the runs, made if it is not there; or one run, to see those beside it too.
     #[arg(value_name = "RUNS", default_value = "runs")]
     runs: PathBuf,
     /// A model beside those of the runs, under its own name or the one in NAME=FOLDER; may be given several times.
@@ -150,6 +154,7 @@ pub fn run(a: &Serve) -> Result<()> {
 /// Runs `studio`; `passed_on` are the options that what teaches is given too.
 pub fn studio(a: &Studio, passed_on: Vec<OsString>) -> Result<()> {
     let runs = std::path::absolute(&a.runs).with_context(|| a.runs.display().to_string())?;
+    let runs = folder_of_runs(runs);
     std::fs::create_dir_all(&runs).with_context(|| format!("there is no folder {}", runs.display()))?;
     let given = a.models.iter().map(|text| given(text)).collect::<Result<Vec<_>>>()?;
     for (i, model) in given.iter().enumerate() {
@@ -159,7 +164,11 @@ pub fn studio(a: &Studio, passed_on: Vec<OsString>) -> Result<()> {
         }
     }
     let shelf = RunsShelf { runs: runs.clone(), given, context: a.server.context };
-    let what = format!("{} models of {}", shelf.list().len(), a.runs.display());
+    let what = match shelf.list().len() {
+        0 => format!("no model yet in {}", runs.display()),
+        1 => format!("1 model of {}", runs.display()),
+        n => format!("{n} models of {}", runs.display()),
+    };
     let program = std::env::current_exe().context("the system does not say where this program lies")?;
     let options = Options {
         runs: Some(runs),
@@ -192,6 +201,38 @@ impl Shelf for RunsShelf {
     }
 }
 
+/// The folder in which runs lie: where one run is given, that around it.
+fn folder_of_runs(given: PathBuf) -> PathBuf {
+    let around = given.parent().filter(|_| given.join("recipe.toml").is_file()).map(Path::to_path_buf);
+    around.unwrap_or(given)
+}
+
+/// What a run reports; null before it has ended.
+fn report_of(run: &Path) -> Value {
+    let report = std::fs::read(run.join("report.json")).ok();
+    report.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// What the run reports that made a model, if one did.
+fn report_above(model: &Path) -> Value {
+    let whole = std::fs::canonicalize(model).ok();
+    whole.as_deref().and_then(Path::parent).map(report_of).unwrap_or_default()
+}
+
+/// Held-out problems of a run, one of each kind, short enough to be a button.
+fn examples(report: &Value) -> Vec<String> {
+    let mut kinds = Vec::new();
+    let mut found = Vec::new();
+    for sample in report["samples"].as_array().into_iter().flatten() {
+        let Some(prompt) = sample["prompt"].as_str().filter(|p| p.len() <= MOST_OF_EXAMPLE) else { continue };
+        if found.len() < MOST_EXAMPLES && !kinds.contains(&&sample["task"]) {
+            kinds.push(&sample["task"]);
+            found.push(prompt.to_owned());
+        }
+    }
+    found
+}
+
 /// The models of the stages that have ended, run by run, the best of each first.
 fn made_models(runs: &Path) -> Vec<Shelved> {
     let below = |folder: &Path| {
@@ -200,8 +241,8 @@ fn made_models(runs: &Path) -> Vec<Shelved> {
     let part = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut all = Vec::new();
     for run in below(runs).iter().filter(|run| run.join("recipe.toml").is_file()) {
-        let report = std::fs::read(run.join("report.json")).ok();
-        let report: Value = report.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let report = report_of(run);
+        let examples = examples(&report);
         let right = |stage: &str| report["evaluation"][stage]["pass@1"]["value"].as_f64().unwrap_or(-1.0);
         let mut found = Vec::new();
         for folder in below(run) {
@@ -211,7 +252,10 @@ fn made_models(runs: &Path) -> Vec<Shelved> {
             let stage = part(&folder);
             let name = format!("{}/{stage}", part(run));
             let written = weights.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            found.push((right(&stage), Shelved { name, path: folder, bytes: weights.len(), written }));
+            found.push((
+                right(&stage),
+                Shelved { name, path: folder, bytes: weights.len(), written, examples: examples.clone() },
+            ));
         }
         found.sort_by(|(a, x), (b, y)| {
             b.total_cmp(a).then(y.written.cmp(&x.written)).then(x.name.cmp(&y.name))
@@ -230,7 +274,8 @@ fn given(text: &str) -> Result<Shelved> {
     let file = std::fs::metadata(path.join("model.safetensors")).or_else(|_| std::fs::metadata(&path)).ok();
     let bytes = file.as_ref().map_or(0, |f| f.len());
     let written = file.and_then(|f| f.modified().ok()).unwrap_or(SystemTime::UNIX_EPOCH);
-    Ok(Shelved { name, path, bytes, written })
+    let examples = examples(&report_above(&path));
+    Ok(Shelved { name, path, bytes, written, examples })
 }
 
 impl ServerArgs {
@@ -306,7 +351,7 @@ fn load_as(folder: &Path, name: String, context: Option<usize>) -> Result<Served
     reserve(&mut loaded.model, context.unwrap_or(USUAL_CONTEXT));
     let stop_tokens = loaded.stop_tokens();
     let Loaded { model, tokenizer } = loaded;
-    Ok(Served { name, model, tokenizer, stop_tokens })
+    Ok(Served { name, model, tokenizer, stop_tokens, examples: examples(&report_above(folder)) })
 }
 
 /// The last part of a path that is a name, without a file's ending.

@@ -19,6 +19,7 @@ use super::convert::merge_into;
 use super::{ranges, run};
 use crate::model_files::{Loaded, ModelArgs};
 use crate::output::{harmless, json_line, line, quoted, tell};
+use crate::paths::hint;
 use crate::ranks::{self, Joined};
 
 const EXAMPLES: &str = "\
@@ -94,6 +95,9 @@ pub fn run(a: &Teach) -> Result<()> {
     let say = |text: &str| if a.json { tell(text) } else { line(text).unwrap_or_default() };
     let columns =
         Columns { question: a.question.clone(), answer: a.answer.clone(), solution: a.solution.clone() };
+    if !a.table.exists() {
+        bail!("there is no table {}{}", a.table.display(), hint(&a.table));
+    }
     let lesson = Lesson::of(&read_table(&a.table, a.sheet.as_deref())?, &columns)
         .with_context(|| a.table.display().to_string())?;
     let out = a.out.clone().unwrap_or_else(|| {
@@ -134,7 +138,7 @@ pub fn run(a: &Teach) -> Result<()> {
     if a.dry_run {
         return line(&recipe.resolved_toml());
     }
-    run::train(&recipe, &[], &out, &Joined::single())?;
+    run::train(&recipe, &[], &out, &Joined::single(), false)?;
     finale(a, &lesson, &out, began.elapsed().as_secs_f64() / 60.0)
 }
 

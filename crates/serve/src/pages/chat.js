@@ -12,6 +12,8 @@ const state = {
   // {role: "user", content} and {role: "assistant", answers: [{model, content, reasoning, note, error}]}
   turns: load("turns", []).filter((t) => t.role === "user" || Array.isArray(t.answers)),
   running: null,
+  // As the server lists them.
+  models: [],
 };
 
 function load(name, otherwise) {
@@ -46,8 +48,16 @@ function draw() {
   const log = $("log");
   log.querySelectorAll("article").forEach((a) => a.remove());
   $("empty").hidden = state.turns.length > 0;
+  examples();
   state.turns.forEach((turn, i) => log.append(article(turn, i)));
   log.scrollTop = log.scrollHeight;
+}
+
+/** Questions of the kind that the chosen model was made for, to begin with. */
+function examples() {
+  const found = state.models.find((m) => m.id === $("model").value)?.examples ?? [];
+  $("examples").replaceChildren(...found.map((text) => button(text, () => state.running || ask(text))));
+  $("examples").hidden = found.length === 0;
 }
 
 function article(turn, index) {
@@ -261,11 +271,13 @@ async function begin() {
 async function listModels(wanted, beside) {
   try {
     const list = await api.models($("key").value);
+    state.models = list;
     $("model").replaceChildren(...list.map((m) => make("option", { value: m.id }, m.id)));
     $("beside").replaceChildren(make("option", { value: "" }, "none"), ...list.map((m) => make("option", { value: m.id }, m.id)));
     $("beside-label").hidden = list.length < 2;
     if (list.some((m) => m.id === wanted)) $("model").value = wanted;
     if (list.some((m) => m.id === beside)) $("beside").value = beside;
+    examples();
     status(list.length ? "" : "No model is served here.", list.length === 0);
   } catch (error) {
     status(error.message, true);
@@ -304,6 +316,9 @@ $("settings").addEventListener("close", () => {
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && !state.running) listModels($("model").value, $("beside").value);
 });
-$("model").addEventListener("change", save);
+$("model").addEventListener("change", () => {
+  save();
+  examples();
+});
 $("beside").addEventListener("change", save);
 begin();

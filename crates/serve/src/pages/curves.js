@@ -10,11 +10,19 @@ const NAMES = {
   eval_loss: "held-out loss", ceiling_share: "share of the ceiling",
 };
 
-/** Lines of a run's log by their stage, as they are read. */
+// Stages that have one of these are what a run is watched for: they stay open.
+const WATCHED = ["reward", "accuracy"];
+
+/** Lines of a run's log by their stage, as they are read, and how they are drawn. */
 export class Stages extends Map {
+  /** By stage: the part of the page that shows it, and whether it has news. */
+  #parts = new Map();
+
   note(line) {
     if (!this.has(line.stage)) this.set(line.stage, []);
     this.get(line.stage).push(line);
+    const part = this.#parts.get(line.stage);
+    if (part) part.news = true;
   }
 
   /** The newest line. */
@@ -22,17 +30,33 @@ export class Stages extends Map {
     return [...this.values()].map((lines) => lines.at(-1)).reduce((a, b) => (!a || b.time >= a.time ? b : a), null);
   }
 
-  /** A figure for each number of each stage, the newest stage first. */
-  figures() {
-    const figures = [];
-    for (const [stage, lines] of [...this].reverse()) {
-      for (const key of CURVES) {
-        const points = lines.filter((l) => typeof l[key] === "number").map((l) => [l.step, l[key]]);
-        if (points.length > 1) figures.push(figure(stage, key, points));
-      }
+  /** Draws what is new, the newest stage on top; what a reader has opened or folded stays so, and keeps its focus. */
+  draw(into) {
+    for (const [stage, lines] of this) {
+      if (!this.#parts.has(stage) && curves(stage, lines).length) this.#parts.set(stage, this.#part(stage, into));
     }
-    return figures;
+    const newest = [...this.#parts.keys()].at(-1);
+    for (const [stage, part] of this.#parts) {
+      const lines = this.get(stage);
+      if (part.news) part.grid.replaceChildren(...curves(stage, lines));
+      part.news = false;
+      if (!part.touched) part.whole.open = stage === newest || WATCHED.some((key) => typeof lines.at(-1)[key] === "number");
+    }
   }
+
+  #part(stage, into) {
+    const part = { news: true, touched: false, grid: make("div", { class: "curves" }) };
+    const title = make("summary", { onclick: () => { part.touched = true; } }, stage);
+    part.whole = make("details", {}, title, part.grid);
+    into.prepend(part.whole);
+    return part;
+  }
+}
+
+/** A figure for each number of a stage. */
+function curves(stage, lines) {
+  const points = (key) => lines.filter((l) => typeof l[key] === "number").map((l) => [l.step, l[key]]);
+  return CURVES.map((key) => [key, points(key)]).filter(([, drawn]) => drawn.length > 1).map(([key, drawn]) => figure(stage, key, drawn));
 }
 
 /** Seconds as a person says them. */
@@ -66,6 +90,6 @@ function figure(stage, key, points) {
   const name = NAMES[key] ?? key;
   const label = `${stage}: ${name} from ${short(ys[0])} to ${short(ys.at(-1))} in ${right} steps`;
   const drawn = svg("svg", { viewBox: `-2 -4 ${width + 4} ${height + 8}`, role: "img", "aria-label": label }, svg("polyline", { points: line }));
-  const caption = make("figcaption", {}, make("b", {}, `${stage} · ${name}`), ` ${short(ys.at(-1))}`, make("span", {}, ` ${short(low)} to ${short(high)}, step ${right}`));
+  const caption = make("figcaption", {}, make("b", {}, name), ` ${short(ys.at(-1))}`, make("span", {}, `between ${short(low)} and ${short(high)}, step ${right}`));
   return make("figure", {}, caption, drawn);
 }

@@ -3,19 +3,19 @@
 import { get } from "./api.js";
 import { Stages, duration } from "./curves.js";
 import { nav } from "./nav.js";
-import { fill, make } from "./render.js";
+import { fill, fillTable, make } from "./render.js";
 
 const $ = (id) => document.getElementById(id);
 const PAUSE = 1000;
 
-// Samples are {stage, step, tag, text}, by stage and tag.
-const state = { name: "", metrics: 0, samples: 0, stages: new Stages(), texts: new Map() };
+// Samples are {stage, step, tag, text}, by stage and tag; `shown` is what the table says already.
+const state = { name: "", metrics: 0, samples: 0, stages: new Stages(), texts: new Map(), shown: "" };
 
 const run = (part = "") => `/studio/runs/${encodeURIComponent(state.name)}${part}`;
 
 /** Chooses a run and forgets the one before. */
 function choose(name) {
-  Object.assign(state, { name, metrics: 0, samples: 0, stages: new Stages(), texts: new Map() });
+  Object.assign(state, { name, metrics: 0, samples: 0, stages: new Stages(), texts: new Map(), shown: "" });
   for (const id of ["stages", "curves", "samples"]) $(id).replaceChildren();
   history.replaceState(null, "", `#${encodeURIComponent(name)}`);
 }
@@ -39,7 +39,7 @@ async function look() {
   const about = await get(run());
   if (name !== state.name) return;
   table(about);
-  if (news) $("curves").replaceChildren(...state.stages.figures());
+  if (news) state.stages.draw($("curves"));
   $("status").textContent = standing(about);
 }
 
@@ -83,19 +83,25 @@ function shelf({ stage }) {
   return { add };
 }
 
+const short = (x) => x.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
+
+/** The stages in their order: what they cost and what came out, or that they are at work or to come. */
 function table(about) {
-  const head = make("tr", {}, ...["Stage", "Steps", "Seconds", "Tokens", "$", "Outcome"].map((t) => make("th", { scope: "col" }, t)));
   const done = new Map(about.stages.map((s) => [s.name, s]));
-  const names = [...new Set([...state.stages.keys(), ...done.keys()])];
-  const rows = names.map((name) => {
-    const steps = state.stages.get(name)?.at(-1)?.step ?? "";
-    const cost = done.get(name)?.cost ?? {};
-    const number = (x, digits = 0) => (typeof x === "number" ? x.toFixed(digits) : "");
-    const cells = [steps, number(cost.seconds, 1), number(cost.tokens), number(cost.cost, 5), done.get(name)?.summary ?? "in work"];
-    return make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((c) => make("td", {}, String(c))));
+  const begun = [...new Set([...about.planned, ...state.stages.keys(), ...done.keys()])].filter((name) => done.has(name) || state.stages.has(name));
+  const coming = about.report ? [] : about.planned.filter((name) => !begun.includes(name));
+  const rows = [...begun, ...coming].map((name) => {
+    const { cost = {}, summary } = done.get(name) ?? {};
+    const steps = state.stages.get(name)?.at(-1)?.step;
+    const number = (x, show) => (typeof x === "number" && x > 0 ? show(x) : "");
+    const outcome = summary ?? (begun.includes(name) ? "begun" : "to come");
+    return [make("b", {}, name), number(steps, String), number(cost.seconds, duration), number(cost.tokens, short), number(cost.cost, (x) => x.toFixed(5)), outcome];
   });
-  const report = about.report ? [make("caption", {}, make("a", { href: run("/report"), target: "_blank", rel: "noopener" }, "The report"))] : [];
-  $("stages").replaceChildren(...report, make("thead", {}, head), make("tbody", {}, ...rows));
+  const shown = JSON.stringify([rows.map(([, ...cells]) => cells), coming, about.report]);
+  if (state.shown === shown) return;
+  state.shown = shown;
+  const caption = about.report ? make("a", { href: run("/report"), target: "_blank", rel: "noopener" }, "The report: what it bought, answers before and after, curves") : null;
+  fillTable($("stages"), caption, ["Stage", "Steps", "Time", "Tokens", "$", "Outcome"], rows);
 }
 
 /** Lists the runs that there are, the newest first. */

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { Stages, duration } from "./curves.js";
 import { nav } from "./nav.js";
-import { fill, make } from "./render.js";
+import { fill, fillTable, make } from "./render.js";
 
 const $ = (id) => document.getElementById(id);
 const FIELDS = ["model", "minutes", "question", "answer", "solution", "max_new"];
@@ -56,6 +56,7 @@ async function begin(what) {
 /** Chooses a lesson and forgets the one before. */
 function choose(name) {
   Object.assign(state, { name, lesson: null, metrics: 0, stages: new Stages(), shown: {} });
+  $("curves").replaceChildren();
   $("lesson").value = name;
   history.replaceState(null, "", `#${encodeURIComponent(name)}`);
 }
@@ -98,10 +99,6 @@ function take(lesson) {
   if (lesson.state === "done" && changed("outcome", lesson.outcome)) outcome(lesson);
 }
 
-function row(kind, cells) {
-  return make("tr", {}, ...cells.map((c) => (c instanceof Node ? c : make(kind, kind === "th" ? { scope: "col" } : {}, c))));
-}
-
 function mark(right) {
   return make("td", { class: right ? "right" : "wrong" }, right ? "right" : "wrong");
 }
@@ -130,9 +127,8 @@ function found({ look, error }) {
       parts.push(make("p", {}, `${look.left_out.length} rows are left out; the first is row ${row}: ${reason}.`));
     }
     parts.push(make("p", {}, `The model as it came is right on ${percent(look.before["pass@1"].value)} of ${look.before.problems} rows that it was tried on.`));
-    const rows = look.tried.map((t) => row("td", [cell(t.question), cell(t.answer), cell(t.said), mark(t.right)]));
-    const caption = make("caption", {}, "Five rows, as the model answered just now");
-    parts.push(make("div", { class: "wide" }, make("table", {}, caption, make("thead", {}, row("th", ["Question", "Answer", "The model said", ""])), make("tbody", {}, ...rows))));
+    const rows = look.tried.map((t) => [cell(t.question), cell(t.answer), cell(t.said), mark(t.right)]);
+    parts.push(fillTable(make("table"), "Five rows, as the model answered just now", ["Question", "Answer", "The model said", ""], rows));
   }
   $("found").replaceChildren(...parts);
 }
@@ -173,9 +169,8 @@ function outcome({ outcome: o, settings: s, name, answers }) {
   const forgotten = o.forgotten ? ` On text that nothing was trained on it is ${Math.abs(100 * o.forgotten.worse).toFixed(1)} % ${o.forgotten.worse > 0 ? "worse" : "better"} than before.` : "";
   $("gain").textContent = `${gain} ${before} of ${o.held_out} rows that nothing was trained on were right before, ${after} after.${forgotten}`;
   $("talk").href = `/?${new URLSearchParams({ model: `${name}/model`, beside: s.model })}`;
-  const rows = answers.map((a) => row("td", [cell(a.question), cell(a.answer), cell(a.before.text), mark(a.before.right), cell(a.after.text), mark(a.after.right)]));
-  const head = row("th", ["Question", "Answer", "Before", "", "After", ""]);
-  $("answers").replaceChildren(make("div", { class: "wide" }, make("table", {}, make("caption", {}, "Rows that nothing was trained on"), make("thead", {}, head), make("tbody", {}, ...rows))));
+  const rows = answers.map((a) => [cell(a.question), cell(a.answer), cell(a.before.text), mark(a.before.right), cell(a.after.text), mark(a.after.right)]);
+  fillTable($("answers"), "Rows that nothing was trained on", ["Question", "Answer", "Before", "", "After", ""], rows);
 }
 
 /** Reads what is new of the chosen lesson. */
@@ -192,7 +187,7 @@ async function metrics(name) {
   if (name !== state.name) return;
   state.metrics = read.next;
   read.lines.forEach((line) => state.stages.note(line));
-  if (read.lines.length) $("curves").replaceChildren(...state.stages.figures());
+  if (read.lines.length) state.stages.draw($("curves"));
 }
 
 async function list() {

@@ -20,8 +20,8 @@ use crate::error::{Answer, ApiError, json_response};
 /// Runs that are listed at most, and bytes of a file that are read at once.
 const MOST_RUNS: usize = 500;
 const MOST_BYTES: u64 = 1 << 20;
-/// What a report may do: show itself.
-const REPORT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox";
+/// What a report may do: show itself, and values under the pointer; it is of an origin of its own and reaches nothing.
+const REPORT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; sandbox allow-scripts";
 
 /// The addresses of runs.
 pub(crate) fn routes() -> Router<Arc<App>> {
@@ -64,9 +64,11 @@ async fn list(State(app): State<Arc<App>>) -> Answer<Response> {
     Ok(json_response(StatusCode::OK, &json!({"runs": list})))
 }
 
-/// A run's recipe, and what its stages cost that have ended.
+/// A run's recipe, the stages that it plans, and what those cost that have ended, in that order.
 async fn one(State(app): State<Arc<App>>, Place(name): Place<String>) -> Answer<Response> {
     let path = run(&app, &name)?;
+    let recipe = whole(&path.join("recipe.toml"));
+    let planned = planned(recipe.as_deref().unwrap_or_default());
     let mut stages = Vec::new();
     for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
         let Some(done) = json_of(&entry.path().join("done.json")) else { continue };
@@ -75,14 +77,24 @@ async fn one(State(app): State<Arc<App>>, Place(name): Place<String>) -> Answer<
             json!({"name": stage, "kind": done["kind"], "cost": done["cost"], "summary": done["summary"]}),
         );
     }
+    let place = |stage: &Value| planned.iter().position(|name| stage["name"] == *name).unwrap_or(usize::MAX);
+    stages.sort_by_key(|stage| (place(stage), stage["name"].as_str().unwrap_or_default().to_owned()));
     let value = json!({
         "name": name,
         "written": written(&path),
         "report": path.join("report.html").is_file(),
-        "recipe": whole(&path.join("recipe.toml")),
+        "recipe": recipe,
+        "planned": planned,
         "stages": stages,
     });
     Ok(json_response(StatusCode::OK, &value))
+}
+
+/// The stages of a recipe as a run writes it, in the order in which they are performed.
+fn planned(recipe: &str) -> Vec<&str> {
+    let stages = recipe.split("[[stage]]").skip(1);
+    let names = stages.filter_map(|stage| stage.lines().find_map(|line| line.strip_prefix("name = ")));
+    names.map(|name| name.trim().trim_matches('"')).collect()
 }
 
 async fn metrics(

@@ -23,7 +23,13 @@ pub fn tiny(name: &str, seed: u64) -> Served {
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.3, "tie_word_embeddings": true});
     let model = Model::random(ModelConfig::from_value(&config).expect("a valid config"), seed);
     let stop_tokens = tokenizer.eos_id().into_iter().collect();
-    Served { name: name.to_owned(), model, tokenizer, stop_tokens }
+    Served {
+        name: name.to_owned(),
+        model,
+        tokenizer,
+        stop_tokens,
+        examples: vec![format!("What is {seed}?")],
+    }
 }
 
 /// Starts a server of `a` and of `b`, whose template opens the thought and knows tools, for as long as the test runs.

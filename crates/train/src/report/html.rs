@@ -107,7 +107,17 @@ fn energy(joules: f64) -> String {
     format!("{} kJ of energy", digits(joules / 1000.0, 3))
 }
 
-fn figure(chart: &str, title: &str, caption: &str, out: &mut String) {
+/// The width of charts on a phone, where a wider one would have to be shrunk beyond reading.
+const NARROW: f64 = 340.0;
+
+/// A chart of a width, and beside it the one that takes its place where there is no room for that.
+fn figure(width: f64, chart: impl Fn(f64) -> String, title: &str, caption: &str, out: &mut String) {
+    let chart = match width <= NARROW {
+        true => chart(width),
+        false => {
+            format!("<div class=\"wide\">{}</div><div class=\"narrow\">{}</div>", chart(width), chart(NARROW))
+        }
+    };
     let caption =
         if caption.is_empty() { String::new() } else { format!("<figcaption>{caption}</figcaption>") };
     let title = if title.is_empty() { String::new() } else { format!("<h3>{}</h3>", escape(title)) };
@@ -115,7 +125,9 @@ fn figure(chart: &str, title: &str, caption: &str, out: &mut String) {
 }
 
 fn draw(chart: &LineChart, caption: &str, out: &mut String) {
-    figure(&chart.render(""), &chart.title, caption, out);
+    let height = |width: f64| if width > NARROW { chart.height } else { chart.height.min(300.0) };
+    let render = |width| LineChart { width, height: height(width), ..chart.clone() }.render("");
+    figure(chart.width, render, &chart.title, caption, out);
 }
 
 /// Charts next to each other, as many in a row as stay readable.
@@ -205,7 +217,8 @@ fn measured(report: &RunReport, out: &mut String) {
         }
     );
     figure(
-        &intervals("Held-out problems solved, by stage", &legend, &rows(&report.evaluation), 880.0),
+        880.0,
+        |width| intervals("Held-out problems solved, by stage", &legend, &rows(&report.evaluation), width),
         "",
         "",
         out,
@@ -215,8 +228,8 @@ fn measured(report: &RunReport, out: &mut String) {
         open_grid(count, out);
         for (task, pairs) in &report.evaluation_by_task {
             let width = charts::panel_width(count);
-            let chart = intervals(&format!("{task}, by stage"), &legend, &rows(pairs), width);
-            figure(&chart, &task.replace('_', " "), "", out);
+            let chart = |width| intervals(&format!("{task}, by stage"), &legend, &rows(pairs), width);
+            figure(width, chart, &task.replace('_', " "), "", out);
         }
         out.push_str("</div>\n");
     }
@@ -307,7 +320,7 @@ fn ledger(report: &RunReport, out: &mut String) {
     );
     let part = |stage: &StageCost| (stage.name.clone(), stage.seconds, duration(stage.seconds));
     let parts: Vec<_> = report.stages.iter().map(part).collect();
-    figure(&shares("Time by stage", &parts, 880.0), "Where the time went", "", out);
+    figure(880.0, |width| shares("Time by stage", &parts, width), "Where the time went", "", out);
     out.push_str("<div class=\"scroll\"><table><thead><tr><th>stage</th><th>time</th><th>core time</th><th>tokens</th><th>tokens/s</th><th>FLOPs</th><th>FLOP/s</th><th>peak memory</th><th>energy</th><th>price</th></tr></thead><tbody>\n");
     for (index, stage) in report.stages.iter().enumerate() {
         let swatch = format!("<span class=\"swatch c{}\"></span>", share_colour(index));

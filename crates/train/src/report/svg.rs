@@ -71,11 +71,14 @@ const MOST_POINTS: usize = 400;
 impl LineChart {
     /// The chart as an `<svg>` element; `style` goes into it, for a file that stands alone.
     pub fn render(&self, style: &str) -> String {
-        let legend = legend_rows(&self.series, self.width - 70.0);
+        // Where there is little room, names begin where the chart does.
+        let aside = if self.width > 400.0 { None } else { Some(4.0) };
+        let legend = legend_rows(&self.series, self.width - aside.unwrap_or(70.0));
         let top = 14.0 + 18.0 * legend.len() as f64 + if self.parts.is_empty() { 0.0 } else { 18.0 };
         let widest = self.y.ticks.iter().map(|(_, text)| text.chars().count()).max().unwrap_or(1) as f64;
         let frame = Frame {
-            left: 24.0 + 7.0 * widest,
+            // The axis's name stands left of its ticks.
+            left: 34.0 + 7.0 * widest,
             right: self.width - 18.0,
             top,
             bottom: self.height - 42.0,
@@ -85,6 +88,7 @@ impl LineChart {
         let mut svg = String::new();
         open(&mut svg, self.width, self.height, &self.title, style, &frame.hover(&self.series));
         frame.grid(&mut svg);
+        let begin = aside.unwrap_or(frame.left);
         for (row, entries) in legend.iter().enumerate() {
             let y = 14.0 + 18.0 * row as f64;
             for (x, index) in entries {
@@ -92,9 +96,9 @@ impl LineChart {
                 let _ = write!(
                     svg,
                     r#"<line class="line c{colour}" x1="{:.1}" x2="{:.1}" y1="{y:.1}" y2="{y:.1}"/><text class="legend" x="{:.1}" y="{:.1}">{}</text>"#,
-                    frame.left + x,
-                    frame.left + x + 18.0,
-                    frame.left + x + 24.0,
+                    begin + x,
+                    begin + x + 18.0,
+                    begin + x + 24.0,
                     y + 4.0,
                     escape(name)
                 );
@@ -162,11 +166,10 @@ fn legend_rows(series: &[Series], width: f64) -> Vec<Vec<(f64, usize)>> {
 }
 
 pub(super) fn open(svg: &mut String, width: f64, height: f64, title: &str, style: &str, data: &str) {
-    let class = if width > 600.0 { "plot wide" } else { "plot" };
     let title = escape(title);
     let _ = write!(
         svg,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" class="{class}" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"{data}>{style}"#
+        r#"<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"{data}>{style}"#
     );
     if !style.is_empty() {
         // A picture in a page of unknown colour brings its own paper.

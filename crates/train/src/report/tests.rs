@@ -129,6 +129,11 @@ fn the_page_stands_alone() {
         "the headline"
     );
     assert!(page.contains("✓ shown"));
+    let drawn = |class: &str| page.matches(&format!("<div class=\"{class}\"><svg")).count();
+    assert!(
+        drawn("narrow") > 2 && drawn("wide") == drawn("narrow"),
+        "a chart for a phone for each that is too wide"
+    );
     assert!(page.contains("Reward “brief”") && !page.contains("Reward “std”"));
     let curve = std::fs::read_to_string(dir.path().join("curve.svg")).unwrap();
     assert!(curve.starts_with("<svg xmlns=") && curve.contains("prefers-color-scheme"));
