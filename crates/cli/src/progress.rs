@@ -24,6 +24,8 @@ pub struct Terminal {
 }
 
 struct State {
+    /// What is said before the first stage.
+    opening: Option<String>,
     stage: String,
     told: Instant,
     /// Whether the cursor stands behind an unfinished line.
@@ -34,7 +36,13 @@ struct State {
 impl Terminal {
     /// A reporter for this process, which counts how often it is asked to stop.
     pub fn new(speaks: bool, interrupts: Arc<AtomicU32>) -> Terminal {
-        let state = State { stage: String::new(), told: Instant::now(), open: false, last: String::new() };
+        let state = State {
+            opening: None,
+            stage: String::new(),
+            told: Instant::now(),
+            open: false,
+            last: String::new(),
+        };
         let terminal = std::io::stderr().is_terminal();
         Terminal { speaks, terminal, state: Mutex::new(state), interrupts }
     }
@@ -51,6 +59,11 @@ impl Terminal {
             }
         };
         ctrlc::set_handler(handler).context("cannot catch Ctrl-C")
+    }
+
+    /// Says this before the first stage; not at all where none begins.
+    pub fn open_with(&self, text: Option<String>) {
+        self.state().opening = text;
     }
 
     /// Ends an unfinished line.
@@ -98,6 +111,10 @@ fn ranks(shares: &[RankShare]) -> String {
 
 impl Reporter for Terminal {
     fn stage(&self, name: &str, kind: &str, index: usize, count: usize) {
+        let opening = self.state().opening.take();
+        if let Some(opening) = opening {
+            self.full_line(&opening);
+        }
         let what = if name == kind { String::new() } else { format!(" ({kind})") };
         self.full_line(&format!("[{index}/{count}] {name}{what}"));
         let mut s = self.state();

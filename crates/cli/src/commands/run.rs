@@ -13,7 +13,7 @@ use train::stages::Makes;
 use train::team::Team;
 
 use crate::commands::bench::ceiling;
-use crate::output::{line, quoted, tell};
+use crate::output::{line, quoted};
 use crate::paths::hint;
 use crate::progress::Terminal;
 use crate::ranks::{self, Joined};
@@ -203,7 +203,7 @@ pub(super) fn train(
     let measured = OnceLock::new();
     let measure = || if leads { *measured.get_or_init(|| ceiling(parameters)) } else { 1.0 };
     if leads && announce {
-        self::announce(recipe, stages, out, &measure)?;
+        terminal.open_with(opening(recipe, stages, out, &measure)?);
     }
     let done = train::pipeline::run(recipe, stages, out, &terminal, &measure, team);
     terminal.finish();
@@ -221,13 +221,18 @@ pub(super) fn train(
     }
 }
 
-/// Says where a run goes, and about how long what is left of it takes; nothing where nothing is left.
-fn announce(recipe: &Recipe, stages: &[String], out: &Path, measure: &dyn Fn() -> f64) -> Result<()> {
+/// Where a run goes, and about how long what is left of it takes; nothing where nothing is left.
+fn opening(
+    recipe: &Recipe,
+    stages: &[String],
+    out: &Path,
+    measure: &dyn Fn() -> f64,
+) -> Result<Option<String>> {
     let wanted: Vec<&str> = train::pipeline::wanted(recipe, stages)?.iter().map(|s| s.name()).collect();
     let left = |name: &str| wanted.contains(&name) && !out.join(name).join("done.json").exists();
     let count = wanted.iter().filter(|name| left(name)).count();
     if count == 0 {
-        return Ok(());
+        return Ok(None);
     }
     let planned = plan(recipe, 1)?;
     let operations: f64 = planned.iter().filter(|p| left(&p.name)).map(|p| p.operations).sum();
@@ -239,11 +244,10 @@ fn announce(recipe: &Recipe, stages: &[String], out: &Path, measure: &dyn Fn() -
         _ => format!(", about {:.1} hours", seconds / 3600.0),
     };
     let stages = if count == 1 { "stage" } else { "stages" };
-    tell(&format!(
+    Ok(Some(format!(
         "into {}: {count} {stages} to go{time}, evaluation not counted; Ctrl-C saves, and the same command goes on",
         out.display()
-    ));
-    Ok(())
+    )))
 }
 
 /// The table and what to do next.
