@@ -72,10 +72,11 @@ impl Device {
             bail!("--math fast needs a GPU: the processor calculates exactly");
         }
         if let Some(gpu) = gpu {
-            if *self == Device::Auto {
+            let named = *self != Device::Auto;
+            if !named {
                 tell(&format!("running on {} (--device cpu for the processor)", gpu.info().name));
             }
-            tensor::set_device(gpu, math);
+            tensor::set_device(gpu, math, named);
         }
         Ok(())
     }

@@ -154,6 +154,15 @@ fn what_cannot_be_had_is_refused_in_a_sentence() {
     let with = |more: &[&'static str]| refusal(&[&generate[..], more].concat());
     assert!(with(&["--device", "cpu", "--math", "fast"]).contains("needs a GPU"));
     assert!(with(&["--device", "emulated:/nowhere/lib.so"]).contains("emulator"));
+    if let Some(device) = emulated() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let config = dir.path().join("config.json");
+        let mut wide = common::config(50, None).to_json();
+        wide["head_dim"] = 258.into();
+        std::fs::write(&config, wide.to_string()).expect("written");
+        let said = refusal(&["bench", "train", "--config", arg(&config), "--device", &device]);
+        assert!(said.contains("heads of 258") && said.contains("--device cpu"), "{said}");
+    }
     if !Path::new("/proc/driver/nvidia").exists() {
         let said = with(&["--device", "cuda"]);
         assert!(said.contains("driver") && said.contains("--device cpu"), "{said}");

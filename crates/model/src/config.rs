@@ -15,6 +15,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tensor::cuda::MAX_HEAD_DIM;
 use thiserror::Error;
 
 use crate::family::Family;
@@ -454,16 +455,13 @@ impl ModelConfig {
     }
 
     /// What of it has no kernel on a GPU, if anything.
-    pub(crate) fn without_gpu(&self) -> Option<&'static str> {
-        match self {
-            ModelConfig::Mla(c) => c.softmax_router.then_some("experts chosen by softmax"),
-            ModelConfig::Gqa(c) if c.experts.is_some() => Some("experts chosen by softmax"),
-            ModelConfig::Gqa(c) if c.activation == Activation::Gelu => Some("GELU"),
-            ModelConfig::Gqa(c) if c.layers.iter().any(|l| l.window.is_some()) => {
-                Some("attention through a window")
-            }
-            ModelConfig::Gqa(_) => None,
-        }
+    pub(crate) fn without_gpu(&self) -> Option<String> {
+        let dims = match self {
+            ModelConfig::Mla(c) => [c.qk_nope_head_dim + c.qk_rope_head_dim, c.v_head_dim],
+            ModelConfig::Gqa(c) => [c.head_dim; 2],
+        };
+        let widest = dims.into_iter().max().filter(|&dim| dim > MAX_HEAD_DIM)?;
+        Some(format!("attention with heads of {widest} components (above {MAX_HEAD_DIM})"))
     }
 
     /// The frequencies of layers with [`LayerRope::Local`], if there are such.

@@ -6,6 +6,7 @@
 pub mod adapter;
 mod batch;
 pub mod config;
+pub mod device;
 pub mod family;
 pub mod files;
 mod gqa;

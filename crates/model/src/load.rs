@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tensor::blocks::Format;
-use tensor::{Hold, Params};
+use tensor::{Gpu, Hold, Math, Params};
 
 use crate::adapter::{AdapterConfig, base_of};
 use crate::config::{ModelConfig, TensorKind, TensorSpec, tensor_specs};
+use crate::device::place_of;
 use crate::files::peft::AdapterFolder;
 use crate::files::{FileError, ModelFolder, Weights};
 use crate::transformer::Model;
@@ -85,28 +86,20 @@ impl Model {
     fn base(path: &Path, wanted: Use, adapter: Option<&AdapterFolder>) -> Result<Model, FileError> {
         let folder = ModelFolder::open(path)?;
         let mut specs = tensor_specs(&folder.config);
-        let on_gpu = tensor::device(specs.iter().map(TensorSpec::elements).sum()).is_some();
+        let place = place_of(&folder.config);
+        let place = place.map_err(|reason| FileError::Device { path: path.to_path_buf(), reason })?;
         let (held, adapter_config) = match &wanted {
             Use::Train => (None, None),
             Use::Infer(held) => (Some(*held), None),
             Use::Adapt(held, config) => (Some(*held), Some(config.clone())),
         };
-        if let Some(what) = folder.config.without_gpu().filter(|_| on_gpu) {
-            let reason = format!("{what} runs on the processor alone so far: --device cpu");
-            return Err(FileError::Device { path: path.to_path_buf(), reason });
-        }
-        if on_gpu && adapter_config.is_some() {
-            return Err(FileError::Adapter {
-                path: path.to_path_buf(),
-                reason: "adapters run on the processor alone so far: --device cpu".into(),
-            });
-        }
-        // Kernels on a GPU read f32.
-        let plain =
-            || specs.iter().all(|spec| folder.weights.format(&spec.name).is_none_or(|f| f == Format::F32));
+        let all = |wanted: Format| {
+            specs.iter().all(|spec| folder.weights.format(&spec.name).is_none_or(|f| f == wanted))
+        };
+        // The values are the same.
+        let unpacked = |gpu: &Gpu| has_room_unpacked(gpu, &specs, all(Format::Bf16));
         let held = held.map(|held| match held {
-            _ if on_gpu => HeldAs::F32,
-            HeldAs::Stored if plain() => HeldAs::F32,
+            HeldAs::Stored if all(Format::F32) || place.gpu.as_ref().is_some_and(unpacked) => HeldAs::F32,
             held => held,
         });
         let hold = |spec: &TensorSpec| match held {
@@ -128,9 +121,21 @@ impl Model {
         let mut model = Model::of(folder.config, Params::held(list), adapter_config);
         model.describe(folder.generation, folder.notices, path.to_path_buf());
         fill(&mut model, &specs, &folder.weights, adapter)?;
-        model.place();
+        model.place(place);
         Ok(model)
     }
+}
+
+/// Whether stored weights are better unpacked once on a GPU: its products unpack them every time, but for bf16 in fast mode, and
+/// half of its memory holds them all.
+fn has_room_unpacked(gpu: &Gpu, specs: &[TensorSpec], halves: bool) -> bool {
+    let bytes = match gpu.math() {
+        Math::Exact => 4,
+        Math::Fast if halves => return false,
+        // As they are read, and as products read them.
+        Math::Fast => 6,
+    };
+    bytes * specs.iter().map(TensorSpec::elements).sum::<usize>() <= gpu.info().memory / 2
 }
 
 /// How a weight that nothing trains is held.

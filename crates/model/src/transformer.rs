@@ -13,6 +13,7 @@ use tensor::{Params, Rng, Tape, Tensor, Weight, threads};
 use crate::adapter::{AdapterConfig, base_of};
 use crate::batch::BatchInfo;
 use crate::config::{Activation, ModelConfig, RopeTablesSpec, TensorKind, TensorSpec, tensor_specs};
+use crate::device::{Place, place_of};
 use crate::files::{self, FileError, GenerationConfig, WeightType};
 use crate::gqa::{Gqa, Ropes};
 use crate::kv_cache::KvCache;
@@ -117,7 +118,7 @@ impl Model {
     /// A model with random weights: projections normal with `initializer_range`, norms one, biases zero.
     ///
     /// # Panics
-    /// The configuration must have been validated.
+    /// The configuration must have been validated, and have a [place](place_of).
     pub fn random(config: ModelConfig, seed: u64) -> Model {
         let std = config.initializer_range() as f32;
         let specs = tensor_specs(&config);
@@ -138,7 +139,8 @@ impl Model {
                 }
             }
         }
-        model.place();
+        let place = place_of(&model.config).unwrap_or_else(|reason| panic!("{reason}"));
+        model.place(place);
         model
     }
 
@@ -252,7 +254,8 @@ impl Model {
             merged.params.values_mut(w).iter_mut().zip(&*delta).for_each(|(w, d)| *w += d);
         }
         merged.describe(self.generation.clone(), self.notices.clone(), self.source.clone());
-        merged.place();
+        let gpu = self.params.gpu().cloned();
+        merged.place(Place { gpu, notice: None });
         *self = merged;
     }
 
@@ -288,10 +291,10 @@ impl Model {
     pub fn params_mut(&mut self) -> &mut Params {
         &mut self.params
     }
-    /// Moves the model, and all work on it, to the device of this process.
-    pub(crate) fn place(&mut self) {
-        let gpu = tensor::device(self.params.len());
-        self.params.move_to(gpu.as_ref());
+    /// Moves the model, and all work on it, to its place.
+    pub(crate) fn place(&mut self, place: Place) {
+        self.params.move_to(place.gpu.as_ref());
+        self.notices.extend(place.notice);
     }
     /// The output head, `[vocab, H]`.
     pub fn head(&self) -> Weight {

@@ -9,12 +9,12 @@ use crate::blocks::Format;
 use crate::buffer::Buf;
 use crate::cpu::coded::{Coded, Row};
 use crate::cpu::gemm::{Right, pack_transposed, packed_len};
-use crate::cuda::{Gpu, Ptr};
-use crate::memory::Data;
+use crate::cuda::{Gpu, Math, Ptr, ROW_THREADS, Slab, args, row_grid};
+use crate::memory::{Data, Ints};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
 /// A matrix `[rows, cols]` (row-major; a vector has one row) at an address. It may span several parameters that lie next to each
 /// other, such as a gate and an up projection read as one.
@@ -85,6 +85,24 @@ struct Stored {
     weight: Weight,
     format: Format,
     blocks: Vec<u8>,
+    /// Where they begin on a GPU, in bytes.
+    place: usize,
+}
+
+/// Weights on a GPU as factors of products.
+pub(crate) struct Factor {
+    start: Ptr,
+    /// Bytes of a value.
+    size: usize,
+    /// What was unpacked for the occasion. Work that is queued while it lives may read it.
+    _unpacked: Option<Slab>,
+}
+
+impl Factor {
+    /// The place of a value.
+    pub(crate) fn at(&self, offset: usize) -> Ptr {
+        self.start.further(self.size * offset)
+    }
 }
 
 /// A weight as the right factor of products.
@@ -115,6 +133,8 @@ pub struct Params {
     frozen: Data,
     /// The stored region behind that, by address.
     stored: Vec<Stored>,
+    /// The blocks on the GPU, once one has asked for them.
+    stored_on: OnceLock<Slab>,
     packed: RwLock<HashMap<Weight, Arc<Panels>>>,
 }
 
@@ -170,7 +190,7 @@ impl Params {
             list.push(Param { name, shape, weight, trained: hold == Hold::Trained, hold });
         }
         let [trained, frozen, _] = lens;
-        let mut stored = Vec::new();
+        let (mut stored, mut place) = (Vec::new(), 0usize);
         for param in &mut list {
             param.weight.offset += [0, trained, trained + frozen][region(param.hold)];
             if let Hold::Stored(format) = param.hold {
@@ -178,12 +198,22 @@ impl Params {
                 let bytes = format.bytes_of(w.cols).and_then(|row| row.checked_mul(w.rows));
                 let bytes =
                     bytes.unwrap_or_else(|| panic!("parameter {name}: rows of {} in {format:?}", w.cols));
-                stored.push(Stored { weight: w, format, blocks: vec![0; bytes] });
+                stored.push(Stored { weight: w, format, blocks: vec![0; bytes], place });
+                // What is a whole number of sixteen bytes lies next to its neighbour, as in f32.
+                place += bytes.next_multiple_of(16);
             }
         }
         let zeros = |len| Data::zeros(None, len);
         let grads = Mutex::new(zeros(0));
-        Params { list, data: zeros(trained), grads, frozen: zeros(frozen), stored, packed: RwLock::default() }
+        Params {
+            list,
+            data: zeros(trained),
+            grads,
+            frozen: zeros(frozen),
+            stored,
+            stored_on: OnceLock::new(),
+            packed: RwLock::default(),
+        }
     }
 
     /// The parameters in their order.
@@ -222,10 +252,9 @@ impl Params {
     pub fn gpu(&self) -> Option<&Gpu> {
         self.data.gpu()
     }
-    /// Moves the values to a GPU or back, and with them the work of all ops; gradients are forgotten. Panics where there are
-    /// stored matrices, which products on a GPU do not unpack.
+    /// Moves the values to a GPU or back, and with them the work of all ops; gradients are forgotten.
     pub fn move_to(&mut self, gpu: Option<&Gpu>) {
-        assert!(gpu.is_none() || self.stored.is_empty(), "stored matrices on a GPU");
+        self.stored_on.take();
         self.packed.get_mut().expect(UNPOISONED).clear();
         self.data.move_to(gpu);
         self.frozen.move_to(gpu);
@@ -307,6 +336,7 @@ impl Params {
         let stored = &mut self.stored[at];
         assert!(stored.weight == w && stored.blocks.len() == blocks.len(), "blocks of {w:?}");
         stored.blocks = blocks;
+        self.stored_on.take();
     }
     /// Whether a weight is held in blocks.
     fn is_stored(&self, w: Weight) -> bool {
@@ -334,10 +364,90 @@ impl Params {
         let (data, start) = self.region_of(w);
         data.on(gpu).at(within(w, start, data.len()))
     }
-    /// Where a weight lies on the GPU as a factor of products.
-    pub(crate) fn factor_on(&self, gpu: &Gpu, w: Weight) -> Ptr {
-        let (data, start) = self.region_of(w);
-        data.operand(gpu).at(within(w, start, data.len()))
+    /// A weight on the GPU as a factor of products.
+    pub(crate) fn factor_on(&self, gpu: &Gpu, w: Weight) -> Factor {
+        self.factors_on(gpu, w.offset..w.offset + w.len())
+    }
+    /// The weights at some addresses on the GPU as factors of products; those in blocks are unpacked for it, unless they are
+    /// what its mode reads.
+    pub(crate) fn factors_on(&self, gpu: &Gpu, addresses: Range<usize>) -> Factor {
+        let all = Weight { offset: addresses.start, rows: 1, cols: addresses.len() };
+        let size = if gpu.math() == Math::Fast { 2 } else { 4 };
+        if !self.is_stored(all) {
+            let (data, start) = self.region_of(all);
+            let start = data.operand(gpu).at(within(all, start, data.len()));
+            return Factor { start, size, _unpacked: None };
+        }
+        if let Some(start) = self.halves_on(gpu, &addresses).filter(|_| gpu.math() == Math::Fast) {
+            return Factor { start, size, _unpacked: None };
+        }
+        let values = gpu.alloc(all.len());
+        for (stored, part) in self.stored_parts(&addresses) {
+            let to = values.at(part.offset - addresses.start);
+            self.unpack_on(
+                gpu,
+                stored,
+                (part.offset - stored.weight.offset) / part.cols,
+                (None, part.rows),
+                to,
+            );
+        }
+        let values = if gpu.math() == Math::Fast { values.rounded(all.len()) } else { values };
+        Factor { start: values.at(0), size, _unpacked: Some(values) }
+    }
+    /// Where values of bf16 lie on the GPU that are one behind the other there, if they are.
+    fn halves_on(&self, gpu: &Gpu, addresses: &Range<usize>) -> Option<Ptr> {
+        let place = |stored: &Stored, part: Weight| stored.place + 2 * (part.offset - stored.weight.offset);
+        let first = self.stored_parts(addresses).next().map(|(stored, part)| place(stored, part))?;
+        let follows = |(stored, part): (&Stored, Weight)| {
+            stored.format == Format::Bf16
+                && place(stored, part) == first + 2 * (part.offset - addresses.start)
+        };
+        self.stored_parts(addresses).all(follows).then(|| self.blocks_on(gpu).byte(first))
+    }
+    /// The matrices in blocks that lie at some addresses, with the rows that do.
+    fn stored_parts(&self, addresses: &Range<usize>) -> impl Iterator<Item = (&Stored, Weight)> {
+        let Range { start, end } = *addresses;
+        let all = &self.stored[self.stored_at(start)..];
+        all.iter().take_while(move |s| s.weight.offset < end).map(move |s| {
+            let Weight { offset, cols, .. } = s.weight;
+            let (from, to) = (start.max(offset) - offset, end.min(offset + s.weight.len()) - offset);
+            assert!(from % cols == 0 && to % cols == 0, "parts of rows of {:?}", s.weight);
+            (s, s.weight.row_range(from / cols, (to - from) / cols))
+        })
+    }
+    /// All blocks on the GPU.
+    fn blocks_on(&self, gpu: &Gpu) -> &Slab {
+        self.stored_on.get_or_init(|| {
+            let bytes = self.stored.last().map_or(0, |s| s.place + s.blocks.len());
+            gpu.upload_parts(bytes, self.stored.iter().map(|s| (s.place, &s.blocks[..])))
+        })
+    }
+    /// Unpacks rows from `first` on: the numbered ones, or `n` one after the other.
+    fn unpack_on(
+        &self,
+        gpu: &Gpu,
+        stored: &Stored,
+        first: usize,
+        (rows, n): (Option<&Slab>, usize),
+        to: Ptr,
+    ) {
+        let (cols, format) = (stored.weight.cols, stored.format);
+        let bytes = format.bytes_of(cols).expect("checked when it was made");
+        let blocks = self.blocks_on(gpu).byte(stored.place + first * bytes);
+        let rows = rows.map_or(Ptr::NULL, |rows| rows.at(0));
+        let args = args![blocks, rows, to, format.ggml() as usize, cols, bytes];
+        gpu.launch("blocks_unpack", row_grid(n, cols), ROW_THREADS, args);
+    }
+    /// Rows of a weight into `to [rows, cols]` on the GPU.
+    pub(crate) fn rows_on(&self, gpu: &Gpu, w: Weight, rows: &Ints, to: Ptr) {
+        if self.is_stored(w) {
+            let stored = &self.stored[self.stored_at(w.offset)];
+            assert_eq!(stored.weight, w, "rows of several matrices");
+            return self.unpack_on(gpu, stored, 0, (Some(rows.on(gpu)), rows.len()), to);
+        }
+        let args = args![self.on(gpu, w), rows.on(gpu), to, w.cols];
+        gpu.launch("embedding_forward", row_grid(rows.len(), w.cols), ROW_THREADS, args);
     }
     /// Where a weight's gradient lies on the GPU, to be added to there.
     pub(crate) fn grad_on(&self, gpu: &Gpu, w: Weight) -> Ptr {

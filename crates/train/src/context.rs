@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
 use data::Tokenizer;
+use model::device::place_of;
 use model::{HeldAs, Model, ModelConfig, Use};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -198,6 +199,9 @@ impl Context<'_> {
                 config.vocab_size()
             )));
         }
+        let refused = |reason| TrainError::Recipe(format!("models.{name}: {reason}"));
+        let place = place_of(&config).map_err(refused)?;
+        place.notice.iter().for_each(|text| self.reporter.note(text));
         let mut model = Model::random(config, self.seed);
         model.reserve_positions(positions(model.config()));
         Ok(model)

@@ -2,6 +2,7 @@
 
 use model::ModelConfig;
 use model::config::{TensorSpec, tensor_specs};
+use model::device::place_of;
 use model::inspect::inspect;
 
 use crate::TrainError;
@@ -139,7 +140,8 @@ fn base_bytes(recipe: &Recipe, reference: &str, parameters: f64) -> f64 {
     }
 }
 
-/// Refuses a recipe that would need more memory than it allows itself or than is free; on a GPU, than that has.
+/// Refuses a recipe that would need more memory than it allows itself or than is free; on a GPU, than that has, or what it has
+/// no kernels for.
 pub fn check_memory(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
     let have = match tensor::device(0) {
         Some(gpu) => gpu.info().memory as f64,
@@ -148,6 +150,11 @@ pub fn check_memory(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
             available_bytes().unwrap_or(f64::INFINITY).min(allowed)
         }
     };
+    for stage in &recipe.stages {
+        let Some(name) = stage.model() else { continue };
+        let Some(config) = config_of(recipe, name)? else { continue };
+        place_of(&config).map_err(|reason| TrainError::Recipe(format!("{name}: {reason}")))?;
+    }
     for p in plan(recipe, ranks)? {
         if p.memory_bytes > have {
             let gib = |b: f64| b / (1u64 << 30) as f64;

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use engine::{Engine, Request, Sampling};
+use model::device::place_of;
 use model::inspect::inspect;
 use model::{AdapterConfig, HeldAs, Model, ModelConfig, Use};
 use serde_json::{Value, json};
@@ -164,8 +165,12 @@ pub fn run(bench: &Bench) -> Result<()> {
                 .map(|&(m, k, n)| json!({"m": m, "k": k, "n": n, "gflops": gflops(gpu.as_ref(), m, k, n, 0.4)}))
                 .collect();
             let math = math_name(gpu.as_ref());
-            let out = json!({"device": device_name(), "math": math, "threads": tensor::threads::threads(), "shapes": shapes});
-            Output::new(*json).table(&format!("matrix product, {math}, {}", device_name()), &out, "shapes")
+            let out = json!({"device": device_name(gpu.as_ref()), "math": math, "threads": tensor::threads::threads(), "shapes": shapes});
+            Output::new(*json).table(
+                &format!("matrix product, {math}, {}", device_name(gpu.as_ref())),
+                &out,
+                "shapes",
+            )
         }
         Bench::Train { model, batch, seq, steps } => bench_train(model, *batch, *seq, *steps),
         Bench::Generate { model, prompts, prompt_len, max_new } => {
@@ -193,8 +198,8 @@ const SHAPES: [(usize, usize, usize); 8] = [
 const LARGE_SHAPES: [(usize, usize, usize); 3] = [(4096, 1024, 4096), (8192, 1024, 3072), (8192, 8192, 8192)];
 
 /// The GPU, or the processor's instruction set.
-fn device_name() -> String {
-    tensor::device(0).map_or_else(|| format!("{:?}", tensor::cpu::simd::isa()), |gpu| gpu.info().name.clone())
+fn device_name(gpu: Option<&Gpu>) -> String {
+    gpu.map_or_else(|| format!("{:?}", tensor::cpu::simd::isa()), |gpu| gpu.info().name.clone())
 }
 
 /// How the device calculates.
@@ -256,10 +261,14 @@ fn gflops(gpu: Option<&Gpu>, m: usize, k: usize, n: usize, seconds: f64) -> f64 
 /// The ceiling in operations per second of the device that a model of so many parameters runs on: the best of two large
 /// shapes, on a GPU one.
 pub fn ceiling(parameters: usize) -> f64 {
-    1e9 * match tensor::device(parameters) {
+    ceiling_on(tensor::device(parameters).as_ref())
+}
+
+fn ceiling_on(gpu: Option<&Gpu>) -> f64 {
+    1e9 * match gpu {
         Some(gpu) => {
             let side = (32 * gpu.info().multiprocessors as usize).clamp(64, 4096);
-            gflops(Some(&gpu), side, side, side, 0.2)
+            gflops(Some(gpu), side, side, side, 0.2)
         }
         None => gflops(None, 1024, 512, 1024, 0.3).max(gflops(None, 4096, 256, 1024, 0.3)),
     }
@@ -281,12 +290,13 @@ fn load(args: &ModelArgs, copies: usize, trained: usize, cached: usize) -> Resul
         }
         None => ModelConfig::load(args.path())?,
     };
+    let place = place_of(&config).map_err(|reason| anyhow!("{}: {reason}", args.path().display()))?;
     // Frozen weights are there once and as panels.
     let copies = if args.lora.is_some() { copies.min(2) } else { copies };
     let sizes = inspect(&config, 1);
     let cache = sizes.kv_cache.expanded_f32 as f64 * cached as f64;
     let need = training_bytes(&config, copies, trained) + cache;
-    let free = tensor::device(0).map(|gpu| gpu.info().memory as f64).or_else(available_bytes);
+    let free = place.gpu.map(|gpu| gpu.info().memory as f64).or_else(available_bytes);
     if let Some(free) = free.filter(|free| need > *free) {
         let gib = |bytes: f64| bytes / f64::from(1u32 << 30);
         bail!(
@@ -302,7 +312,10 @@ fn load(args: &ModelArgs, copies: usize, trained: usize, cached: usize) -> Resul
             model.notices().iter().for_each(|text| tell(text));
             Ok(model)
         }
-        None => Ok(Model::random(config, 1)),
+        None => {
+            place.notice.iter().for_each(|text| tell(text));
+            Ok(Model::random(config, 1))
+        }
     }
 }
 
@@ -319,23 +332,22 @@ struct Took {
 }
 
 /// Prints the figures that all model benchmarks share.
-fn report(title: &str, args: &ModelArgs, parameters: usize, took: Took, more: Value) -> Result<()> {
+fn report(title: &str, args: &ModelArgs, gpu: Option<&Gpu>, took: Took, more: Value) -> Result<()> {
     let Took { tokens, steps, seconds, counts } = took;
     let peak = peak_memory_bytes();
-    let gpu = tensor::device(parameters);
     // Before the ceiling is measured, which takes memory too.
-    let held = gpu.as_ref().map(|gpu| gpu.held());
+    let held = gpu.map(Gpu::held);
     let rate = counts.total() as f64 / seconds;
     let mut out = json!({
         (if args.model.is_some() { "model" } else { "config" }): args.path().display().to_string(),
         "lora": args.lora,
-        "device": device_name(),
-        "math": math_name(gpu.as_ref()),
+        "device": device_name(gpu),
+        "math": math_name(gpu),
         "threads": tensor::threads::threads(),
         "tokens_per_second": tokens as f64 / seconds,
         "seconds_per_step": seconds / steps as f64,
         "operations_per_second": rate,
-        "ceiling_share": rate / ceiling(parameters),
+        "ceiling_share": rate / ceiling_on(gpu),
         "peak_memory_bytes": peak,
         "gpu_memory_bytes": held,
     });
@@ -374,7 +386,7 @@ fn bench_train(args: &ModelArgs, batch: usize, seq: usize, steps: usize) -> Resu
     let counts = operations::counts().since(&before);
     end_profile(args);
     let took = Took { tokens: steps * n, steps, seconds, counts };
-    report("training", args, model.params().len(), took, json!({"loss": loss}))
+    report("training", args, model.params().gpu(), took, json!({"loss": loss}))
 }
 
 fn requests(
@@ -414,7 +426,7 @@ fn bench_generate(args: &ModelArgs, prompts: usize, prompt_len: usize, max_new: 
     let tokens: usize = done.iter().flatten().map(|c| c.token_ids.len()).sum();
     let more = json!({"generated_tokens": tokens, "cache_bytes": engine.cache_bytes()});
     let took = Took { tokens, steps: 1, seconds, counts: operations::counts().since(&before) };
-    report("generation", args, model.params().len(), took, more)
+    report("generation", args, model.params().gpu(), took, more)
 }
 
 fn bench_grpo(
@@ -475,5 +487,5 @@ fn bench_grpo(
     end_profile(args);
     let more = json!({"mean_completion_tokens": tokens as f64 / completions.max(1) as f64, "mismatched_logprobs": mismatched});
     let took = Took { tokens, steps, seconds, counts: operations::counts().since(&before) };
-    report("GRPO", args, model.params().len(), took, more)
+    report("GRPO", args, model.params().gpu(), took, more)
 }

@@ -86,6 +86,10 @@ impl Ptr {
     /// No place: a buffer that a kernel does without.
     pub(crate) const NULL: Ptr = Ptr(0);
 
+    /// The place so many bytes behind.
+    pub(crate) fn further(self, bytes: usize) -> Ptr {
+        Ptr(self.0 + bytes as u64)
+    }
     /// Its address on the device.
     pub(super) fn address(self) -> u64 {
         self.0
@@ -118,6 +122,11 @@ impl Slab {
     pub(crate) fn half(&self, offset: usize) -> Ptr {
         assert!(2 * offset <= self.bytes, "value {offset} of a slab of {} bytes", self.bytes);
         Ptr(self.ptr + 2 * offset as u64)
+    }
+    /// The place of a byte.
+    pub(crate) fn byte(&self, offset: usize) -> Ptr {
+        assert!(offset <= self.bytes, "byte {offset} of a slab of {} bytes", self.bytes);
+        Ptr(self.ptr + offset as u64)
     }
     /// The place of value `offset` (of four bytes each).
     pub(crate) fn at(&self, offset: usize) -> Ptr {
@@ -418,6 +427,25 @@ impl Gpu {
     fn upload_bytes(&self, len: usize, bytes: &[u8]) -> Slab {
         let slab = self.alloc(len);
         self.inner.driver.upload(bytes, slab.ptr).unwrap_or_else(|e| give_up(e));
+        slab
+    }
+    /// A slab of `bytes` with the given parts, each from its place on.
+    pub(crate) fn upload_parts<'a>(
+        &self,
+        bytes: usize,
+        parts: impl Iterator<Item = (usize, &'a [u8])>,
+    ) -> Slab {
+        let slab = self.alloc(bytes.div_ceil(4));
+        for (at, part) in parts {
+            let to = slab.byte(at);
+            assert!(
+                at + part.len() <= slab.bytes,
+                "{} bytes at {at} of a slab of {}",
+                part.len(),
+                slab.bytes
+            );
+            self.inner.driver.upload(part, to.0).unwrap_or_else(|e| give_up(e));
+        }
         slab
     }
     /// The slab's first values; waits for all earlier work.

@@ -22,23 +22,37 @@ pub use error::GpuError;
 pub const FAST_PARAMETERS: usize = 100_000_000;
 
 /// The GPU that new models are placed on, if any, and how it is to calculate, if that was said.
-static DEVICE: OnceLock<(Gpu, Option<Math>)> = OnceLock::new();
+static DEVICE: OnceLock<Chosen> = OnceLock::new();
 
-/// Sets the device of models that this process makes from now on; without `math`, a model's size decides. Only the first
-/// call has an effect.
-pub fn set_device(gpu: Gpu, math: Option<Math>) {
-    let _ = DEVICE.set((gpu, math));
+struct Chosen {
+    gpu: Gpu,
+    math: Option<Math>,
+    named: bool,
+}
+
+/// Sets the device of models that this process makes from now on; without `math`, a model's size decides. `named` says that
+/// it was asked for, not found. Only the first call has an effect.
+pub fn set_device(gpu: Gpu, math: Option<Math>, named: bool) {
+    let _ = DEVICE.set(Chosen { gpu, math, named });
+}
+
+/// Whether this process has a GPU because one was asked for, and not because one was found.
+pub fn device_is_named() -> bool {
+    DEVICE.get().is_some_and(|d| d.named)
 }
 
 /// The GPU that a new model of so many parameters is placed on, if any.
 pub fn device(parameters: usize) -> Option<Gpu> {
-    let (gpu, math) = DEVICE.get()?;
+    let Chosen { gpu, math, .. } = DEVICE.get()?;
     let by_size = if parameters < FAST_PARAMETERS { Math::Exact } else { Math::Fast };
     Some(gpu.with_math(math.unwrap_or(by_size)))
 }
 
 pub(crate) use gpu::{Arg, Operand, Ptr, Slab, args, give_up};
 pub use gpu::{DeviceInfo, Gpu, Math};
+
+/// The most components of an attention head that there are kernels for.
+pub const MAX_HEAD_DIM: usize = 256;
 
 /// Threads of a block that walks one row.
 pub(crate) const ROW_THREADS: usize = 128;

@@ -89,6 +89,33 @@ DEVICE bool aligned(const void* p) {
     return ((size_t)p & 15) == 0;
 }
 
+struct __attribute__((aligned(8))) Float2 {
+    float a, b;
+};
+
+// What a gate goes through, gate * sigmoid(t) with a t that is the gate or a function of it (swiglu.rs).
+enum Gate { SILU, GELU };
+
+// t, and its slope.
+template <Gate GATE> DEVICE Float2 gate_argument(float gate) {
+    if (GATE == SILU) return Float2{gate, 1.0f};
+    const float ROOT = 2.0f * 0.7978846f;
+    float square = gate * gate * 0.044715f;
+    return Float2{ROOT * fmaf(square, gate, gate), ROOT * fmaf(3.0f, square, 1.0f)};
+}
+
+template <Gate GATE> DEVICE float gate_value(float gate, float up) {
+    return gate * exact_sigmoid(gate_argument<GATE>(gate).a) * up;
+}
+
+// The gradients of gate and up.
+template <Gate GATE> DEVICE Float2 gate_gradient(float gate, float up, float dy) {
+    Float2 t = gate_argument<GATE>(gate);
+    float s = exact_sigmoid(t.a), y = gate * s;
+    float slope = GATE == SILU ? fmaf(y, 1.0f - s, s) : fmaf(y * (1.0f - s), t.b, s);
+    return Float2{dy * up * slope, dy * y};
+}
+
 // Copies a row with the threads of all blocks that share a blockIdx.x: grid (rows, any number).
 DEVICE void copy_row(const float* from, float* to, int width) {
     int first = blockIdx.y * blockDim.x + threadIdx.x, stride = gridDim.y * blockDim.x;
@@ -101,10 +128,6 @@ DEVICE void copy_row(const float* from, float* to, int width) {
 
 // What follows is for blocks that share a row of logits, always of this size.
 const int HEAD_THREADS = 512;
-
-struct __attribute__((aligned(8))) Float2 {
-    float a, b;
-};
 
 // The greatest of all threads' values.
 DEVICE float block_max(float v) {

@@ -9,6 +9,7 @@ pub(super) const TENSOR_CORES: &str = include_str!("tensor_cores.cuh");
 /// A stem and the file's text.
 pub(super) const FILES: &[(&str, &str)] = &[
     ("attention", include_str!("../ops/attention.cu")),
+    ("blocks", include_str!("../blocks/blocks.cu")),
     ("cross_entropy", include_str!("../ops/cross_entropy.cu")),
     ("elementwise", include_str!("../ops/elementwise.cu")),
     ("embedding", include_str!("../ops/embedding.cu")),

@@ -30,6 +30,7 @@ struct Segment {
 struct Shape {
     int heads, kv_heads, dk, dv;
     float scale;
+    int window; // a row sees so many keys at most: the last ones
 };
 
 struct __attribute__((aligned(8))) Float2 {
@@ -40,6 +41,9 @@ template <> struct Vector<2> { typedef Float2 Type; };
 template <> struct Vector<4> { typedef Float4 Type; };
 
 DEVICE Segment segment(const int* segments, int i) { return ((const Segment*)segments)[i]; }
+
+// The first key of the first page of which something is seen by a row of so many keys, or by one behind it.
+DEVICE int first_seen(int keys, int window) { return max(0, keys - window) / PAGE * PAGE; }
 
 // Where the keys of one page lie: key i in row near + i for i < split, else in row far + i.
 struct PageRows {
@@ -192,7 +196,8 @@ DEVICE float exp_to_88(float x) {
 
 // The running softmax, `weigh` of attention.rs: turns a lane's four scores of a page into weights relative to the
 // greatest score so far, m, and brings l, the sum of weights, to it. Returns the factor for sums of earlier pages. A page
-// of which the row sees nothing (all scores are -inf) changes nothing; before the first page m is -inf and the factor 0.
+// of which the row sees nothing (all scores are -inf) changes nothing; before the first one of which it does, m is -inf and
+// the factor 0.
 DEVICE float weigh(float (&s)[PAGE / LANES], float& m, float& l) {
     float top = -INFINITY_F;
 #pragma unroll
@@ -204,15 +209,16 @@ DEVICE float weigh(float (&s)[PAGE / LANES], float& m, float& l) {
         top = top > other ? top : other;
     }
     top = top > m ? top : m;
+    const float shift = top > -INFINITY_F ? top : 0.0f;
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < PAGE / LANES; ++j) {
-        s[j] = exp_to_88(s[j] - top);
+        s[j] = exp_to_88(s[j] - shift);
         sum = sum + s[j];
     }
 #pragma unroll
     for (int w = LANES / 2; w > 0; w /= 2) sum = sum + __shfl_xor_sync(FULL_WARP, sum, w);
-    float factor = exp_to_88(m - top);
+    float factor = exp_to_88(m - shift);
     l = l * factor + sum;
     m = top;
     return factor;
@@ -260,7 +266,7 @@ DEVICE void forward(const float* q, const float* k, const float* v, const int* s
         stage<VKEYS, DV, FORWARD_THREADS>(value, v + (size_t)kv_head * shape.dv, v_stride, shape.dv, all_keys - base - first,
                                           0.0f, [&](int r) { return row_of(at, first + r); });
     };
-    for (int base = 0; base < all_keys; base += PAGE) {
+    for (int base = first_seen(s.past + r0 + 1, shape.window); base < all_keys; base += PAGE) {
         const int keys = min(PAGE, all_keys - base);
         const PageRows at = page_rows(s, pages, cached, base);
         float p[R][PAGE / LANES];
@@ -277,8 +283,10 @@ DEVICE void forward(const float* q, const float* k, const float* v, const int* s
         for (int i = 0; i < R; ++i) {
             const int count = s.past + r0 + group + i * GROUPS + 1 - base;
 #pragma unroll
-            for (int j = 0; j < PAGE / LANES; ++j)
-                p[i][j] = lane + j * LANES < count ? p[i][j] * shape.scale : -INFINITY_F;
+            for (int j = 0; j < PAGE / LANES; ++j) {
+                const int key = lane + j * LANES;
+                p[i][j] = key < count && key >= count - shape.window ? p[i][j] * shape.scale : -INFINITY_F;
+            }
             float factor = weigh(p[i], m[i], l[i]);
 #pragma unroll
             for (int c = 0; c < DV / LANES; ++c) acc[i][c] = acc[i][c] * factor;
@@ -381,12 +389,12 @@ DEVICE void decode(const float* q, const float* k, const float* v, const int* se
     const Segment s = segment(segments, list[blockIdx.x]);
     const int group = shape.heads / shape.kv_heads, kv_head = blockIdx.y;
     const int h0 = kv_head * group + blockIdx.z * DECODE_HEADS, heads = min(DECODE_HEADS, group - (int)blockIdx.z * DECODE_HEADS);
-    const int all_keys = s.past + 1;
+    const int all_keys = s.past + 1, seen = first_seen(all_keys, shape.window);
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
     const CacheRows keys = {k + (size_t)kv_head * shape.dk, k_stride, shape.dk, pages + s.pages, all_keys};
     const CacheRows values = {v + (size_t)kv_head * shape.dv, v_stride, shape.dv, pages + s.pages, all_keys};
     Carried<D, THREADS, KEYS> next;
-    fetch(next, keys, 0);
+    fetch(next, keys, seen);
     const float* my_q = q + ((size_t)s.start * shape.heads + h0) * shape.dk;
     for (int i = threadIdx.x; i < heads * D; i += THREADS)
         query[i] = i % D < shape.dk ? my_q[(size_t)(i / D) * shape.dk + i % D] : -0.0f;
@@ -398,7 +406,7 @@ DEVICE void decode(const float* q, const float* k, const float* v, const int* se
     float m = -INFINITY_F, l = 0.0f, acc[DECODE_HEADS / DIM_SLOTS];
 #pragma unroll
     for (int n = 0; n < DECODE_HEADS / DIM_SLOTS; ++n) acc[n] = 0.0f;
-    for (int base = 0; base < all_keys; base += KEYS) {
+    for (int base = seen; base < all_keys; base += KEYS) {
         put(next, keys, base, staged);
         __syncthreads();
         fetch(next, values, base);
@@ -415,9 +423,10 @@ DEVICE void decode(const float* q, const float* k, const float* v, const int* se
                 for (int e = 0; e < 4; ++e) scores[n] = fmaf(x.v[e], y.v[e], scores[n]);
             }
         }
+        const bool sees = base + key < all_keys && base + key >= all_keys - shape.window;
 #pragma unroll
         for (int n = 0; n < DECODE_HEADS / KEY_SLOTS; ++n)
-            weights[(key_slot + n * KEY_SLOTS) * KEYS + key] = base + key < all_keys ? scores[n] * shape.scale : -INFINITY_F;
+            weights[(key_slot + n * KEY_SLOTS) * KEYS + key] = sees ? scores[n] * shape.scale : -INFINITY_F;
         __syncthreads();
 
         put(next, values, base, staged);
@@ -479,7 +488,7 @@ DEVICE void score_gradient(float& p, float& ds, float lse, float delta, float sc
 const int KEYS_THREADS = 128;
 
 // The gradients of KEYS keys and values of one key/value head, from ROWS query rows at a time. The CPU's zeros for rows
-// before the first that sees the keys, and for keys that a row does not see, are left out or not as it comes: they could
+// that see none of the keys, and for keys that a row does not see, are left out or not as it comes: they could
 // only change the sign of a zero, and `attention_reduce` adds these sums to +0.
 template <int DK, int DV, int KEYS, int ROWS>
 DEVICE void backward_keys(const float* q, const float* k, const float* v, const float* dy, const float* lse,
@@ -511,10 +520,12 @@ DEVICE void backward_keys(const float* q, const float* k, const float* v, const 
     float acc_k[4][4 * DK / STEP], acc_v[4][4 * DV / STEP];
     clear(acc_k);
     clear(acc_v);
+    // Later rows see none of the keys.
+    const int end = min(s.rows, base + keys + shape.window - s.past);
     for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-        for (int r0 = max(0, base - s.past); r0 < s.rows; r0 += ROWS) {
+        for (int r0 = max(0, base - s.past); r0 < end; r0 += ROWS) {
             const size_t first = (size_t)s.start + r0;
-            const int rows = min(ROWS, s.rows - r0);
+            const int rows = min(ROWS, end - r0);
             float row_lse[R], row_delta[R];
 #pragma unroll
             for (int i = 0; i < R; ++i) {
@@ -539,7 +550,7 @@ DEVICE void backward_keys(const float* q, const float* k, const float* v, const 
                 const int count = row < rows ? s.past + r0 + row + 1 - base : 0;
 #pragma unroll
                 for (int j = 0; j < C; ++j) {
-                    const bool sees = lane + j * LANES < count;
+                    const bool sees = lane + j * LANES < count && lane + j * LANES >= count - shape.window;
                     score_gradient(p[i][j], ds[i][j], row_lse[i], row_delta[i], shape.scale);
                     weights[row * PS + lane + j * LANES] = sees ? p[i][j] : 0.0f;
                     dscores[row * PS + lane + j * LANES] = sees ? ds[i][j] : 0.0f;
@@ -604,7 +615,7 @@ DEVICE void backward_queries(const float* q, const float* k, const float* v, con
     }
     // Keys that the CPU's whole tile sees.
     const int all_keys = s.past + min(tile[1] + BACK_ROWS, s.rows);
-    for (int base = 0; base < all_keys; base += KEYS) {
+    for (int base = first_seen(s.past + tile[1] + 1, shape.window); base < all_keys; base += KEYS) {
         const int keys = min(KEYS, all_keys - base);
         const PageRows at = page_rows(s, 0, 0, base);
         auto key_row = [&](int r) { return row_of(at, r); };
@@ -624,8 +635,9 @@ DEVICE void backward_queries(const float* q, const float* k, const float* v, con
             for (int j = 0; j < C; ++j) {
                 const int at = lane + j * LANES;
                 score_gradient(p[i][j], ds[i][j], row_lse[i], row_delta[i], shape.scale);
+                const bool sees = at < count && at >= count - shape.window;
                 // Behind the last key -0, which against the keys' padding of +0 adds nothing at all.
-                dscores[row * PS + at] = at < count ? ds[i][j] : at < keys ? 0.0f : -0.0f;
+                dscores[row * PS + at] = sees ? ds[i][j] : at < keys ? 0.0f : -0.0f;
             }
         }
         // A row's threads are in one warp.
@@ -646,8 +658,8 @@ DEVICE void backward_queries(const float* q, const float* k, const float* v, con
 
 }  // namespace attention_kernels
 
-#define ATTENTION_SIZES int heads, int kv_heads, int dk, int dv, float scale
-#define ATTENTION_SHAPE attention_kernels::Shape{heads, kv_heads, dk, dv, scale}
+#define ATTENTION_SIZES int heads, int kv_heads, int dk, int dv, float scale, int window
+#define ATTENTION_SHAPE attention_kernels::Shape{heads, kv_heads, dk, dv, scale, window}
 
 // Prefill and training.
 // q [tokens, heads * dk], k and v [rows, kv_heads * dk or dv] -> out [tokens, heads * dv], lse [tokens, heads].

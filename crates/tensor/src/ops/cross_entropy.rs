@@ -246,7 +246,8 @@ fn head_backward(params: &Params, x: &[f32], dlogits: &[f32], rows: usize, head:
 /// [`head_backward`] on a GPU; `dlogits` as its mode's products read them.
 fn head_backward_cuda(gpu: &Gpu, params: &Params, x: Ptr, dlogits: Ptr, rows: usize, head: Weight, dx: Ptr) {
     let (h, vocab) = (head.cols, head.rows);
-    let places = Matrices { a: dlogits, b: params.factor_on(gpu, head), c: dx };
+    let weight = params.factor_on(gpu, head);
+    let places = Matrices { a: dlogits, b: weight.at(0), c: dx };
     cuda_gemm::product(gpu, Layout::Nn, places, [rows, h, vocab], [vocab, h, h], false);
     weight_gradient_cuda(gpu, params, x, dlogits, rows, head);
 }

@@ -16,6 +16,20 @@ KERNEL(elementwise_add)(const float* a, const float* b, float* out, long long n)
     for (long long i = 4 * fours + first; i < n; i += stride) out[i] = a[i] + b[i];
 }
 
+// y [n] = s * x [n]; y may be x.
+// Grid ceil(n / 1024) (or fewer: it strides), 256 threads.
+KERNEL(elementwise_scale)(const float* x, float* y, float s, long long n) {
+    long long first = (long long)blockIdx.x * blockDim.x + threadIdx.x, stride = (long long)gridDim.x * blockDim.x;
+    long long fours = aligned(x) && aligned(y) ? n / 4 : 0;
+    for (long long i = first; i < fours; i += stride) {
+        Float4 v = ((const Float4*)x)[i];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) v.v[j] = v.v[j] * s;
+        ((Float4*)y)[i] = v;
+    }
+    for (long long i = 4 * fours + first; i < n; i += stride) y[i] = x[i] * s;
+}
+
 // y [rows, n] += bias [n].
 // Grid (rows, ceil(n / (4 * threads))), threads 32 to 256.
 KERNEL(elementwise_add_bias)(float* y, const float* __restrict__ bias, int n) {

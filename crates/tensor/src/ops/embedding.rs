@@ -1,7 +1,7 @@
 //! Rows of a table, picked by token id.
 
 use crate::cpu::math;
-use crate::cuda::{ROW_THREADS, args, row_grid};
+use crate::cuda::{ROW_THREADS, args};
 use crate::memory::{Data, Ints};
 use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
@@ -15,10 +15,7 @@ pub fn embedding(tape: &Tape, ids: &[u32], table: Weight) -> Tensor {
     let ids: Ints = ids.to_vec().into();
     let mut y = Data::new(tape.gpu(), n * h);
     match tape.gpu() {
-        Some(gpu) => {
-            let (ids, rows) = (ids.on(gpu), tape.params().on(gpu, table));
-            gpu.launch("embedding_forward", row_grid(n, h), ROW_THREADS, args![rows, ids, y.on_mut(gpu), h]);
-        }
+        Some(gpu) => tape.params().rows_on(gpu, table, &ids, y.on_mut(gpu).at(0)),
         None => {
             for (out, &id) in y.host_mut().chunks_exact_mut(h).zip(ids.host()) {
                 tape.params().read_row(table, id as usize, out);

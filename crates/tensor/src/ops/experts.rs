@@ -15,7 +15,7 @@ use crate::memory::{Data, Ints};
 use crate::operations::{Part, add_product};
 use crate::ops::router::Routes;
 use crate::ops::swiglu;
-use crate::params::{Panels, Params, Weight};
+use crate::params::{Factor, Panels, Params, Weight};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
 use std::borrow::Cow;
@@ -235,6 +235,24 @@ fn groups<'a>(
     Groups { starts: slots.starts.on(gpu), count: bank.len(), stride: stride as i64 }
 }
 
+/// The weights of all experts as factors on a GPU: where those of the first one lie.
+struct Factors {
+    gate_up: Ptr,
+    down: Ptr,
+    _all: Factor,
+}
+
+impl Factors {
+    fn of(gpu: &Gpu, params: &Params, bank: &[Expert]) -> Factors {
+        let all = || bank.iter().flat_map(|e| [e.gate_up, e.down]);
+        let start = all().map(|w| w.offset).min().expect("experts");
+        let end = all().map(|w| w.offset + w.len()).max().expect("experts");
+        let factor = params.factors_on(gpu, start..end);
+        let at = |w: Weight| factor.at(w.offset - start);
+        Factors { gate_up: at(bank[0].gate_up), down: at(bank[0].down), _all: factor }
+    }
+}
+
 fn forward_cuda(
     gpu: &Gpu,
     params: &Params,
@@ -253,16 +271,15 @@ fn forward_cuda(
     let inputs = gather_cuda(gpu, x.data.on(gpu), &slots, h);
     let factor = inputs.operand(s * h);
     let mut gate_up = Data::new(Some(gpu), s * 2 * inner);
-    let first = bank[0];
-    let places =
-        Matrices { a: factor.at(0), b: params.factor_on(gpu, first.gate_up), c: gate_up.on_mut(gpu).at(0) };
+    let weights = Factors::of(gpu, params, &bank);
+    let places = Matrices { a: factor.at(0), b: weights.gate_up, c: gate_up.on_mut(gpu).at(0) };
     let by_gate_up = groups(gpu, &slots, &bank, |e| e.gate_up);
     grouped(gpu, Layout::Nt, places, [s, 2 * inner, h], [h, h, 2 * inner], false, by_gate_up);
     let (hidden, parts) = (gpu.alloc(s * inner), gpu.alloc(s * h));
     let args = args![gate_up.on(gpu), weight.on(gpu), &hidden, s, inner];
     gpu.launch("experts_hidden", row_grid(s, inner), 256, args);
     let factor = hidden.operand(s * inner);
-    let places = Matrices { a: factor.at(0), b: params.factor_on(gpu, first.down), c: parts.at(0) };
+    let places = Matrices { a: factor.at(0), b: weights.down, c: parts.at(0) };
     let by_down = groups(gpu, &slots, &bank, |e| e.down);
     grouped(gpu, Layout::Nt, places, [s, h, inner], [inner, inner, h], false, by_down);
     let mut y = Data::new(Some(gpu), n * h);
@@ -413,7 +430,8 @@ fn backward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, dy: &Data, saved: Saved
     let (hidden, d_weight) = (gpu.alloc(s * inner), gpu.alloc(s));
     let dy = gather_cuda(gpu, dy.on(gpu), &slots, h);
     let dy = dy.operand(s * h);
-    let places = Matrices { a: dy.at(0), b: params.factor_on(gpu, first.down), c: hidden.at(0) };
+    let factors = Factors::of(gpu, params, &bank);
+    let places = Matrices { a: dy.at(0), b: factors.down, c: hidden.at(0) };
     grouped(gpu, Layout::Nn, places, [s, inner, h], [h, inner, inner], false, by_down);
     let d_gate_up = gate_up.on_mut(gpu);
     let args = args![d_gate_up, &hidden, &d_weight, weight.on(gpu), s, inner];
@@ -437,7 +455,7 @@ fn backward_cuda(gpu: &Gpu, params: &Params, x: &Tensor, dy: &Data, saved: Saved
     }
     if let Some(g) = &x.grad {
         let parts = gpu.alloc(s * h);
-        let places = Matrices { a: d_gate_up.at(0), b: params.factor_on(gpu, first.gate_up), c: parts.at(0) };
+        let places = Matrices { a: d_gate_up.at(0), b: factors.gate_up, c: parts.at(0) };
         grouped(gpu, Layout::Nn, places, [s, h, 2 * inner], [2 * inner, h, h], false, by_gate_up);
         g.write(Some(gpu), n * h, |out, add| {
             let args = args![&parts, slot, Ptr::NULL, out.on_mut(gpu), n, h, k, add];

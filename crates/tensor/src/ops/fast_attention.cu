@@ -29,6 +29,7 @@ struct Segment {
 struct Shape {
     int heads, kv_heads, dk, dv;
     float scale;
+    int window; // a row sees so many keys at most: the last ones
 };
 
 DEVICE Segment segment(const int* segments, int i) { return ((const Segment*)segments)[i]; }
@@ -183,13 +184,16 @@ template <int N> DEVICE void store_row(float* to, const float (&acc)[N][4], int 
 // A page's scores of a warp's 16 rows.
 typedef float Scores[PAGE / 8][4];
 
-// -inf for keys that a row does not see: row g sees the first `first_count`, row g + 8 the first `second_count`.
-DEVICE void hide(Scores& s, int first_count, int second_count) {
+// -inf for keys that a row does not see: row g sees the last `window` of the first `first_count`, row g + 8 those of the
+// first `second_count`.
+DEVICE void hide(Scores& s, int first_count, int second_count, int window) {
 #pragma unroll
     for (int j = 0; j < PAGE / 8; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-            if (j * 8 + lane() % 4 * 2 + e % 2 >= (e < 2 ? first_count : second_count)) s[j][e] = -INFINITY_F;
+        for (int e = 0; e < 4; ++e) {
+            const int key = j * 8 + lane() % 4 * 2 + e % 2, count = e < 2 ? first_count : second_count;
+            if (key >= count || key < count - window) s[j][e] = -INFINITY_F;
+        }
 }
 
 // The greatest score of a row; every thread of the four that share it gets it.
@@ -201,14 +205,18 @@ DEVICE float row_max(const Scores& s, int half) {
     return fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
 }
 
+// What scores are weighed against: 0 as long as all are -inf.
+DEVICE float shift_of(float top) { return top > -INFINITY_F ? top : 0.0f; }
+
 // Turns a row's scores into weights, 2^(scale * score - top); their sum.
 DEVICE float weigh(Scores& s, int half, float scale, float top) {
+    const float shift = shift_of(top);
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < PAGE / 8; ++j) {
         float &x = s[j][half * 2], &y = s[j][half * 2 + 1];
-        x = exp2_of(fmaf(x, scale, -top));
-        y = exp2_of(fmaf(y, scale, -top));
+        x = exp2_of(fmaf(x, scale, -shift));
+        y = exp2_of(fmaf(y, scale, -shift));
         sum = sum + (x + y);
     }
     sum = sum + __shfl_xor_sync(FULL_WARP, sum, 1);
@@ -220,9 +228,10 @@ struct Running {
     float m, l;
 };
 
-// Takes in a page; the factor for sums of the pages before. One of which the row sees nothing is a step by 1.
+// Takes in a page; the factor for sums of the pages before. One of which the row sees nothing is a step by 1, or, where it
+// has seen nothing yet, by 0.
 DEVICE float step(Running& r, float top, float sum) {
-    const float factor = exp2_of(r.m - top);
+    const float factor = exp2_of(r.m - shift_of(top));
     r.l = fmaf(r.l, factor, sum);
     r.m = top;
     return factor;
@@ -274,14 +283,15 @@ DEVICE void forward(const Bf16* q, const Bf16* k, const Bf16* v, const int* segm
     const int r0 = tile[1], rows = min(ROWS, s.rows - r0), warp_row = warp() * 16;
     const size_t q_stride = (size_t)shape.heads * shape.dk;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
-    const int all_keys = s.past + r0 + rows, steps = (all_keys + PAGE - 1) / PAGE;
+    const int all_keys = s.past + r0 + rows, first_page = max(0, s.past + r0 + 1 - shape.window) / PAGE;
+    const int steps = (all_keys + PAGE - 1) / PAGE - first_page;
 
 #pragma unroll
     for (int h = 0; h < HEADS; ++h)
         K{query.start + h * ROWS * K::LINE}.template copy<ROWS>(
             q + (s.start + r0) * q_stride + (size_t)(h0 + h) * shape.dk, q_stride, shape.dk, rows, [](int r) { return r; });
     auto copy = [&](int step, int which) {
-        const int base = step * PAGE;
+        const int base = (first_page + step) * PAGE;
         const PageRows at = page_rows(s, pages, cached, base);
         auto row = [&](int r) { return (r < at.split ? at.near : at.far) + r; };
         K{key.start + which * buffer}.template copy<PAGE>(k + (size_t)kv_head * shape.dk, k_stride, shape.dk,
@@ -305,10 +315,12 @@ DEVICE void forward(const Bf16* q, const Bf16* k, const Bf16* v, const int* segm
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) clear(p[h]);
         multiply_rows(p, Reads<DK>::down(query, warp_row), Reads<DK>::across(K{key.start + buffered}, 0));
-        const int count = s.past + r0 + warp_row + 1 - i * PAGE; // keys that the warp's first row sees
+        // Keys that the warp's first row sees, but for a window.
+        const int count = s.past + r0 + warp_row + 1 - (first_page + i) * PAGE;
+        const bool hides = count < PAGE || count + 15 > shape.window;
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
-            if (count < PAGE) hide(p[h], count + lane() / 4, count + lane() / 4 + 8);
+            if (hides) hide(p[h], count + lane() / 4, count + lane() / 4 + 8, shape.window);
             float factor[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
@@ -406,7 +418,7 @@ DEVICE void decode_as(const Bf16* q, const Bf16* k, const Bf16* v, const int* se
                 load_values<WHOLE, W>(y[j][i], from + key * v_stride, first + key + 2 * c < all_keys ? my_count : 0);
             }
     };
-    for (int base = 0; base < all_keys; base += STEP) {
+    for (int base = max(0, all_keys - shape.window) / PAGE * PAGE; base < all_keys; base += STEP) {
         const int count = all_keys - base - warp * PAGE, pages_here = min(DECODE_WARPS, (all_keys - base + PAGE - 1) / PAGE);
         const int* my_pages = pages + s.pages + base / PAGE;
         Scores p;
@@ -432,7 +444,7 @@ DEVICE void decode_as(const Bf16* q, const Bf16* k, const Bf16* v, const int* se
         // Values are on their way while others are waited for.
         fetch(my_pages[0], base);
         if (warp < pages_here) {
-            if (count < PAGE) hide(p, count, count);
+            if (count < PAGE || count > shape.window) hide(p, count, count, shape.window);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float top = row_max(p, half) * scale;
@@ -540,7 +552,9 @@ DEVICE void backward_keys(const Bf16* q, const Bf16* k, const Bf16* v, const Bf1
 
     key.template copy<PAGE>(k + (size_t)kv_head * shape.dk, k_stride, shape.dk, keys, key_row);
     if (KEYS) value.template copy<PAGE>(v + (size_t)kv_head * shape.dv, v_stride, shape.dv, keys, key_row);
-    const int first_row = max(0, base - s.past), steps = (s.rows - first_row + COUNT - 1) / COUNT;
+    // Rows behind `end` see none of the keys.
+    const int first_row = max(0, base - s.past), end = min(s.rows, base + keys + shape.window - s.past);
+    const int steps = max(1, (end - first_row + COUNT - 1) / COUNT);
     auto copy = [&](int step, int which) {
         const int h = kv_head * group + step / steps, r0 = first_row + step % steps * COUNT, rows = s.rows - r0;
         const size_t first = (size_t)s.start + r0;
@@ -586,12 +600,15 @@ DEVICE void backward_keys(const Bf16* q, const Bf16* k, const Bf16* v, const Bf1
                 for (int e = 0; e < 4; ++e)
                     score_gradient(p[0][j][e], ds[0][j][e], scale, (e % 2 ? l.b : l.a) * LOG2_E, e % 2 ? d.b : d.a);
             }
-            if (ahead + r < 15) { // some keys are behind some of the rows
+            // Some keys are behind some of the rows, or out of their window.
+            if (ahead + r < 15 || ahead + r + AT_ONCE > shape.window) {
 #pragma unroll
                 for (int j = 0; j < AT_ONCE / 8; ++j)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e)
-                        if (ahead + r + j * 8 + 2 * c + e % 2 < g + e / 2 * 8) p[0][j][e] = ds[0][j][e] = 0.0f;
+                    for (int e = 0; e < 4; ++e) {
+                        const int before = ahead + r + j * 8 + 2 * c + e % 2 - (g + e / 2 * 8);
+                        if (before < 0 || before >= shape.window) p[0][j][e] = ds[0][j][e] = 0.0f;
+                    }
             }
 #pragma unroll
             for (int j = 0; j < AT_ONCE / 8; j += 2) {
@@ -636,13 +653,14 @@ DEVICE void backward_queries(const Bf16* q, const Bf16* k, const Bf16* v, const 
     const size_t first = (size_t)s.start + r0;
     const size_t q_stride = (size_t)shape.heads * shape.dk, y_stride = (size_t)shape.heads * shape.dv;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
-    const int all_keys = s.past + r0 + rows, steps = (all_keys + COUNT - 1) / COUNT;
+    const int all_keys = s.past + r0 + rows, skipped = max(0, s.past + r0 + 1 - shape.window) / COUNT;
+    const int steps = (all_keys + COUNT - 1) / COUNT - skipped;
 
     auto query_row = [](int r) { return r; };
     query.template copy<ROWS>(q + first * q_stride + (size_t)h * shape.dk, q_stride, shape.dk, rows, query_row);
     dout.template copy<ROWS>(dy + first * y_stride + (size_t)h * shape.dv, y_stride, shape.dv, rows, query_row);
     auto copy = [&](int step, int which) {
-        const int base = step * COUNT;
+        const int base = (skipped + step) * COUNT;
         const PageRows at = page_rows(s, 0, 0, base);
         auto row = [&](int r) { return (r < at.split ? at.near : at.far) + r; };
         K{key.start + which * buffer}.template copy<COUNT>(k + (size_t)kv_head * shape.dk, k_stride, shape.dk,
@@ -672,18 +690,21 @@ DEVICE void backward_queries(const Bf16* q, const Bf16* k, const Bf16* v, const 
         clear(ds[0]);
         multiply_rows(p, my_queries, Reads<DK>::across(keys, 0));
         multiply_rows(ds, my_douts, Reads<DV>::across(values, 0));
-        const int count = s.past + r0 + warp_row + 1 - i * COUNT; // keys that the warp's first row sees
+        // Keys that the warp's first row sees, but for a window.
+        const int count = s.past + r0 + warp_row + 1 - (skipped + i) * COUNT;
 #pragma unroll
         for (int j = 0; j < COUNT / 8; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e)
                 score_gradient(p[0][j][e], ds[0][j][e], scale, row_lse[e / 2], row_delta[e / 2]);
-        if (count < COUNT) {
+        if (count < COUNT || count + 15 > shape.window) {
 #pragma unroll
             for (int j = 0; j < COUNT / 8; ++j)
 #pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    if (j * 8 + 2 * c + e % 2 >= count + g + e / 2 * 8) ds[0][j][e] = 0.0f;
+                for (int e = 0; e < 4; ++e) {
+                    const int key = j * 8 + 2 * c + e % 2, my_count = count + g + e / 2 * 8;
+                    if (key >= my_count || key < my_count - shape.window) ds[0][j][e] = 0.0f;
+                }
         }
         const Reads<DK> down = Reads<DK>::down(keys, 0);
 #pragma unroll
@@ -703,8 +724,8 @@ DEVICE void backward_queries(const Bf16* q, const Bf16* k, const Bf16* v, const 
 
 }  // namespace fast_attention_kernels
 
-#define FAST_ATTENTION_SIZES int heads, int kv_heads, int dk, int dv, float scale
-#define FAST_ATTENTION_SHAPE fast_attention_kernels::Shape{heads, kv_heads, dk, dv, scale}
+#define FAST_ATTENTION_SIZES int heads, int kv_heads, int dk, int dv, float scale, int window
+#define FAST_ATTENTION_SHAPE fast_attention_kernels::Shape{heads, kv_heads, dk, dv, scale, window}
 
 // Prefill and training.
 // q [tokens, heads * dk], k and v [rows, kv_heads * dk or dv] -> out [tokens, heads * dv], lse [tokens, heads].

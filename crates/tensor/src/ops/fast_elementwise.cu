@@ -93,35 +93,44 @@ KERNEL(fast_elementwise_norm)(const float* a, const float* b, const float* __res
     }
 }
 
-// y [rows, inner] = silu(gate) * up from gate_up [rows, 2 * inner]; inner is even.
+// y [rows, inner] = silu(gate) * up, or gelu(gate) * up, from gate_up [rows, 2 * inner]; inner is even.
 // Grid (rows, ceil(inner / (4 * threads))), threads 32 to 256.
-KERNEL(fast_elementwise_swiglu)(const float* gate_up, Bf16* y, int inner) {
+template <Gate GATE> DEVICE void fast_elementwise_gated(const float* gate_up, Bf16* y, int inner) {
     using namespace fast_elementwise_kernels;
     const float *gate = gate_up + (size_t)blockIdx.x * 2 * inner, *up = gate + inner;
     y += (size_t)blockIdx.x * inner;
     for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 2; i < inner; i += gridDim.y * blockDim.x * 2) {
         const Float2 g = *(const Float2*)(gate + i), u = *(const Float2*)(up + i);
-        *(Pair*)(y + i) = round_pair(g.a * exact_sigmoid(g.a) * u.a, g.b * exact_sigmoid(g.b) * u.b);
+        *(Pair*)(y + i) = round_pair(gate_value<GATE>(g.a, u.a), gate_value<GATE>(g.b, u.b));
     }
+}
+KERNEL(fast_elementwise_swiglu)(const float* gate_up, Bf16* y, int inner) {
+    fast_elementwise_gated<SILU>(gate_up, y, inner);
+}
+KERNEL(fast_elementwise_geglu)(const float* gate_up, Bf16* y, int inner) {
+    fast_elementwise_gated<GELU>(gate_up, y, inner);
 }
 
 // d [rows, 2 * inner], the gradients of gate and up, from gate_up [rows, 2 * inner] and dy [rows, inner].
 // Launched as fast_elementwise_swiglu.
-KERNEL(fast_elementwise_swiglu_backward)(const float* gate_up, const float* dy, Bf16* d, int inner) {
+template <Gate GATE>
+DEVICE void fast_elementwise_gated_backward(const float* gate_up, const float* dy, Bf16* d, int inner) {
     using namespace fast_elementwise_kernels;
     const float *gate = gate_up + (size_t)blockIdx.x * 2 * inner, *up = gate + inner;
     Bf16 *dgate = d + (size_t)blockIdx.x * 2 * inner, *dup = dgate + inner;
     dy += (size_t)blockIdx.x * inner;
-    auto gradient = [](float g, float u, float dy) {
-        const float s = exact_sigmoid(g), silu = g * s;
-        return Float2{dy * u * fmaf(silu, 1.0f - s, s), dy * silu};
-    };
     for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 2; i < inner; i += gridDim.y * blockDim.x * 2) {
         const Float2 g = *(const Float2*)(gate + i), u = *(const Float2*)(up + i), t = *(const Float2*)(dy + i);
-        const Float2 first = gradient(g.a, u.a, t.a), second = gradient(g.b, u.b, t.b);
+        const Float2 first = gate_gradient<GATE>(g.a, u.a, t.a), second = gate_gradient<GATE>(g.b, u.b, t.b);
         *(Pair*)(dgate + i) = round_pair(first.a, second.a);
         *(Pair*)(dup + i) = round_pair(first.b, second.b);
     }
+}
+KERNEL(fast_elementwise_swiglu_backward)(const float* gate_up, const float* dy, Bf16* d, int inner) {
+    fast_elementwise_gated_backward<SILU>(gate_up, dy, d, inner);
+}
+KERNEL(fast_elementwise_geglu_backward)(const float* gate_up, const float* dy, Bf16* d, int inner) {
+    fast_elementwise_gated_backward<GELU>(gate_up, dy, d, inner);
 }
 
 #define FAST_ELEMENTWISE_HEADS                                                                                         \

@@ -27,10 +27,7 @@ fn linear_in(gpu: Option<Gpu>, tape: &Tape, x: &Tensor, w: Weight, bias: Option<
     }
     add_product(Part::Linear, x.rows(), w.cols, w.rows);
     let mut y = Data::new(tape.gpu(), x.rows() * w.rows);
-    match &gpu {
-        Some(gpu) => forward_cuda(gpu, tape.params(), x, w, bias, &mut y),
-        None => forward_cpu(tape.params(), x, w, bias, y.host_mut()),
-    }
+    forward(gpu.as_ref(), tape.params(), x, w, bias, &mut y);
     let y = tape.output(y, x.rows(), w.rows);
     if let Some(dy) = y.grad.clone() {
         let x = x.clone();
@@ -43,7 +40,22 @@ fn linear_in(gpu: Option<Gpu>, tape: &Tape, x: &Tensor, w: Weight, bias: Option<
     y
 }
 
-pub(super) fn forward_cpu(params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: &mut [f32]) {
+/// `y = x Wᵀ (+ b)`.
+pub(super) fn forward(
+    gpu: Option<&Gpu>,
+    params: &Params,
+    x: &Tensor,
+    w: Weight,
+    bias: Option<Weight>,
+    y: &mut Data,
+) {
+    match gpu {
+        Some(gpu) => forward_cuda(gpu, params, x, w, bias, y),
+        None => forward_cpu(params, x, w, bias, y.host_mut()),
+    }
+}
+
+fn forward_cpu(params: &Params, x: &Tensor, w: Weight, bias: Option<Weight>, y: &mut [f32]) {
     product(params, x.host(), x.rows(), w, y);
     if let Some(b) = bias {
         let b = params.get(b);
@@ -72,7 +84,8 @@ pub(crate) fn product(params: &Params, x: &[f32], rows: usize, w: Weight, out: &
 
 /// [`product`] on a GPU.
 pub(crate) fn product_cuda(gpu: &Gpu, params: &Params, x: Ptr, rows: usize, w: Weight, out: Ptr) {
-    let places = Matrices { a: x, b: params.factor_on(gpu, w), c: out };
+    let weight = params.factor_on(gpu, w);
+    let places = Matrices { a: x, b: weight.at(0), c: out };
     cuda_product(gpu, Layout::Nt, places, [rows, w.rows, w.cols], [w.cols, w.cols, w.rows], false);
 }
 
@@ -131,8 +144,8 @@ fn input_gradient(
     let (k, n) = (w.cols, w.rows);
     match gpu {
         Some(gpu) => {
-            let (a, b) = (dy.operand(gpu).at(0), params.factor_on(gpu, w));
-            let places = Matrices { a, b, c: dx.on_mut(gpu).at(0) };
+            let (dy, weight) = (dy.operand(gpu), params.factor_on(gpu, w));
+            let places = Matrices { a: dy.at(0), b: weight.at(0), c: dx.on_mut(gpu).at(0) };
             cuda_product(gpu, Layout::Nn, places, [m, k, n], [n, k, k], add);
         }
         None => {

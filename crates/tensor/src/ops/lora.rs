@@ -9,8 +9,12 @@
 use crate::buffer::Buf;
 use crate::cpu::gemm::{Left, Product, Right, gemm};
 use crate::cpu::math;
+use crate::cuda::Gpu;
+use crate::cuda::gemm::{Layout, Matrices, product};
+use crate::memory::Data;
 use crate::operations::{Part, add_product};
 use crate::ops::linear;
+use crate::ops::scaled::scale;
 use crate::params::{Params, Weight};
 use crate::tape::{Tape, Tensor};
 use crate::threads::parallel_chunks;
@@ -58,7 +62,7 @@ impl Adapter {
     }
 }
 
-/// [`linear`](crate::ops::linear()) with adapters. On the processor alone: panics on a GPU.
+/// [`linear`](crate::ops::linear()) with adapters.
 pub fn adapted_linear(
     tape: &Tape,
     x: &Tensor,
@@ -66,73 +70,99 @@ pub fn adapted_linear(
     bias: Option<Weight>,
     adapter: &Arc<Adapter>,
 ) -> Tensor {
-    assert!(tape.gpu().is_none(), "adapters on a GPU");
     adapter.check(w);
     add_product(Part::Linear, x.rows(), w.cols, w.rows);
-    let n = x.rows();
-    let mut y = Buf::new(n * w.rows);
-    linear::forward_cpu(tape.params(), x, w, bias, &mut y);
-    let low = forward(tape.params(), x, adapter, w.rows, &mut y);
+    let (n, gpu) = (x.rows(), tape.gpu().cloned());
+    let mut y = Data::new(tape.gpu(), n * w.rows);
+    linear::forward(gpu.as_ref(), tape.params(), x, w, bias, &mut y);
+    let low = forward(gpu.as_ref(), tape.params(), x, adapter, w.rows, &mut y);
     let y = tape.output(y, n, w.rows);
     if let Some(dy) = y.grad.clone() {
         let (x, adapter) = (x.clone(), adapter.clone());
         tape.record(move |params| {
             let Some(dy) = dy.take() else { return };
-            linear::backward(None, params, &x, &dy, w, bias);
-            backward(params, &x, &adapter, &low, dy.host(), w.rows);
+            linear::backward(gpu.as_ref(), params, &x, &dy, w, bias);
+            backward(gpu.as_ref(), params, &x, &adapter, &low, &dy, w.rows);
         });
     }
     y
 }
 
 /// Adds to `y [n, width]`; gives `s x Aᵀ`, `[n, Σ r]`.
-fn forward(params: &Params, x: &Tensor, adapter: &Adapter, width: usize, y: &mut [f32]) -> Buf {
+fn forward(
+    gpu: Option<&Gpu>,
+    params: &Params,
+    x: &Tensor,
+    adapter: &Adapter,
+    width: usize,
+    y: &mut Data,
+) -> Data {
     let (n, ranks) = (x.rows(), adapter.a.rows);
     add_product(Part::Linear, n, ranks, adapter.a.cols);
-    let mut low = Buf::new(n * ranks);
-    linear::product(params, x.host(), n, adapter.a, &mut low);
-    scale(&mut low, adapter.scale);
+    let mut low = Data::new(gpu, n * ranks);
+    linear::forward(gpu, params, x, adapter.a, None, &mut low);
+    scale(gpu, &mut low, adapter.scale);
     for (first, AdapterPart { b, column }) in adapter.parts().filter(|_| n > 0) {
         add_product(Part::Linear, n, b.cols, b.rows);
-        let panels = params.packed(b);
-        let (left, right) = (Left::rows(&low[first..], ranks), panels.right(b.cols));
-        let p = Product { a: left, b: right, m: n, k: b.cols, n: b.rows, c: column };
-        gemm(&[p], y, width, true);
+        match gpu {
+            Some(gpu) => {
+                let (left, right) = (low.operand(gpu), params.factor_on(gpu, b));
+                let places = Matrices { a: left.at(first), b: right.at(0), c: y.on_mut(gpu).at(column) };
+                product(gpu, Layout::Nt, places, [n, b.rows, b.cols], [ranks, b.cols, width], true);
+            }
+            None => {
+                let panels = params.packed(b);
+                let (left, right) = (Left::rows(&low.host()[first..], ranks), panels.right(b.cols));
+                let p = Product { a: left, b: right, m: n, k: b.cols, n: b.rows, c: column };
+                gemm(&[p], y.host_mut(), width, true);
+            }
+        }
     }
     low
 }
 
-fn backward(params: &Params, x: &Tensor, adapter: &Adapter, low: &[f32], dy: &[f32], width: usize) {
-    let (n, ranks, inputs) = (x.rows(), adapter.a.rows, adapter.a.cols);
+fn backward(
+    gpu: Option<&Gpu>,
+    params: &Params,
+    x: &Tensor,
+    adapter: &Adapter,
+    low: &Data,
+    dy: &Data,
+    width: usize,
+) {
+    let (n, ranks) = (x.rows(), adapter.a.rows);
     if n == 0 {
         return;
     }
-    let mut d_low = Buf::new(n * ranks);
+    let mut d_low = Data::new(gpu, n * ranks);
     for (first, AdapterPart { b, column }) in adapter.parts() {
         add_product(Part::Linear, n, b.cols, b.rows);
-        let values = params.values(b);
-        let (left, right) = (Left::rows(&dy[column..], width), Right::rows(&values, b.cols));
-        let p = Product { a: left, b: right, m: n, k: b.rows, n: b.cols, c: first };
-        gemm(&[p], &mut d_low, ranks, false);
         if params.trains(b) {
             add_product(Part::Linear, n, b.cols, b.rows);
-            outer_gradient(params, (&low[first..], ranks), (&dy[column..], width), n, b);
+        }
+        match gpu {
+            Some(gpu) => {
+                let (dy, low, weight) = (dy.operand(gpu), low.operand(gpu), params.factor_on(gpu, b));
+                let places = Matrices { a: dy.at(column), b: weight.at(0), c: d_low.on_mut(gpu).at(first) };
+                product(gpu, Layout::Nn, places, [n, b.cols, b.rows], [width, b.cols, ranks], false);
+                if params.trains(b) {
+                    let places = Matrices { a: dy.at(column), b: low.at(first), c: params.grad_on(gpu, b) };
+                    product(gpu, Layout::Tn, places, [b.rows, b.cols, n], [width, ranks, b.cols], true);
+                }
+            }
+            None => {
+                let (dy, values) = (&dy.host()[column..], params.values(b));
+                let (left, right) = (Left::rows(dy, width), Right::rows(&values, b.cols));
+                let p = Product { a: left, b: right, m: n, k: b.rows, n: b.cols, c: first };
+                gemm(&[p], d_low.host_mut(), ranks, false);
+                if params.trains(b) {
+                    outer_gradient(params, (&low.host()[first..], ranks), (dy, width), n, b);
+                }
+            }
         }
     }
-    scale(&mut d_low, adapter.scale);
-    if params.trains(adapter.a) {
-        add_product(Part::Linear, n, ranks, inputs);
-        linear::weight_gradient(params, x.host(), &d_low, n, adapter.a);
-    }
-    if let Some(g) = &x.grad {
-        add_product(Part::Linear, n, ranks, inputs);
-        let a = params.values(adapter.a);
-        g.write(None, n * inputs, |dx, add| {
-            let (left, right) = (Left::rows(&d_low, ranks), Right::rows(&a, inputs));
-            let p = Product { a: left, b: right, m: n, k: ranks, n: inputs, c: 0 };
-            gemm(&[p], dx.host_mut(), inputs, add);
-        });
-    }
+    scale(gpu, &mut d_low, adapter.scale);
+    linear::backward(gpu, params, x, &d_low, adapter.a, None);
 }
 
 /// `dB [out, r] += dyᵀ [out, n] · low [n, r]`, turned round, so that the wide rows of `dy` are read as they lie. Rows of `low` and
@@ -152,10 +182,6 @@ pub fn outer(b: &[f32], a: &[f32], rank: usize, s: f32) -> Buf {
     let mut product = Buf::new(outputs * inputs);
     let (left, right) = (Left::rows(b, rank), Right::rows(a, inputs));
     gemm(&[Product { a: left, b: right, m: outputs, k: rank, n: inputs, c: 0 }], &mut product, inputs, false);
-    scale(&mut product, s);
+    parallel_chunks(&mut product, 1 << 14, |_, x| math::scale(x, s));
     product
-}
-
-fn scale(x: &mut [f32], by: f32) {
-    parallel_chunks(x, 1 << 14, |_, x| math::scale(x, by));
 }

@@ -48,8 +48,8 @@ DEVICE unsigned take_best(float* values, int size, int count, int lane) {
     return taken;
 }
 
-// The sum of a group's two best values (the one value, if it has no more).
-DEVICE float group_strength(const float* values, int size) {
+// The sum of a group's two best values, or the best `alone`.
+DEVICE float group_strength(const float* values, int size, bool alone) {
     float first = -INFINITY_F, second = -INFINITY_F;
     for (int i = 0; i < size; ++i) {
         float v = values[i];
@@ -60,19 +60,44 @@ DEVICE float group_strength(const float* values, int size) {
             second = v;
         }
     }
-    return size > 1 ? first + second : first;
+    return alone ? first : first + second;
 }
 
 // Sets the experts outside the `top_groups` strongest groups to -inf.
-DEVICE void close_groups(float* biased, float* strength, int e, int groups, int top_groups, int lane) {
+DEVICE void close_groups(float* biased, float* strength, int e, int groups, int top_groups, bool softmax, int lane) {
     int size = e / groups;
-    for (int g = lane; g < groups; g += 32) strength[g] = group_strength(biased + g * size, size);
+    for (int g = lane; g < groups; g += 32)
+        strength[g] = group_strength(biased + g * size, size, softmax || size == 1);
     unsigned kept = take_best(strength, groups, top_groups, lane);
     for (int g = lane; g < groups; g += 32) {
         if (kept >> (g / 32) & 1) continue;
         for (int i = 0; i < size; ++i) biased[g * size + i] = -INFINITY_F;
     }
     __syncwarp();
+}
+
+// The sum of value(i) over i in [0, n), in order: every lane computes one of 32 neighbours and gets the whole.
+template <class Value> DEVICE float sum_in_order(int n, int lane, Value value) {
+    float sum = -0.0f;
+    for (int first = 0; first < n; first += 32) {
+        float mine = first + lane < n ? value(first + lane) : 0.0f;
+        for (int j = 0; j < min(32, n - first); ++j) sum += __shfl_sync(FULL_WARP, mine, j);
+    }
+    return sum;
+}
+
+// A row's affinities by softmax: exp(x - max) / sum, summed in order. `s` gets them.
+DEVICE void softmax_row(const float* x, float* s, int e, int lane) {
+    float top = -INFINITY_F;
+    for (int i = lane; i < e; i += 32) top = x[i] > top ? x[i] : top;
+#pragma unroll
+    for (int w = 16; w > 0; w >>= 1) {
+        float other = __shfl_xor_sync(FULL_WARP, top, w);
+        top = other > top ? other : top;
+    }
+    for (int i = lane; i < e; i += 32) s[i] = exact_exp(x[i] - top);
+    float sum = sum_in_order(e, lane, [&](int i) { return s[i]; });
+    for (int i = lane; i < e; i += 32) s[i] = s[i] / sum;
 }
 
 // Atomic, but of integers: the order does not show.
@@ -104,24 +129,27 @@ DEVICE void count_experts(const int* __restrict__ experts, int items, int* count
 }  // namespace router_kernels
 
 // Chooses each token's experts and weighs them.
-// logits [n, e], bias [e] -> scores [n, e] (sigmoid), experts [n, k] (ascending), weights [n, k].
+// logits [n, e], bias [e] (may be null) -> scores [n, e] (by sigmoid or softmax), experts [n, k] (ascending), weights [n, k].
 // Launch: grid ceil(n / 8), 256 threads. e <= 512, k <= e; groups <= 1 means no groups.
 KERNEL_BOUNDED(router_forward, 256, 4)(const float* __restrict__ logits, const float* __restrict__ bias, float* scores,
                                        int* __restrict__ experts, float* __restrict__ weights, int n, int e, int k,
-                                       int groups, int top_groups, int normalize, float scaling) {
+                                       int groups, int top_groups, int normalize, float scaling, int softmax) {
     using namespace router_kernels;
     __shared__ float biased_rows[WARPS][MAX_EXPERTS], strength_rows[WARPS][MAX_EXPERTS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = blockIdx.x * WARPS + warp;
     if (t >= n) return;
     float* biased = biased_rows[warp];
     float* s = scores + (size_t)t * e;
+    const float* x = logits + (size_t)t * e;
+    if (softmax) softmax_row(x, s, e, lane);
     for (int i = lane; i < e; i += 32) {
-        float v = exact_sigmoid(logits[(size_t)t * e + i]);
+        float v = softmax ? s[i] : exact_sigmoid(x[i]);
         s[i] = v;
-        biased[i] = v + bias[i];
+        biased[i] = v + (bias ? bias[i] : 0.0f);
     }
     __syncwarp();
-    if (groups > 1 && top_groups < groups) close_groups(biased, strength_rows[warp], e, groups, top_groups, lane);
+    if (groups > 1 && top_groups < groups)
+        close_groups(biased, strength_rows[warp], e, groups, top_groups, softmax, lane);
     unsigned chosen = take_best(biased, e, k, lane);
 
     // Ascending order, and the scores in that order. Only NaNs can leave fewer than k experts: then 0 is repeated, and
@@ -162,7 +190,7 @@ KERNEL_BOUNDED(router_forward, 256, 4)(const float* __restrict__ logits, const f
 KERNEL_BOUNDED(router_backward, 256, 4)(const float* __restrict__ scores, const int* __restrict__ experts,
                                         const float* __restrict__ dw, const float* __restrict__ gradients,
                                         float* __restrict__ dlogits, int n, int e, int k, int normalize,
-                                        float scaling) {
+                                        float scaling, int softmax) {
     using namespace router_kernels;
     __shared__ float rows[WARPS][MAX_EXPERTS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = blockIdx.x * WARPS + warp;
@@ -190,10 +218,14 @@ KERNEL_BOUNDED(router_backward, 256, 4)(const float* __restrict__ scores, const 
             d[x[c]] = 0.0f + (normalize ? scaling * (g[c] - inner) / total : g[c] * scaling);
         __syncwarp();
     }
-    for (int i = lane; i < e; i += 32) {
-        size_t at = (size_t)t * e + i;
-        float v = gradients ? d[i] + gradients[at] : d[i];
-        dlogits[at] = v * (s[i] * (1.0f - s[i]));
+    if (gradients)
+        for (int i = lane; i < e; i += 32) d[i] = d[i] + gradients[(size_t)t * e + i];
+    float* to = dlogits + (size_t)t * e;
+    if (softmax) {
+        float mean = sum_in_order(e, lane, [&](int i) { return d[i] * s[i]; });
+        for (int i = lane; i < e; i += 32) to[i] = s[i] * (d[i] - mean);
+    } else {
+        for (int i = lane; i < e; i += 32) to[i] = d[i] * (s[i] * (1.0f - s[i]));
     }
 }
 

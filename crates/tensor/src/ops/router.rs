@@ -38,7 +38,7 @@ pub struct RouterShape {
     pub normalize: bool,
     /// Factor of the weights.
     pub scaling: f32,
-    /// How affinities are had. On a GPU by sigmoid alone.
+    /// How affinities are had.
     pub scoring: Scoring,
 }
 
@@ -92,9 +92,7 @@ pub fn route(
     let (mut scores, mut weights) = (Data::new(gpu, n * e), Data::new(gpu, n * k));
     let (experts, load) = match gpu {
         Some(gpu) => {
-            let bias =
-                bias.filter(|_| shape.scoring == Scoring::Sigmoid).expect("a router with sigmoid and bias");
-            let bias = tape.params().on(gpu, bias);
+            let bias = bias.map_or(Ptr::NULL, |bias| tape.params().on(gpu, bias));
             choose_cuda(gpu, logits, bias, &shape, scores.on_mut(gpu), weights.on_mut(gpu))
         }
         None => {
@@ -108,16 +106,15 @@ pub fn route(
         // Equation 18 counts the greatest affinities, whatever bias and groups made of the choice.
         let plain = RouterShape { groups: 1, top_groups: 1, ..shape };
         let (mut affinities, mut unused) = (Data::new(gpu, n * e), Data::new(gpu, n * k));
-        let none = vec![0.0; e];
         match gpu {
             Some(gpu) => {
                 let (affinities, unused) = (affinities.on_mut(gpu), unused.on_mut(gpu));
-                let bias = gpu.upload(&none);
-                let (greatest, _) = choose_cuda(gpu, logits, bias.at(0), &plain, affinities, unused);
+                let (greatest, _) = choose_cuda(gpu, logits, Ptr::NULL, &plain, affinities, unused);
                 balance_cuda(gpu, &scores, &greatest, &shape, lens, alpha)
             }
             None => {
                 let (affinities, unused) = (affinities.host_mut(), unused.host_mut());
+                let none = vec![0.0; e];
                 let (greatest, _) = choose_cpu(logits, &none, &plain, affinities, unused);
                 let (loss, gradients) = balance_gradient(scores.host(), greatest.host(), &shape, lens, alpha);
                 (Buf::copy_of(&[loss]).into(), Buf::copy_of(&gradients).into())
@@ -177,12 +174,14 @@ fn choose_cuda(
     scores: &Slab,
     weights: &Slab,
 ) -> (Ints, Ints) {
-    let RouterShape { experts: e, top_k: k, groups, top_groups, normalize, scaling, .. } = *shape;
+    let RouterShape { experts: e, top_k: k, groups, top_groups, normalize, scaling, scoring } = *shape;
+    let softmax = scoring == Scoring::Softmax;
     let n = logits.rows();
     let (experts, load) = (gpu.alloc(n * k), gpu.alloc(e));
     let logits = logits.data.on(gpu);
-    let args =
-        args![logits, bias, scores, &experts, weights, n, e, k, groups, top_groups, normalize, scaling];
+    let args = args![
+        logits, bias, scores, &experts, weights, n, e, k, groups, top_groups, normalize, scaling, softmax
+    ];
     gpu.launch("router_forward", [n.div_ceil(8), 1, 1], 256, args);
     gpu.launch("router_load", [1, 1, 1], 1024, args![&experts, &load, n * k, e]);
     (Ints::written(experts, n * k), Ints::written(load, e))
@@ -228,7 +227,8 @@ fn backward(gpu: Option<&Gpu>, chosen: &Chosen, dw: Option<&Data>, shape: &Route
         let place = |d: Option<&Data>| d.map_or(Ptr::NULL, |d| d.on(gpu).at(0));
         let (dw, balance) = (place(dw), place(balance.as_ref()));
         let (scores, experts, to) = (scores.on(gpu), experts.on(gpu), dlogits.on_mut(gpu));
-        let args = args![scores, experts, dw, balance, to, n, e, k, normalize, scaling];
+        let softmax = shape.scoring == Scoring::Softmax;
+        let args = args![scores, experts, dw, balance, to, n, e, k, normalize, scaling, softmax];
         gpu.launch("router_backward", [n.div_ceil(8), 1, 1], 256, args);
         return dlogits;
     }

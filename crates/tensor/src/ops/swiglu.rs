@@ -22,9 +22,8 @@ pub fn swiglu(tape: &Tape, gate_up: &Tensor) -> Tensor {
     gated(tape, gate_up, SILU)
 }
 
-/// `gate_up [tokens, 2 * inner]` → `[tokens, inner]`, through GELU with tanh. On the processor alone: panics on a GPU.
+/// `gate_up [tokens, 2 * inner]` → `[tokens, inner]`, through GELU with tanh.
 pub fn geglu(tape: &Tape, gate_up: &Tensor) -> Tensor {
-    assert!(tape.gpu().is_none(), "geglu on a GPU");
     gated(tape, gate_up, GELU)
 }
 
@@ -47,14 +46,16 @@ fn forward(gpu: Option<&Gpu>, gate_up: &Tensor, gelu: bool) -> Data {
     if let Some(gpu) = fast(gpu).filter(|_| inner.is_multiple_of(2)) {
         let y = Data::halves(gpu, n * inner);
         let args = args![gate_up.data.on(gpu), y.operand(gpu).at(0), inner];
-        gpu.launch("fast_elementwise_swiglu", row_grid(n, inner), ROW_THREADS, args);
+        let name = if gelu { "fast_elementwise_geglu" } else { "fast_elementwise_swiglu" };
+        gpu.launch(name, row_grid(n, inner), ROW_THREADS, args);
         return y;
     }
     let mut y = Data::new(gpu, n * inner);
     match gpu {
         Some(gpu) => {
             let args = args![gate_up.data.on(gpu), y.on_mut(gpu), inner];
-            gpu.launch("swiglu_forward", row_grid(n, inner), ROW_THREADS, args);
+            let name = if gelu { "swiglu_gelu_forward" } else { "swiglu_forward" };
+            gpu.launch(name, row_grid(n, inner), ROW_THREADS, args);
         }
         None => {
             let gate_up = gate_up.host();
@@ -72,14 +73,16 @@ fn backward(gpu: Option<&Gpu>, gate_up: &Tensor, dy: &Data, gelu: bool) -> Data 
     if let Some(gpu) = fast(gpu).filter(|_| inner.is_multiple_of(2)) {
         let d = Data::halves(gpu, n * 2 * inner);
         let args = args![gate_up.data.on(gpu), dy.on(gpu), d.operand(gpu).at(0), inner];
-        gpu.launch("fast_elementwise_swiglu_backward", row_grid(n, inner), ROW_THREADS, args);
+        let name = if gelu { "fast_elementwise_geglu_backward" } else { "fast_elementwise_swiglu_backward" };
+        gpu.launch(name, row_grid(n, inner), ROW_THREADS, args);
         return d;
     }
     let mut d = Data::new(gpu, n * 2 * inner);
     match gpu {
         Some(gpu) => {
             let args = args![gate_up.data.on(gpu), dy.on(gpu), d.on_mut(gpu), inner];
-            gpu.launch("swiglu_backward", row_grid(n, inner), ROW_THREADS, args);
+            let name = if gelu { "swiglu_gelu_backward" } else { "swiglu_backward" };
+            gpu.launch(name, row_grid(n, inner), ROW_THREADS, args);
         }
         None => {
             let (gate_up, dy) = (gate_up.host(), dy.host());

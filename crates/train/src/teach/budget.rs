@@ -139,7 +139,7 @@ impl Budget {
         let seq_len = lengths.seq_len();
         let counted = inspect(model.config(), seq_len);
         let memory = training_bytes(model.config(), TRAINING_COPIES, 2048);
-        let have = tensor::device(0).map(|gpu| gpu.info().memory as f64).or_else(available_bytes);
+        let have = model.params().gpu().map(|gpu| gpu.info().memory as f64).or_else(available_bytes);
         let short = have.is_some_and(|have| memory > MEMORY_SHARE * have);
         let answer = match lesson.solved {
             0 => trial.found.mean_tokens,

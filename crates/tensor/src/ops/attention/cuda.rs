@@ -65,6 +65,9 @@ pub(super) fn grow(pages: &mut Option<Pages>, gpu: &Gpu, wanted: usize, shape: &
     *pages = Some(Pages { k, v, room, widths });
 }
 
+/// The window of attention without one: more keys than there are, and their sum fits an int.
+const NO_WINDOW: usize = 1 << 30;
+
 /// A kernel as `attention.cu` and `fast_attention.cu` state it: its name, blocks for each tile and head, threads of a
 /// block, bytes of shared memory.
 type Kernel = (&'static str, usize, usize, usize);
@@ -182,7 +185,8 @@ pub(super) fn forward(
     lse: &Slab,
 ) {
     let t = segments.tables(cache.is_some());
-    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, .. } = *shape;
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, window } = *shape;
+    let window = window.map_or(NO_WINDOW, |keys| keys.min(NO_WINDOW));
     let kernels = kernels(gpu, shape);
     let q = q.operand(gpu).at(0);
     let (k, v) = match cache {
@@ -206,8 +210,9 @@ pub(super) fn forward(
         let (name, parts, threads, shared) = pairs.unwrap_or(kernels.forward);
         let grid = [t.rows.len() / 2, blocks, parts];
         let (tiles, cached) = (t.rows.on(gpu), cache.is_some());
-        let args =
-            args![q, k, v, table, tiles, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, cached];
+        let args = args![
+            q, k, v, table, tiles, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, window, cached
+        ];
         gpu.launch_shared(name, grid, threads, shared, args);
     }
     if !t.single.is_empty() {
@@ -215,7 +220,8 @@ pub(super) fn forward(
         let (name, queries, threads, shared) = kernels.decode;
         let grid = [t.single.len(), kv_heads, (heads / kv_heads).div_ceil(queries)];
         let list = t.single.on(gpu);
-        let args = args![q, k, v, table, list, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale];
+        let args =
+            args![q, k, v, table, list, pages, out, lse, heads, kv_heads, qk_dim, v_dim, scale, window];
         gpu.launch_shared(name, grid, threads, shared, args);
     }
 }
@@ -230,7 +236,8 @@ pub(super) fn backward(
     (dq, dk, dv): (&Slab, &Slab, &Slab),
 ) {
     let t: &Tables = segments.tables(false);
-    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, .. } = *shape;
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, window } = *shape;
+    let window = window.map_or(NO_WINDOW, |keys| keys.min(NO_WINDOW));
     let tokens = t.row_segment.len();
     let kernels = kernels(gpu, shape);
     let (pairs, table) = (tokens * heads, t.segments.on(gpu));
@@ -260,7 +267,8 @@ pub(super) fn backward(
         kv_heads,
         qk_dim,
         v_dim,
-        scale
+        scale,
+        window
     ];
     gpu.launch_shared(name, [t.back_keys.len() / 2, kv_heads, parts], threads, shared, args);
 
@@ -270,8 +278,23 @@ pub(super) fn backward(
         Math::Fast => &t.rows,
     };
     let (name, parts, threads, shared) = kernels.back_queries;
-    let args =
-        args![q, k, v, dy, lse, &delta, table, tiles.on(gpu), dq, heads, kv_heads, qk_dim, v_dim, scale];
+    let args = args![
+        q,
+        k,
+        v,
+        dy,
+        lse,
+        &delta,
+        table,
+        tiles.on(gpu),
+        dq,
+        heads,
+        kv_heads,
+        qk_dim,
+        v_dim,
+        scale,
+        window
+    ];
     gpu.launch_shared(name, [tiles.len() / 2, heads, parts], threads, shared, args);
 
     if apart {

@@ -36,7 +36,7 @@ pub struct AttentionShape {
     pub v_dim: usize,
     /// Factor of the scores.
     pub scale: f32,
-    /// If given, a token sees so many keys at most: its own and those just before. On the processor alone.
+    /// If given, a token sees so many keys at most: its own and those just before.
     pub window: Option<usize>,
 }
 
@@ -108,7 +108,6 @@ pub fn attention(
         k.cols(),
         v.cols()
     );
-    assert!(tape.gpu().is_none() || shape.window.is_none(), "attention: a window on a GPU");
     assert!(shape.window != Some(0), "attention: a window of nothing");
     let recording = tape.is_recording();
     assert!(!(recording && cache.is_some()), "attention: a cache has no gradient");

@@ -1,7 +1,9 @@
 //! Every op on a GPU gives the processor's bits. Without a GPU the kernels run in the emulator, which sees neither races
 //! nor the machine's own arithmetic; `bench/gpu/check` does the same on a card.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod families;
 
 use common::{Matrix, emulator, model, params_of, same_bits};
 use std::sync::Arc;
