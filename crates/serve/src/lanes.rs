@@ -96,7 +96,7 @@ impl Front {
         let cache = if mtp { served.model.new_cache_with_mtp() } else { served.model.new_cache() };
         let pages = (options.cache_bytes / cache.page_bytes().max(1)).max(2);
         let sequences = options.sequences;
-        let limits = Limits { sequences, pages, keep: true, patience: 1.75, mtp, ..Limits::default() };
+        let limits = Limits { sequences, pages, keep: true, patience: 2.0, mtp, ..Limits::default() };
         let (submissions, received) = channel();
         let standing = Arc::new(Mutex::new(Standing { pages, ..Standing::default() }));
         let alive = Arc::new(AtomicBool::new(true));
