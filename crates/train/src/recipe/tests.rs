@@ -442,6 +442,9 @@ fn few_solutions_are_not_read_elsewhere() {
     assert!(with("stage.sft.mix=[{ task = \"word\" }]").contains("problems.solved"));
     assert!(with("problems.solved=0").contains("expected 1 to"));
     assert!(with("stage.pretrain.drill_share=0.5").contains("at most 0.4"));
+    assert!(with("stage.sft.drill_share=0.95").contains("at most 0.9"));
+    let own = "[problems]\njsonl = 'p.jsonl'\n[[stage]]\nkind = 'sft'\nfrom = './m'\ndrill_share = 0.5";
+    assert!(refusal(own, &[]).contains("of the built-in tasks of a `mix` alone"));
     let easier = "stage.pretrain.mix=[{ task = \"arithmetic\", level = { operands = 2 } }]";
     assert!(parse(&few, &[&sets[..], &[easier]].concat()).is_ok());
 }

@@ -109,6 +109,13 @@ pub(super) fn worked(
     Ok(encode_chat(tokenizer, &source.worked(problem, style, index)?)?.into())
 }
 
+/// A text outside of any chat, from the tokenizer's beginning to its end.
+pub(super) fn plain_text(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, TrainError> {
+    let mut ids = [tokenizer.beginning(), &tokenizer.encode(text)?].concat();
+    ids.extend(tokenizer.eos_id());
+    Ok(ids)
+}
+
 /// The conversations of a file, of which there must be one. One that does not fit is an error that names its place.
 pub(super) fn conversations(
     ctx: &Context,

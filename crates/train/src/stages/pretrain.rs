@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tasks::Mix;
 use tasks::corpus::{Blend, DRILL_SHARE};
 
+use super::conversations::plain_text;
 use super::{Earlier, Makes, Stage, StageResult, Work};
 use crate::TrainError;
 use crate::context::Context;
@@ -334,8 +335,7 @@ impl Stream<'_> {
         match self {
             Stream::Problems { source, mix, blend } => {
                 let text = source.document(mix.as_ref(), index, *blend);
-                let mut ids = [tokenizer.beginning(), &tokenizer.encode(&text)?].concat();
-                ids.extend(tokenizer.eos_id());
+                let ids = plain_text(tokenizer, &text)?;
                 Ok(chunk_document(&ids, seq_len).into_iter().map(<[u32]>::to_vec).collect())
             }
             Stream::Shards { shards, seed } => {

@@ -4,10 +4,12 @@ use std::path::Path;
 
 use data::{Document, Tokenizer, pack};
 use serde::{Deserialize, Serialize};
+use tasks::corpus::Blend;
 use tasks::{Mix, Style};
 
 use super::conversations::{
-    conversations, conversations_if_any, fill_batch, held_out_documents, left_out_words, log_held_out, nth, worked,
+    conversations, conversations_if_any, fill_batch, held_out_documents, left_out_words, log_held_out, nth, plain_text,
+    worked,
 };
 use super::{Earlier, Makes, Stage, StageResult, Work};
 use crate::TrainError;
@@ -55,13 +57,22 @@ pub struct Sft {
     pub mix: Option<Vec<TaskMix>>,
     /// The share of problems that are answered at once, without thinking.
     pub hurried_share: f64,
+    /// The share of documents that are drills of the mix, as in pretraining: so that the facts which solutions use are not forgotten.
+    pub drill_share: f64,
     /// Optimizer steps.
     pub steps: u64,
 }
 
 impl Default for Sft {
     fn default() -> Self {
-        Sft { from: String::new(), data: Data::Problems, mix: None, hurried_share: 0.0, steps: 100 }
+        Sft {
+            from: String::new(),
+            data: Data::Problems,
+            mix: None,
+            hurried_share: 0.0,
+            drill_share: 0.0,
+            steps: 100,
+        }
     }
 }
 
@@ -85,6 +96,10 @@ impl Stage for SftStage {
         check_own_mix(&self.own.mix, at)?;
         earlier.check_few_solved(at, self.own.data == Data::Problems && self.own.mix.is_some())?;
         at.number("hurried_share", self.own.hurried_share, 0.0..=1.0)?;
+        at.number("drill_share", self.own.drill_share, 0.0..=0.9)?;
+        if self.own.drill_share > 0.0 && self.own.mix.is_none() && earlier.problems.mix.is_empty() {
+            return Err(at.error("drill_share", "drills are of the built-in tasks of a `mix` alone"));
+        }
         at.positive(&[("steps", self.own.steps)])?;
         self.packing.check(at)?;
         self.adapting.check(at)?;
@@ -99,7 +114,7 @@ impl Stage for SftStage {
     }
 
     fn draws_problems(&self) -> bool {
-        self.own.data == Data::Problems
+        self.own.data == Data::Problems || self.own.drill_share > 0.0
     }
 
     fn model(&self) -> Option<&str> {
@@ -133,6 +148,7 @@ impl Stage for SftStage {
             },
             mix: ctx.problems.as_ref().map(|p| p.training_mix(&self.own.mix)).transpose()?.flatten(),
             hurried_share: self.own.hurried_share,
+            drill_share: self.own.drill_share,
         };
         let note = |text: &str| ctx.reporter.note(text);
         // Where an earlier stage found nothing to learn, the model stays as it is.
@@ -140,7 +156,7 @@ impl Stage for SftStage {
         match &material.fixed {
             Some(_) if idle => {}
             Some(docs) => teach_ends(&note, name, &mut model, &tokenizer, docs),
-            None => teach_ends(&note, name, &mut model, &tokenizer, &[material.document(&tokenizer, 0)?]),
+            None => teach_ends(&note, name, &mut model, &tokenizer, &[material.conversation(&tokenizer, 0)?]),
         }
         let held_out = match self.training.eval_every {
             Some(every) if every > 0 => held_out_documents(ctx, &tokenizer, seq_len)?,
@@ -183,19 +199,33 @@ struct Material<'a> {
     fixed: Option<Vec<Document>>,
     mix: Option<Mix>,
     hurried_share: f64,
+    drill_share: f64,
 }
 
 impl Material<'_> {
+    /// Whether a share of the documents takes in this one.
+    fn chance(&self, share: f64, index: u64, salt: u64) -> bool {
+        tasks::Rng::new(&[self.ctx.seed, FIRST_PROBLEM + index, salt]).chance(share)
+    }
+
+    /// A drill or a conversation.
     fn document(&self, tokenizer: &Tokenizer, index: u64) -> Result<Document, TrainError> {
+        if self.chance(self.drill_share, index, 0xd7) {
+            let drills = Blend { drills: 1.0, ..Blend::default() };
+            let text = self.ctx.problems()?.document(self.mix.as_ref(), FIRST_PROBLEM + index, drills);
+            return Ok(Document::plain(plain_text(tokenizer, &text)?));
+        }
+        self.conversation(tokenizer, index)
+    }
+
+    fn conversation(&self, tokenizer: &Tokenizer, index: u64) -> Result<Document, TrainError> {
         if let Some(all) = &self.fixed {
             return Ok(nth(all, self.ctx.seed, index).clone());
         }
         let source = self.ctx.problems()?;
         let problem = source.solved(self.mix.as_ref(), FIRST_PROBLEM, index);
-        let index = FIRST_PROBLEM + index;
-        let hurried = tasks::Rng::new(&[self.ctx.seed, index, 0x5f7]).chance(self.hurried_share);
-        let style = if hurried { Style::Hurried } else { Style::Careful };
-        worked(tokenizer, source, &problem, style, index)
+        let style = if self.chance(self.hurried_share, index, 0x5f7) { Style::Hurried } else { Style::Careful };
+        worked(tokenizer, source, &problem, style, FIRST_PROBLEM + index)
     }
 }
 
