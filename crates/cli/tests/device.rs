@@ -132,6 +132,62 @@ fn a_run_begins_on_one_device_and_ends_on_another() {
     }
 }
 
+const ADAPTERS: &str = r#"
+name = "adapters"
+seed = 3
+[problems]
+mix = [{ task = "arithmetic", level = { operands = 2, digits = 1 } }]
+held_out = 4
+[[stage]]
+kind = "sft"
+from = "BASE"
+steps = 2
+batch_tokens = 128
+seq_len = 64
+sample_every = 0
+[stage.adapter]
+rank = 4
+alpha = 8
+[[stage]]
+kind = "grpo"
+steps = 1
+prompts = 2
+group = 2
+max_new = 6
+kl_coefficient = 0.01
+sample_every = 0
+reward = { accuracy = 0.0, format = 1.0 }
+[stage.adapter]
+rank = 4
+alpha = 8
+"#;
+
+/// Adapters on a file of blocks: what is learnt, and what it does to the answers.
+#[test]
+fn adapters_on_a_file_of_blocks_are_the_processors() {
+    let Some(device) = emulated() else { return };
+    let (dir, out) = (tiny(), tempfile::tempdir().expect("a folder"));
+    let (base, recipe) = (out.path().join("base.gguf"), out.path().join("adapters.toml"));
+    text(&["convert", arg(dir.path()), "--to", arg(&base), "--type", "q8_0"]);
+    std::fs::write(&recipe, ADAPTERS.replace("BASE", arg(&base))).expect("written");
+    let [cpu, gpu] = ["cpu", "gpu"].map(|name| out.path().join(name));
+    for (run, device) in [(&cpu, "cpu"), (&gpu, &*device)] {
+        text(&["run", arg(&recipe), "--out", arg(run), "--device", device]);
+    }
+    for stage in ["sft", "grpo"] {
+        let adapter = |run: &Path| {
+            std::fs::read(run.join(stage).join("adapter_model.safetensors")).expect("an adapter")
+        };
+        assert!(adapter(&cpu) == adapter(&gpu), "{stage}");
+    }
+    let taught = gpu.join("grpo");
+    for weights in ["stored", "bf16", "q8_0"] {
+        let command = ["score", arg(&taught), "--weights", weights, "--text", "Tom has 3 apples", "--json"];
+        let on = |device: &str| text(&[&command[..], &["--device", device]].concat());
+        assert_eq!(on(&device), on("cpu"), "{weights}");
+    }
+}
+
 /// In fast mode, whose bits are not the processor's, the sampler's are still the trainer's.
 #[test]
 fn fast_rollouts_have_the_trainers_log_probabilities() {
