@@ -185,14 +185,14 @@ template <int N> DEVICE void store_row(float* to, const float (&acc)[N][4], int 
 typedef float Scores[PAGE / 8][4];
 
 // -inf for keys that a row does not see: row g sees the last `window` of the first `first_count`, row g + 8 those of the
-// first `second_count`.
-DEVICE void hide(Scores& s, int first_count, int second_count, int window) {
+// first `second_count`; all of them unless WINDOWED.
+template <bool WINDOWED> DEVICE void hide(Scores& s, int first_count, int second_count, int window) {
 #pragma unroll
     for (int j = 0; j < PAGE / 8; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const int key = j * 8 + lane() % 4 * 2 + e % 2, count = e < 2 ? first_count : second_count;
-            if (key >= count || key < count - window) s[j][e] = -INFINITY_F;
+            if (key >= count || (WINDOWED && key < count - window)) s[j][e] = -INFINITY_F;
         }
 }
 
@@ -205,12 +205,12 @@ DEVICE float row_max(const Scores& s, int half) {
     return fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
 }
 
-// What scores are weighed against: 0 as long as all are -inf.
-DEVICE float shift_of(float top) { return top > -INFINITY_F ? top : 0.0f; }
+// What scores are weighed against: 0 as long as all are -inf, as may be the first pages where a row looks through a window.
+template <bool WINDOWED> DEVICE float shift_of(float top) { return !WINDOWED || top > -INFINITY_F ? top : 0.0f; }
 
 // Turns a row's scores into weights, 2^(scale * score - top); their sum.
-DEVICE float weigh(Scores& s, int half, float scale, float top) {
-    const float shift = shift_of(top);
+template <bool WINDOWED> DEVICE float weigh(Scores& s, int half, float scale, float top) {
+    const float shift = shift_of<WINDOWED>(top);
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < PAGE / 8; ++j) {
@@ -230,8 +230,8 @@ struct Running {
 
 // Takes in a page; the factor for sums of the pages before. One of which the row sees nothing is a step by 1, or, where it
 // has seen nothing yet, by 0.
-DEVICE float step(Running& r, float top, float sum) {
-    const float factor = exp2_of(r.m - shift_of(top));
+template <bool WINDOWED> DEVICE float step(Running& r, float top, float sum) {
+    const float factor = exp2_of(r.m - shift_of<WINDOWED>(top));
     r.l = fmaf(r.l, factor, sum);
     r.m = top;
     return factor;
@@ -266,12 +266,13 @@ template <int BUFFERS, class Copy> DEVICE void await_step(int i, int steps, Copy
     __syncthreads();
 }
 
-// 64 query rows of HEADS heads, which have a key/value head in common.
+// 64 query rows of HEADS heads, which have a key/value head in common; several look through no window.
 template <int DK, int DV, int HEADS, int BUFFERS>
 DEVICE void forward(const Bf16* q, const Bf16* k, const Bf16* v, const int* segments, const int* tiles,
                     const int* pages, float* out, float* lse, const Shape& shape, int cached) {
     typedef Matrix<DK> K;
     typedef Matrix<DV> V;
+    const bool WINDOWED = HEADS == 1; // two heads leave no registers for it
     const Address shared = shared_memory(), buffer = PAGE * (K::LINE + V::LINE);
     const K query{shared}, key{shared + HEADS * ROWS * K::LINE};
     const V value{key.start + PAGE * K::LINE};
@@ -283,7 +284,7 @@ DEVICE void forward(const Bf16* q, const Bf16* k, const Bf16* v, const int* segm
     const int r0 = tile[1], rows = min(ROWS, s.rows - r0), warp_row = warp() * 16;
     const size_t q_stride = (size_t)shape.heads * shape.dk;
     const size_t k_stride = (size_t)shape.kv_heads * shape.dk, v_stride = (size_t)shape.kv_heads * shape.dv;
-    const int all_keys = s.past + r0 + rows, first_page = max(0, s.past + r0 + 1 - shape.window) / PAGE;
+    const int all_keys = s.past + r0 + rows, first_page = WINDOWED ? max(0, s.past + r0 + 1 - shape.window) / PAGE : 0;
     const int steps = (all_keys + PAGE - 1) / PAGE - first_page;
 
 #pragma unroll
@@ -317,15 +318,15 @@ DEVICE void forward(const Bf16* q, const Bf16* k, const Bf16* v, const int* segm
         multiply_rows(p, Reads<DK>::down(query, warp_row), Reads<DK>::across(K{key.start + buffered}, 0));
         // Keys that the warp's first row sees, but for a window.
         const int count = s.past + r0 + warp_row + 1 - (first_page + i) * PAGE;
-        const bool hides = count < PAGE || count + 15 > shape.window;
+        const bool hides = count < PAGE || (WINDOWED && count + 15 > shape.window);
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
-            if (hides) hide(p[h], count + lane() / 4, count + lane() / 4 + 8, shape.window);
+            if (hides) hide<WINDOWED>(p[h], count + lane() / 4, count + lane() / 4 + 8, shape.window);
             float factor[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float top = fmaxf(running[h][half].m, row_max(p[h], half) * scale);
-                factor[half] = step(running[h][half], top, weigh(p[h], half, scale, top));
+                factor[half] = step<WINDOWED>(running[h][half], top, weigh<WINDOWED>(p[h], half, scale, top));
             }
             scale_rows(acc[h], factor[0], factor[1]);
         }
@@ -444,7 +445,7 @@ DEVICE void decode_as(const Bf16* q, const Bf16* k, const Bf16* v, const int* se
         // Values are on their way while others are waited for.
         fetch(my_pages[0], base);
         if (warp < pages_here) {
-            if (count < PAGE || count > shape.window) hide(p, count, count, shape.window);
+            if (count < PAGE || count > shape.window) hide<true>(p, count, count, shape.window);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float top = row_max(p, half) * scale;
@@ -457,7 +458,7 @@ DEVICE void decode_as(const Bf16* q, const Bf16* k, const Bf16* v, const int* se
             for (int half = 0; half < 2; ++half) {
                 float top = running[half].m;
                 for (int i = 0; i <= warp; ++i) top = fmaxf(top, tops[i * DECODE_HEADS + g + half * 8]);
-                const float sum = weigh(p, half, scale, top);
+                const float sum = weigh<true>(p, half, scale, top);
                 if (c == 0) sums[warp * DECODE_HEADS + g + half * 8] = sum;
 #pragma unroll
                 for (int j = 0; j < PAGE / 8; ++j)
@@ -482,7 +483,7 @@ DEVICE void decode_as(const Bf16* q, const Bf16* k, const Bf16* v, const int* se
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int at = page * DECODE_HEADS + g + half * 8;
-                factor[half] = step(running[half], fmaxf(running[half].m, tops[at]), sums[at]);
+                factor[half] = step<true>(running[half], fmaxf(running[half].m, tops[at]), sums[at]);
             }
             scale_rows(acc, factor[0], factor[1]);
 #pragma unroll
@@ -748,8 +749,8 @@ KERNEL_BOUNDED(fast_attention_forward_256, 128, 2)(FAST_ATTENTION_FORWARD) {
     fast_attention_kernels::forward<256, 256, 1, 1>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }
 
-// As above with two heads to a block, which halves the reads of keys and values; heads / kv_heads must be even. The bits
-// are the same. Grid (tiles, heads / 2); 128 threads. Dynamic shared memory in bytes: _64 49152, _128 98304, _192 90112.
+// As above, without a window, with two heads to a block, which halves the reads of keys and values; heads / kv_heads must be
+// even. The bits are the same. Grid (tiles, heads / 2); 128 threads. Dynamic shared memory in bytes: _64 49152, _128 98304, _192 90112.
 KERNEL_BOUNDED(fast_attention_forward_pairs_64, 128, 2)(FAST_ATTENTION_FORWARD) {
     fast_attention_kernels::forward<64, 64, 2, 2>(FAST_ATTENTION_FORWARD_ARGUMENTS);
 }

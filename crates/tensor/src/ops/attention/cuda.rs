@@ -77,7 +77,7 @@ struct Kernels {
     /// The greatest `qk_dim` and `v_dim`.
     dims: (usize, usize),
     forward: Kernel,
-    /// The same for two query heads of one key/value head at a time, where there is such a kernel.
+    /// The same for two query heads of one key/value head at a time and without a window, where there is such a kernel.
     pairs: Option<Kernel>,
     decode: Kernel,
     back_keys: Kernel,
@@ -205,7 +205,7 @@ pub(super) fn forward(
     };
     let (table, pages) = (t.segments.on(gpu), t.pages.on(gpu));
     if !t.rows.is_empty() {
-        let pairs = kernels.pairs.filter(|_| (heads / kv_heads).is_multiple_of(2));
+        let pairs = kernels.pairs.filter(|_| shape.window.is_none() && (heads / kv_heads).is_multiple_of(2));
         let blocks = if pairs.is_some() { heads / 2 } else { heads };
         let (name, parts, threads, shared) = pairs.unwrap_or(kernels.forward);
         let grid = [t.rows.len() / 2, blocks, parts];
