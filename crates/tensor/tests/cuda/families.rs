@@ -2,7 +2,7 @@
 //! held as stored, with adapters beside them.
 
 use super::common::{Matrix, emulator, same_bits};
-use super::{Op, compare, near};
+use super::{Op, cached_as_whole, compare, near};
 use std::sync::Arc;
 use tensor::blocks::Format;
 use tensor::ops::{
@@ -125,28 +125,10 @@ fn fast_windows_are_the_same_with_a_cache() {
     let Some(gpu) = emulator::gpu() else { return };
     let fast = gpu.with_math(Math::Fast);
     let mut rng = Rng::new(14);
-    let n = 210;
     for (heads, kv_heads, dim) in [(4, 2, 24), (2, 1, 128), (1, 1, 256)] {
         for window in WINDOWS {
             let shape = windowed(heads, kv_heads, dim, dim, window);
-            let mut params = Params::new([]);
-            params.move_to(Some(&fast));
-            let tape = Tape::inference(&params);
-            let qkv = [heads, kv_heads, kv_heads].map(|h| Matrix::random(&mut rng, n, h * dim, 1.0));
-            let attend = |rows: std::ops::Range<usize>, segment: Segment, cache: Option<&mut KvLayer>| {
-                let [q, k, v] = qkv.each_ref().map(|m| m.pick(&rows.clone().collect::<Vec<_>>()).constant());
-                let y = ops::attention(&tape, (&q, &k, &v), shape, &vec![segment].into(), cache);
-                y.host().to_vec()
-            };
-            let want = attend(0..n, Segment { rows: n, past: 0, pages: Vec::new() }, None);
-            let mut cache = KvLayer::default();
-            cache.grow(Some(&fast), 4, &shape);
-            let mut got = Vec::new();
-            for (at, rows) in [(0, 71), (71, 1), (72, 62), (134, 1), (135, 74), (209, 1)] {
-                let segment = Segment { rows, past: at, pages: vec![2, 0, 3, 1] };
-                got.extend(attend(at..at + rows, segment, Some(&mut cache)));
-            }
-            same_bits(&format!("{shape:?}"), &got, &want);
+            cached_as_whole(&fast, &mut rng, shape, &[71, 1, 62, 1, 74, 1], &[2, 0, 3, 1]);
         }
     }
 }

@@ -410,21 +410,31 @@ fn fast_rows_are_independent() {
 
     for (heads, kv_heads, qk_dim, v_dim) in [(4, 2, 24, 16), (2, 2, 128, 128), (3, 1, 80, 80)] {
         let shape = AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 0.2, window: None };
-        let qkv = [heads * qk_dim, kv_heads * qk_dim, kv_heads * v_dim]
-            .map(|w| Matrix::random(&mut rng, n, w, 1.0));
-        let attend = |rows: std::ops::Range<usize>, segment: Segment, cache: Option<&mut KvLayer>| {
-            let [q, k, v] = qkv.each_ref().map(|m| m.pick(&rows.clone().collect::<Vec<_>>()).constant());
-            let y = ops::attention(&tape, (&q, &k, &v), shape, &vec![segment].into(), cache);
-            y.host().to_vec()
-        };
-        let want = attend(0..n, Segment { rows: n, past: 0, pages: Vec::new() }, None);
-        let mut cache = KvLayer::default();
-        cache.grow(Some(&fast), 4, &shape);
-        let mut got = Vec::new();
-        for (at, rows) in [(0, 71), (71, 1), (72, 1), (73, 60), (133, 1), (134, 16)] {
-            let segment = Segment { rows, past: at, pages: vec![2, 0, 3] };
-            got.extend(attend(at..at + rows, segment, Some(&mut cache)));
-        }
-        same_bits(&format!("cached, {shape:?}"), &got, &want);
+        cached_as_whole(&fast, &mut rng, shape, &[71, 1, 1, 60, 1, 16], &[2, 0, 3]);
     }
+}
+
+/// Attention in fast mode over rows that come piece by piece into a cache of these pages has the bits of all rows at once.
+fn cached_as_whole(fast: &Gpu, rng: &mut Rng, shape: AttentionShape, pieces: &[usize], pages: &[u32]) {
+    let n: usize = pieces.iter().sum();
+    let mut params = Params::new([]);
+    params.move_to(Some(fast));
+    let tape = Tape::inference(&params);
+    let widths = [shape.heads * shape.qk_dim, shape.kv_heads * shape.qk_dim, shape.kv_heads * shape.v_dim];
+    let qkv = widths.map(|width| Matrix::random(rng, n, width, 1.0));
+    let attend = |rows: std::ops::Range<usize>, segment: Segment, cache: Option<&mut KvLayer>| {
+        let [q, k, v] = qkv.each_ref().map(|m| m.pick(&rows.clone().collect::<Vec<_>>()).constant());
+        let y = ops::attention(&tape, (&q, &k, &v), shape, &vec![segment].into(), cache);
+        y.host().to_vec()
+    };
+    let want = attend(0..n, Segment { rows: n, past: 0, pages: Vec::new() }, None);
+    let mut cache = KvLayer::default();
+    cache.grow(Some(fast), 4, &shape);
+    let mut got = Vec::new();
+    for &rows in pieces {
+        let past = got.len() / (shape.heads * shape.v_dim);
+        let segment = Segment { rows, past, pages: pages.to_vec() };
+        got.extend(attend(past..past + rows, segment, Some(&mut cache)));
+    }
+    same_bits(&format!("cached, {shape:?}"), &got, &want);
 }
