@@ -142,30 +142,44 @@ pub(super) fn cubins(arch: &str, announce: impl FnOnce()) -> Result<Vec<Vec<u8>>
         return Ok(found.into_iter().flatten().collect());
     }
     announce();
-    let next = AtomicUsize::new(0);
-    let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(missing.len());
-    let work = || {
-        let mut made = Vec::new();
-        while let Some(&file) = missing.get(next.fetch_add(1, Relaxed)) {
-            made.push((file, compile_and_keep(compiler, file, arch)?));
-        }
-        Ok(made)
-    };
-    std::thread::scope(|scope| -> Result<(), GpuError> {
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        for thread in threads {
-            let made = thread.join().expect("the compiler does not panic")?;
-            made.into_iter().for_each(|(file, cubin)| found[file] = Some(cubin));
-        }
-        Ok(())
-    })?;
+    let made = each(&missing, |file| compile_and_keep(compiler, file, arch))?;
+    missing.into_iter().zip(made).for_each(|(file, cubin)| found[file] = Some(cubin));
     Ok(found.into_iter().flatten().collect())
+}
+
+/// Does something with every file, several at once; results are in the files' order.
+pub(super) fn each<T: Send>(
+    files: &[usize],
+    work: impl Fn(usize) -> Result<T, GpuError> + Sync,
+) -> Result<Vec<T>, GpuError> {
+    let next = AtomicUsize::new(0);
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(files.len());
+    let some = || {
+        let mut made = Vec::new();
+        loop {
+            let place = next.fetch_add(1, Relaxed);
+            let Some(&file) = files.get(place) else { return Ok(made) };
+            made.push((place, work(file)?));
+        }
+    };
+    let mut made = std::thread::scope(|scope| -> Result<Vec<(usize, T)>, GpuError> {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(some)).collect();
+        let made = threads.into_iter().map(|t| t.join().expect("the compiler does not panic"));
+        Ok(made.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    })?;
+    made.sort_by_key(|(place, _)| *place);
+    Ok(made.into_iter().map(|(_, result)| result).collect())
+}
+
+/// A hash of all that a file's machine code is made of.
+pub(super) fn hash(compiler: &Compiler, file: usize, arch: &str) -> u64 {
+    let made_of = format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file));
+    fnv(FNV, made_of.as_bytes())
 }
 
 /// Where a file's machine code is kept.
 fn place(compiler: &Compiler, file: usize, arch: &str) -> Option<PathBuf> {
-    let made_of = format!("{} {:?} {}", compiler.version(), options(arch), sources::text(file));
-    let key = fnv(FNV, made_of.as_bytes());
+    let key = hash(compiler, file, arch);
     Some(cache()?.join(format!("{}-{arch}-{key:016x}.cubin", sources::FILES[file].0)))
 }
 

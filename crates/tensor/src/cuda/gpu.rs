@@ -1,10 +1,12 @@
 //! A GPU as ops see it: slabs of memory from a pool, and kernels to launch.
 
+use super::compiler;
 use super::driver::{self, Cuda, Driver, MAX_ARGS};
 use super::emulated::Emulated;
 use super::error::GpuError;
 use super::library::{self, Choices};
 use super::sources;
+use ground::seeds::{FNV, fnv};
 use std::cell::UnsafeCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
@@ -294,7 +296,7 @@ impl Gpu {
 
     /// The version of the kernels' compiler, if it is there.
     pub fn compiler() -> Result<String, GpuError> {
-        Ok(super::compiler::Compiler::get()?.version())
+        Ok(compiler::Compiler::get()?.version())
     }
 
     /// The version of NVIDIA's library of products, or why it is not used.
@@ -304,9 +306,16 @@ impl Gpu {
 
     /// Compiles every kernel for an architecture such as "sm_90"; gives each file's name and the compiler's report.
     pub fn compile_all(arch: &str) -> Result<Vec<(&'static str, String)>, GpuError> {
-        let compiler = super::compiler::Compiler::get()?;
-        let files = sources::FILES.iter().enumerate();
-        files.map(|(i, (stem, _))| Ok((*stem, compiler.compile(i, arch)?.log))).collect()
+        let compiler = compiler::Compiler::get()?;
+        let files: Vec<usize> = (0..sources::FILES.len()).collect();
+        compiler::each(&files, |i| Ok((sources::FILES[i].0, compiler.compile(i, arch)?.log)))
+    }
+
+    /// A hash of all that the kernels of an architecture are compiled from, the compiler's version included.
+    pub fn hash_of_sources(arch: &str) -> Result<u64, GpuError> {
+        let compiler = compiler::Compiler::get()?;
+        let files = (0..sources::FILES.len()).map(|i| compiler::hash(compiler, i, arch).to_le_bytes());
+        Ok(files.fold(FNV, |hash, file| fnv(hash, &file)))
     }
 
     /// The kernels run by a library that the tests have compiled for this processor.
