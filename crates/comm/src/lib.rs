@@ -1,14 +1,12 @@
 //! Ranks: processes that work on one thing together. This crate carries values and messages from one to another and knows
 //! nothing of what they mean; what is added to what, and in which order, is said by whoever calls.
 //!
-//! A transport is a file here and a type that implements [`Comm`]: [`single`] for one process alone, [`local`] for ranks that are
-//! threads of one process, `mpi` for processes that an MPI started. What several ranks do together is written once, upon that
+//! A transport is a type that implements [`Comm`]: [`single`] for one process alone, [`local`] for ranks that are threads of one
+//! process. That for processes which an MPI started is the program's own, so that building with it compiles the program alone anew. What several ranks do together is written once, upon that
 //! trait, in [`collective`].
 
 pub mod collective;
 pub mod local;
-#[cfg(feature = "mpi")]
-pub mod mpi;
 pub mod single;
 
 use std::time::Duration;

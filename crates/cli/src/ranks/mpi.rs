@@ -6,13 +6,13 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use mpi::environment::Universe;
-use mpi::request::{Request, Scope, scope};
-use mpi::topology::{Process, SimpleCommunicator};
-use mpi::traits::{Communicator, Destination, Equivalence, Source};
-use mpi::{Tag, Threading};
+use ::mpi::environment::Universe;
+use ::mpi::request::{Request, Scope, scope};
+use ::mpi::topology::{Process, SimpleCommunicator};
+use ::mpi::traits::{Communicator, Destination, Equivalence, Source};
+use ::mpi::{Tag, Threading};
 
-use crate::{Comm, Lost};
+use comm::{Comm, Lost};
 
 /// What kind of parcel a message is.
 const VALUES: Tag = 1;
@@ -54,7 +54,7 @@ pub struct Mpi {
 impl Mpi {
     /// Joins the ranks that the MPI has started this process with; none where it is no MPI that has started it, or twice.
     pub fn join(watch: Watch) -> Option<Mpi> {
-        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)?;
+        let (universe, _) = ::mpi::initialize_with_threading(Threading::Funneled)?;
         let (was_late, waited, sent) = Default::default();
         Some(Mpi {
             world: universe.world(),

@@ -1,5 +1,8 @@
 //! Ranks: the processes that an MPI has started together with this one.
 
+#[cfg(feature = "mpi")]
+mod mpi;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -100,7 +103,7 @@ fn join() -> Result<Joined> {
 #[cfg(feature = "mpi")]
 fn join() -> Result<Joined> {
     use anyhow::Context;
-    use comm::mpi::{Mpi, Watch};
+    use mpi::{Mpi, Watch};
     use std::sync::atomic::Ordering::Relaxed;
 
     if started() == 1 {
