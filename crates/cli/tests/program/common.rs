@@ -1,5 +1,4 @@
 //! What the tests of the commands share: the built program, and tiny models to run it on.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,8 @@
 //! Where answers begin and end and how a model wants to be sampled: the same for every command, and kept by training.
 
-mod common;
-
 use std::path::Path;
 
-use common::{arg, object, puppet, refusal, shoestring, tokenizer};
+use crate::common::{arg, object, puppet, refusal, shoestring, tokenizer};
 use serde_json::{Value, json};
 
 /// Changes a JSON file of a folder.

@@ -1,5 +1,4 @@
 //! A server of a tiny random model, and a client that speaks plain HTTP.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};

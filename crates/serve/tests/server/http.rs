@@ -1,12 +1,10 @@
 //! What clients may count on, over plain HTTP.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use common::{chat, post, raw, send, start};
+use crate::common::{chat, post, raw, send, start};
 use serde_json::{Value, json};
 use serve::Options;
 

@@ -1,8 +1,6 @@
 //! `score` and `inspect`, on the golden models that `transformers` wrote.
 
-mod common;
-
-use common::{arg, golden, object, refusal, text};
+use crate::common::{arg, golden, object, refusal, text};
 use model::files::SafeFile;
 
 fn tensor(path: &std::path::Path, name: &str) -> (Vec<usize>, Vec<f32>) {
@@ -57,8 +55,8 @@ fn threads_and_later_tokens_change_nothing() {
     assert_eq!(one, two);
     let short = run("2", "3,1,4,1");
     let (long, short) = (
-        common::printed_list(&one, "logprobs").remove(0),
-        common::printed_list(&short, "logprobs").remove(0),
+        crate::common::printed_list(&one, "logprobs").remove(0),
+        crate::common::printed_list(&short, "logprobs").remove(0),
     );
     assert_eq!(long[..3], short[..]);
     assert_eq!(

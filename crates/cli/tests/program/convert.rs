@@ -1,10 +1,8 @@
 //! `convert` and GGUF files wherever a model is taken.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{arg, golden, object, refusal, text, tiny, tokenizer};
+use crate::common::{arg, golden, object, refusal, text, tiny, tokenizer};
 use model::{Model, ModelConfig};
 use serde_json::json;
 

@@ -1,8 +1,6 @@
 //! `/openapi.json` says what the server does: what it allows is taken up to the last value, what it forbids is refused from the first.
 
-mod common;
-
-use common::{post, send, start};
+use crate::common::{post, send, start};
 use serde_json::{Map, Value, json};
 use serve::Options;
 

@@ -1,8 +1,6 @@
 //! The other interfaces, and what goes beyond them, over plain HTTP.
 
-mod common;
-
-use common::{chat, post, start};
+use crate::common::{chat, post, start};
 use serde_json::{Value, json};
 use serve::Options;
 
@@ -318,12 +316,12 @@ fn calls_can_be_forced_in_every_form() {
         "parameters",
     ];
     for (seed, style) in (1..).zip(styles) {
-        let mut served = common::tiny("x", seed);
+        let mut served = crate::common::tiny("x", seed);
         let template = format!(
             "{{%- if tools -%}}{{{{- '<|system|>' + (tools | tojson) + '{style}<|end|>' -}}}}{{%- endif -%}}"
         );
         served.tokenizer = served.tokenizer.with_chat_template(template + data::DEFAULT_TEMPLATE);
-        let address = common::serve_models(vec![served], Options::default());
+        let address = crate::common::serve_models(vec![served], Options::default());
         let tool = |name: &str, key: &str| {
             json!({"type": "object", "additionalProperties": false, "required": [key],
             "properties": {key: {"enum": [name, "</tool_call>"]}}})

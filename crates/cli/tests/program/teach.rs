@@ -1,8 +1,6 @@
 //! `teach`: a table is understood or refused, what is pointless is not done, and a run ends in a measured model.
 
-mod common;
-
-use common::{arg, object, puppet, refusal, text, tiny, tokenizer};
+use crate::common::{arg, object, puppet, refusal, text, tiny, tokenizer};
 use std::path::{Path, PathBuf};
 
 fn table(dir: &Path, name: &str, rows: impl Iterator<Item = String>) -> PathBuf {

@@ -1,13 +1,9 @@
 //! Lessons: tables are kept under the studio's own folder, taught by a process of its own, which is found again.
-#![cfg(unix)]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{chat, post, send, start, tiny};
+use crate::common::{chat, post, send, start, tiny};
 use serde_json::{Value, json};
 use serve::{Options, Served, Shelf, Shelved, Teacher};
 
@@ -145,7 +141,7 @@ fn strangers_teach_nothing() {
     assert_eq!(send(start(Options::default()), "GET", "/studio/lessons", &[], "").status, 404);
     let open =
         Options { hosts: vec!["127.0.0.1".into()], address: ([0, 0, 0, 0], 0).into(), ..options(dir.path()) };
-    let open = common::serve_at(Vec::new(), open);
+    let open = crate::common::serve_at(Vec::new(), open);
     let open = std::net::SocketAddr::from(([127, 0, 0, 1], open.port()));
     assert_eq!(
         send(open, "PUT", "/studio/lessons/x.csv", &[], "q,a\n").status,
@@ -186,5 +182,5 @@ fn models_come_off_the_shelf_when_they_are_asked_for() {
 }
 
 fn start_none(options: Options) -> std::net::SocketAddr {
-    common::serve_models(Vec::new(), options)
+    crate::common::serve_models(Vec::new(), options)
 }

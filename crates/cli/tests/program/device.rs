@@ -1,19 +1,15 @@
 //! The device changes no bit: answers, scores and whole runs are those of the processor, and a run may begin on one and
 //! end on the other. The GPU is the emulated one (see CONTRIBUTING.md), so that every machine can test this.
 
-mod common;
-#[path = "../../tensor/tests/common/emulator.rs"]
-mod emulator;
-
 use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use common::{arg, refusal, start_run, text, tiny};
+use crate::common::{arg, refusal, start_run, text, tiny};
 
 /// `--device emulated:…`; none where there is no C++ compiler.
 fn emulated() -> Option<String> {
-    Some(format!("emulated:{}", arg(&emulator::library()?)))
+    Some(format!("emulated:{}", arg(&crate::emulator::library()?)))
 }
 
 #[test]
@@ -194,11 +190,11 @@ fn fast_rollouts_have_the_trainers_log_probabilities() {
     let Some(device) = emulated() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("config.json");
-    let text = common::config(300, Some(1)).to_json().to_string();
+    let text = crate::common::config(300, Some(1)).to_json().to_string();
     std::fs::write(&file, text).expect("written");
     let sizes = ["--prompts", "2", "--group", "3", "--max-new", "7", "--prompt-len", "5", "--steps", "1"];
     let bench = ["bench", "grpo", "--config", arg(&file), "--json", "--math", "fast", "--device", &device];
-    let said = common::object(&[&bench[..], &sizes].concat());
+    let said = crate::common::object(&[&bench[..], &sizes].concat());
     assert_eq!(said["mismatched_logprobs"], 0);
     assert_eq!(said["device"], "emulated GPU");
 }
@@ -213,7 +209,7 @@ fn what_cannot_be_had_is_refused_in_a_sentence() {
     if let Some(device) = emulated() {
         let dir = tempfile::tempdir().expect("a folder");
         let config = dir.path().join("config.json");
-        let mut wide = common::config(50, None).to_json();
+        let mut wide = crate::common::config(50, None).to_json();
         wide["head_dim"] = 258.into();
         std::fs::write(&config, wide.to_string()).expect("written");
         let said = refusal(&["bench", "train", "--config", arg(&config), "--device", &device]);

@@ -1,10 +1,8 @@
 //! `generate`: keys, order, bits, stop strings, and what is refused.
 
-mod common;
-
 use std::path::Path;
 
-use common::{CONTEXT, arg, object, printed_list, refusal, text, tiny};
+use crate::common::{CONTEXT, arg, object, printed_list, refusal, text, tiny};
 use data::{Message, Tokenizer, encode_prompt};
 
 /// What the sampler reports is what the trainer's forward pass computes: the printed decimals are equal.
@@ -171,7 +169,7 @@ fn bad_models_are_refused() {
 
 /// A tokenizer with more ids than the model has.
 fn misfit(dir: &Path) {
-    model::Model::random(common::config(100, None), 1).save(dir).expect("saved");
+    model::Model::random(crate::common::config(100, None), 1).save(dir).expect("saved");
     let error = refusal(&["generate", arg(dir), "--prompt", "hi", "--json"]);
     assert!(error.contains("does not fit") && error.contains("to 99"), "{error}");
 }
@@ -191,7 +189,7 @@ fn bad_numbers_are_refused() {
         &["score", "m"],
         &["eval", "m", "--task", "word", "--samples", "0"],
     ] {
-        let out = common::shoestring(args);
+        let out = crate::common::shoestring(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");
         assert!(out.stdout.is_empty() && !out.stderr.is_empty(), "{args:?}");
     }

@@ -1,8 +1,6 @@
 //! `eval` and `chat` on a tiny random model: keys, verifier commands, conversations through a pipe.
 
-mod common;
-
-use common::{arg, object, refusal, text, tiny, with_input};
+use crate::common::{arg, object, refusal, text, tiny, with_input};
 
 fn problems(dir: &std::path::Path) -> std::path::PathBuf {
     let path = dir.join("mine.jsonl");

@@ -1,11 +1,9 @@
 //! A run that is killed at random moments ends with the same bits as one that is not.
 
-mod common;
-
 use std::path::Path;
 use std::time::Duration;
 
-use common::start_run;
+use crate::common::start_run;
 
 const RECIPE: &str = r#"
 name = "resume"

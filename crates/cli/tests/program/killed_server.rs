@@ -1,8 +1,4 @@
 //! `kill -9` of a server and of the studio: clients hear of it, no file is damaged, and whoever starts next goes on.
-#![cfg(unix)]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -10,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{arg, puppet, tokenizer};
+use crate::common::{arg, puppet, tokenizer};
 use model::{Model, ModelConfig};
 use serde_json::{Value, json};
 

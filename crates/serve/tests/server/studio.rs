@@ -1,11 +1,9 @@
 //! Runs are read from their folders, and nothing else is.
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 
-use common::{send, start};
+use crate::common::{send, start};
 use serde_json::json;
 use serve::Options;
 

@@ -1,10 +1,8 @@
 //! A recipe that trains adapters on a quantised file, from the file to what comes out.
 
-mod common;
-
 use std::path::Path;
 
-use common::{arg, object, refusal, shoestring, text, tiny};
+use crate::common::{arg, object, refusal, shoestring, text, tiny};
 use model::Model;
 
 fn recipe(base: &Path) -> String {
