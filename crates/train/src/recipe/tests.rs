@@ -199,6 +199,11 @@ fn words_and_types_are_checked_with_their_place() {
     assert!(wrong.contains("`stage.sft.steps`") && wrong.contains("-1"), "{wrong}");
     let wrong = refusal(&launch_with("steps = 40", "data = \"problem\""), &[]);
     assert!(wrong.contains("expected \"problems\", { jsonl = \"file\" } or { stage = \"name\" }"), "{wrong}");
+    for own in ["hurried_share = 0.1", "mix = [{ task = \"word\" }]"] {
+        let key = own.split(' ').next().expect("a key");
+        let wrong = refusal(&launch_with("steps = 40", &format!("data = {{ jsonl = \"a.jsonl\" }}\n{own}")), &[]);
+        assert!(wrong.contains(key) && wrong.contains("`data` names what is learnt"), "{wrong}");
+    }
     let wrong = refusal(&launch_with("kind = \"sft\"", "name = \"x\""), &[]);
     assert!(wrong.contains("line 30") && wrong.contains("the key `kind` is missing"), "{wrong}");
 }

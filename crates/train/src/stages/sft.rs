@@ -100,6 +100,15 @@ impl Stage for SftStage {
         if self.own.drill_share > 0.0 && self.own.mix.is_none() && earlier.problems.mix.is_empty() {
             return Err(at.error("drill_share", "drills are of the built-in tasks of a `mix` alone"));
         }
+        if self.own.data != Data::Problems {
+            let drawn = "no problems are drawn here: `data` names what is learnt";
+            if self.own.hurried_share > 0.0 {
+                return Err(at.error("hurried_share", drawn));
+            }
+            if self.own.mix.is_some() && self.own.drill_share == 0.0 {
+                return Err(at.error("mix", format!("{drawn}, and no drills (`drill_share`)")));
+            }
+        }
         at.positive(&[("steps", self.own.steps)])?;
         self.packing.check(at)?;
         self.adapting.check(at)?;
