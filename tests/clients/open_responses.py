@@ -37,7 +37,8 @@ OPENAI = {f"response.reasoning_text.{what}": f"response.reasoning.{what}" for wh
 
 
 def post(stream, **body):
-    data = json.dumps({"model": model, "stream": stream, **body}).encode()
+    # Greedily: what is drawn may not come to an end.
+    data = json.dumps({"model": model, "stream": stream, "temperature": 0, **body}).encode()
     request = urllib.request.Request(url + "v1/responses", data, {"content-type": "application/json"})
     return urllib.request.urlopen(request, timeout=300)
 
