@@ -11,7 +11,7 @@ use crate::error::{Answer, ApiError};
 use crate::lanes::{Heard, Work};
 use crate::options::Served;
 use crate::shelf::Entry;
-use crate::thinking::Thinking;
+use crate::thinking::{Split, Thinking, marks_answers};
 use crate::tools::{Call, ToolReader};
 
 /// What is to be continued, and how its text is read.
@@ -56,11 +56,17 @@ pub(crate) struct Piece {
     pub(crate) text: String,
     pub(crate) tokens: Vec<Told>,
     pub(crate) calls: Vec<Call>,
+    /// What the model has marked as its answer; it is a part of the text.
+    pub(crate) answer: Option<String>,
 }
 
 impl Piece {
     fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.reasoning.is_empty() && self.tokens.is_empty() && self.calls.is_empty()
+        let texts = [&self.text, &self.reasoning];
+        texts.iter().all(|text| text.is_empty())
+            && self.tokens.is_empty()
+            && self.calls.is_empty()
+            && self.answer.is_none()
     }
 }
 
@@ -109,7 +115,8 @@ struct Reading {
 /// Begins to answer.
 pub(crate) fn begin(entry: &Entry, ask: Ask) -> Answer<Receiver<Delta>> {
     let Ask { request, extras, stops, thinking, formed, tell_tokens, tools } = ask;
-    let thinking = thinking.map(|opened| Thinking::new(opened, formed));
+    let marks = marks_answers(&entry.served.tokenizer);
+    let thinking = thinking.map(|opened| Thinking::new(opened, formed, marks));
     let samples = request.samples;
     let work = entry.front.submit(request, extras).map_err(ApiError::busy)?;
     let (to, deltas) = channel(BUFFER);
@@ -140,8 +147,8 @@ impl Sample<'_> {
         let mut piece = match &mut self.thinking {
             None => Piece { text: text.to_owned(), ..Piece::default() },
             Some(thinking) => {
-                let split = thinking.push(text, end);
-                Piece { reasoning: split.reasoning, text: split.text, ..Piece::default() }
+                let Split { reasoning, text, answer } = thinking.push(text, end);
+                Piece { reasoning, text, answer, ..Piece::default() }
             }
         };
         if let Some(tools) = &mut self.tools {

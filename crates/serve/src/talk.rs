@@ -14,6 +14,7 @@ use crate::grammar::{self, Form};
 use crate::openai::params::Wishes;
 use crate::options::{ReasoningField, Served};
 use crate::shelf::Entry;
+use crate::thinking::CLOSE;
 use crate::tools::Calls;
 
 /// Tools that may be offered at most.
@@ -36,6 +37,8 @@ impl Tool {
 /// A conversation and what goes with it.
 #[derive(Default)]
 pub(crate) struct Talk {
+    /// The field that holds it.
+    pub(crate) field: &'static str,
     pub(crate) messages: Vec<Message>,
     pub(crate) tools: Vec<Tool>,
     /// The first call alone counts.
@@ -64,10 +67,10 @@ impl Talk {
         let names = self.tools.iter().map(|t| t.name().to_owned()).collect();
         let form = form(self.schema, self.must_call, &self.tools, self.one_call);
         let offered = !self.tools.is_empty();
-        let (prompt, opened) = encode(&entry.served, &self.messages, &given)?;
+        let (prompt, opened) = encode(&entry.served, self.field, &self.messages, &given)?;
         let mut extras = wishes.extras(salt, self.top.unwrap_or(0), entry.front.speculate);
-        let budget = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
         let formed = form.is_some();
+        let budget = self.budget.map(|tokens| budget(&entry.served, tokens, opened)).transpose()?;
         let form = match form {
             None => None,
             Some(form) => Some(grammar::guide(entry, form, opened).await?),
@@ -78,7 +81,7 @@ impl Talk {
         };
         let split = app.options.reasoning != ReasoningField::None;
         Ok(Ask {
-            request: wishes.request(entry, prompt, "messages")?,
+            request: wishes.request(entry, prompt, self.field)?,
             extras,
             stops: wishes.stops.clone(),
             thinking: split.then_some(opened),
@@ -240,14 +243,19 @@ fn tool(place: &str, value: Value, flat: bool) -> Answer<Tool> {
     Ok(Tool { value: json!({"type": "function", "function": function}), strict })
 }
 
-/// The ids of a conversation, and whether its prompt opens a thought.
-pub(crate) fn encode(served: &Served, messages: &[Message], given: &Given) -> Answer<(Vec<u32>, bool)> {
+/// The ids of a conversation that stands in a field, and whether its prompt opens a thought.
+pub(crate) fn encode(
+    served: &Served,
+    field: &str,
+    messages: &[Message],
+    given: &Given,
+) -> Answer<(Vec<u32>, bool)> {
     if served.tokenizer.chat_template().is_none() {
         let message =
             format!("{} has no chat template: continue text by /v1/completions instead", served.name);
         return Err(ApiError::field("model", message));
     }
-    let wrong = |error: data::DataError| ApiError::field("messages", error.to_string());
+    let wrong = |error: data::DataError| ApiError::field(field, error.to_string());
     if !given.tools.is_empty() {
         let whole = Conversation { messages: messages.to_vec(), given: given.clone() };
         if fields_left_out(&served.tokenizer, &whole).map_err(wrong)?.iter().any(|f| f == "tools") {
@@ -262,7 +270,7 @@ pub(crate) fn encode(served: &Served, messages: &[Message], given: &Given) -> An
 
 /// Ends thinking after so many tokens.
 fn budget(served: &Arc<Served>, tokens: usize, opened: bool) -> Answer<MakeGuide> {
-    let close = served.tokenizer.encode("</think>").map_err(|e| ApiError::internal(e.to_string()))?;
+    let close = served.tokenizer.encode(CLOSE).map_err(|e| ApiError::internal(e.to_string()))?;
     let served = served.clone();
     Ok(Arc::new(move || {
         Box::new(Budget {

@@ -16,14 +16,14 @@ pub(crate) struct Vote {
     answered: usize,
 }
 
-/// What a sample answers: what stands between its tags, else its last line that is not blank. Cut off, it answers nothing.
+/// What a sample answers: what it marks, or stands between tags, else its last line that is not blank. Cut off, it answers nothing.
 fn answer(choice: &Choice) -> Option<String> {
     if choice.finish == Some(crate::generation::Finish::Length) {
         return None;
     }
-    let tagged = tasks::answer_of(&format!("<think></think>{}", choice.text)).map(str::to_owned);
+    let tagged = || tasks::answer_of(&format!("<think></think>{}", choice.text)).map(str::to_owned);
     let last = || choice.text.lines().rev().map(str::trim).find(|l| !l.is_empty()).map(str::to_owned);
-    tagged.or_else(last).filter(|a| !a.is_empty())
+    choice.answer.clone().or_else(tagged).or_else(last).filter(|a| !a.is_empty())
 }
 
 /// Whether two answers say the same: the same number, or the same words.

@@ -15,11 +15,23 @@ use crate::blocks::{self, Block, Blocks, Change, Kind};
 use crate::error::{Answer, ApiError, json_response};
 use crate::fields::{Fields, kind};
 use crate::generation::{Delta, Finish, begin};
-use crate::openai::params::Wishes;
+use crate::openai::params::{VOTES, Wishes};
 use crate::openai::{Usage, Watch, new_id};
 use crate::sse::{Events, Gone};
 use crate::talk::{Talk, encode};
-use crate::tools;
+use crate::{grammar, tools};
+
+/// Fields that mean something which is not done here, with the values that mean nothing.
+const REFUSED: [(&str, &[&str]); 8] = [
+    ("n", &["1"]),
+    ("logprobs", &["false"]),
+    ("top_logprobs", &["0"]),
+    ("response_format", &[]),
+    ("reasoning_effort", &[]),
+    ("container", &[]),
+    ("mcp_servers", &["[]"]),
+    ("context_management", &[]),
+];
 
 /// A request, read.
 struct Asked {
@@ -45,7 +57,8 @@ pub(crate) async fn count(State(app): State<Arc<App>>, request: Request<Body>) -
     }
 }
 
-fn refusal(error: &ApiError) -> Response {
+/// An error in the words of this interface.
+pub(crate) fn refusal(error: &ApiError) -> Response {
     let kind = match error.kind() {
         "server_error" => "api_error",
         other => other,
@@ -92,15 +105,18 @@ async fn count_tokens(app: Arc<App>, request: Request<Body>) -> Answer<Response>
     let Call { app, fields: mut f, .. } = read(app, request).await?;
     let model = f.text("model")?;
     let entry = &app.entry(model.as_deref()).await?;
-    let mut talk = Talk { messages: conversation(&mut f)?, ..Talk::default() };
+    let mut talk = Talk { field: "messages", messages: conversation(&mut f)?, ..Talk::default() };
     talk.take_tools(&mut f, true)?;
-    let (ids, _) = encode(&entry.served, &talk.messages, &talk.given())?;
+    let (ids, _) = encode(&entry.served, talk.field, &talk.messages, &talk.given())?;
     Ok(json_response(StatusCode::OK, &json!({"input_tokens": ids.len()})).into_response())
 }
 
 fn asked(f: &mut Fields, entry: &crate::shelf::Entry) -> Answer<Asked> {
-    let mut talk = Talk { messages: conversation(f)?, ..Talk::default() };
+    let mut talk = Talk { field: "messages", messages: conversation(f)?, ..Talk::default() };
     talk.take_tools(f, true)?;
+    f.refuse(&REFUSED)?;
+    f.refuse(&VOTES)?;
+    output(f, &mut talk)?;
     f.rename("stop_sequences", "stop");
     if f.peek("max_tokens").is_null() {
         return Err(ApiError::field("max_tokens", "max_tokens is missing"));
@@ -110,7 +126,7 @@ fn asked(f: &mut Fields, entry: &crate::shelf::Entry) -> Answer<Asked> {
         Some(value) => {
             let mut t = Fields::of("thinking", value)?;
             let kind = t.text("type")?.unwrap_or_default();
-            talk.budget = t.count("budget_tokens", 0..=usize::MAX)?;
+            talk.budget = t.count("budget_tokens", 0..=usize::MAX)?.or(talk.budget);
             match kind.as_str() {
                 "enabled" | "adaptive" => true,
                 "disabled" => {
@@ -127,6 +143,19 @@ fn asked(f: &mut Fields, entry: &crate::shelf::Entry) -> Answer<Asked> {
         }
     };
     Ok(Asked { talk, wishes: Wishes::take(f, &entry.served)?, thinking })
+}
+
+/// `output_config`: the answer's schema, and the effort of thinking.
+fn output(f: &mut Fields, talk: &mut Talk) -> Answer<()> {
+    let Some(config) = f.take("output_config") else { return Ok(()) };
+    let mut config = Fields::of("output_config", config)?;
+    let effort = config.text("effort")?;
+    talk.take_effort("output_config.effort", effort)?;
+    if let Some(format) = config.take("format") {
+        let field = "output_config.format";
+        talk.schema = grammar::schema(field, format)?.map(|schema| (field, schema));
+    }
+    Ok(())
 }
 
 /// `system` and `messages`, as templates know them.

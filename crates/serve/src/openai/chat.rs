@@ -102,7 +102,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
 /// The conversation of a request.
 fn talk(f: &mut Fields) -> Answer<Talk> {
     let list = f.list("messages")?.ok_or_else(|| ApiError::field("messages", "messages is missing"))?;
-    let mut talk = Talk { messages: messages::messages(list)?, ..Talk::default() };
+    let mut talk = Talk { field: "messages", messages: messages::messages(list)?, ..Talk::default() };
     talk.variables = f.object("chat_template_kwargs")?.unwrap_or_default();
     talk.take_tools(f, false)?;
     if let Some(format) = f.take("response_format") {
@@ -223,6 +223,9 @@ impl Reply {
             list.iter_mut().zip(calls..).for_each(|(call, index)| call["index"] = index.into());
             body.insert("tool_calls".to_owned(), list.into());
         }
+        if let Some(answer) = &piece.answer {
+            body.insert("answer".to_owned(), answer.as_str().into());
+        }
         body
     }
 
@@ -255,7 +258,10 @@ impl Reply {
     fn voted(&self, choices: &[Choice], watch: &Watch, least: f32) -> Value {
         let vote = votes::count(choices);
         let abstained = vote.winner.is_none() || vote.agreement < f64::from(least);
-        let winner = vote.winner.map_or_else(Choice::default, |i| choices[i].clone());
+        let mut winner = vote.winner.map_or_else(Choice::default, |i| choices[i].clone());
+        if abstained {
+            winner.answer = None;
+        }
         let mut choice = self.choice(0, &winner);
         if abstained {
             choice["message"]["content"] = Value::Null;
@@ -277,6 +283,9 @@ impl Reply {
             message.insert("tool_calls".to_owned(), tool_calls(&choice.calls).into());
         }
         message.insert("refusal".to_owned(), Value::Null);
+        if let Some(answer) = &choice.answer {
+            message.insert("answer".to_owned(), answer.as_str().into());
+        }
         if !choice.reasoning.is_empty() {
             for name in self.reasoning.names() {
                 message.insert((*name).to_owned(), choice.reasoning.as_str().into());

@@ -10,7 +10,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use super::params::{MOST_TOP, Wishes};
+use super::params::{MOST_TOP, VOTES, Wishes};
 use super::{Choice, Watch, collect, finish_reason, new_id, stream, tokens};
 use crate::app::{App, Call, now, read};
 use crate::error::{Answer, ApiError, json_response};
@@ -23,7 +23,12 @@ use crate::sse::{Events, Gone};
 const MOST_PROMPTS: usize = 128;
 
 /// Fields that mean something which is not done here, with the values that mean nothing.
-const REFUSED: [(&str, &[&str]); 2] = [("suffix", &["\"\""]), ("best_of", &["1"])];
+const REFUSED: [(&str, &[&str]); 4] = [
+    ("suffix", &["\"\""]),
+    ("response_format", &["{\"type\":\"text\"}"]),
+    ("tools", &["[]"]),
+    ("reasoning_effort", &[]),
+];
 
 /// What all chunks of a reply have in common.
 struct Reply {
@@ -40,6 +45,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
     let model = f.text("model")?;
     let entry = &app.entry(model.as_deref()).await?;
     f.refuse(&REFUSED)?;
+    f.refuse(&VOTES)?;
     let prompts = prompts(&entry.served, f.need("prompt")?)?;
     let wishes = Wishes::take(&mut f, &entry.served)?;
     let echo = f.flag("echo")?.unwrap_or(false);

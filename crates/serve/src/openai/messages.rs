@@ -38,16 +38,7 @@ pub(crate) fn message(place: &str, value: Value) -> Answer<Message> {
             ));
         }
     };
-    let content = match f.take("content") {
-        None => None,
-        Some(Value::String(text)) => Some(text),
-        Some(Value::Array(parts)) => Some(parts_text(place, parts)?),
-        Some(other) => {
-            let message =
-                format!("{place}.content is {}, expected a string or a list of parts", kind(&other));
-            return Err(ApiError::field(f.name("content"), message));
-        }
-    };
+    let content = f.take("content").map(|content| text(&f.name("content"), content)).transpose()?;
     let mut more = Map::new();
     // Both names that clients have for it; templates know the first.
     let thought = f.text("reasoning_content")?;
@@ -70,11 +61,19 @@ pub(crate) fn message(place: &str, value: Value) -> Answer<Message> {
     Ok(Message { content: Some(content.unwrap_or_default()), more, ..Message::new(role, "") })
 }
 
-/// The text of a list of parts.
-fn parts_text(place: &str, parts: Vec<Value>) -> Answer<String> {
+/// A text, or the text of a list of parts.
+pub(crate) fn text(place: &str, value: Value) -> Answer<String> {
+    let parts = match value {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => {
+            let message = format!("{place} is {}, expected a string or a list of parts", kind(&other));
+            return Err(ApiError::field(place, message));
+        }
+    };
     let mut out = String::new();
     for (i, part) in parts.into_iter().enumerate() {
-        let place = format!("{place}.content[{i}]");
+        let place = format!("{place}[{i}]");
         let mut f = Fields::of(&place, part)?;
         let what = f.text("type")?.unwrap_or_default();
         if !["text", "input_text", "output_text", "refusal"].contains(&what.as_str()) {

@@ -69,6 +69,7 @@ pub(crate) struct Choice {
     pub(crate) text: String,
     pub(crate) tokens: Vec<Told>,
     pub(crate) calls: Vec<Call>,
+    pub(crate) answer: Option<String>,
     pub(crate) finish: Option<Finish>,
 }
 
@@ -127,6 +128,7 @@ pub(crate) async fn collect(
                 choice.text += &piece.text;
                 choice.tokens.extend(piece.tokens);
                 choice.calls.extend(piece.calls);
+                choice.answer = piece.answer.or(choice.answer.take());
             }
             Delta::End { sample, finish, .. } => choices[sample].finish = Some(finish),
             Delta::Failed(error) => return Err(error),

@@ -19,6 +19,23 @@ const MOST_BIASES: usize = 1024;
 /// Most likely tokens that are told beside one.
 pub(crate) const MOST_TOP: usize = 20;
 
+/// Fields of other servers that would change an answer and are not done here, with the values that mean nothing.
+const UNDONE: [(&str, &[&str]); 11] = [
+    ("best_of", &["1"]),
+    ("use_beam_search", &["false"]),
+    ("min_tokens", &["0"]),
+    ("stop_token_ids", &["[]"]),
+    ("bad_words", &["[]"]),
+    ("structured_outputs", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("guided_choice", &[]),
+    ("guided_grammar", &[]),
+    ("prompt_logprobs", &["0"]),
+];
+/// What is for chats alone: elsewhere it is refused too.
+pub(crate) const VOTES: [(&str, &[&str]); 2] = [("votes", &[]), ("min_agreement", &[])];
+
 /// How an answer is to be drawn.
 pub(crate) struct Wishes {
     pub(crate) samples: usize,
@@ -35,6 +52,7 @@ pub(crate) struct Wishes {
 impl Wishes {
     /// Takes them from a request's fields.
     pub(crate) fn take(f: &mut Fields, served: &Served) -> Answer<Wishes> {
+        f.refuse(&UNDONE)?;
         let stream = f.flag("stream")?.unwrap_or(false);
         let include_usage = match f.take("stream_options") {
             None => false,

@@ -10,7 +10,7 @@ use data::Message;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
 
-use super::params::Wishes;
+use super::params::{VOTES, Wishes};
 use super::{Usage, Watch, messages, new_id};
 use crate::app::{App, Call, now, read};
 use crate::blocks::{self, Block, Blocks, Change, Kind};
@@ -23,7 +23,7 @@ use crate::talk::Talk;
 use crate::tools;
 
 /// Fields that mean something which is not done here, with the values that mean nothing.
-const REFUSED: [(&str, &[&str]); 7] = [
+const REFUSED: [(&str, &[&str]); 10] = [
     ("previous_response_id", &[]),
     ("conversation", &[]),
     ("background", &["false"]),
@@ -31,6 +31,9 @@ const REFUSED: [(&str, &[&str]); 7] = [
     ("truncation", &["\"disabled\""]),
     ("max_tool_calls", &[]),
     ("top_logprobs", &["0"]),
+    ("logprobs", &["false"]),
+    ("response_format", &[]),
+    ("reasoning_effort", &[]),
 ];
 
 /// Fields that are told again in the response.
@@ -65,6 +68,10 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
     let model = f.text("model")?;
     let entry = &app.entry(model.as_deref()).await?;
     f.refuse(&REFUSED)?;
+    f.refuse(&VOTES)?;
+    if f.list("include")?.is_some_and(|list| list.iter().any(|what| what == "message.output_text.logprobs")) {
+        return Err(ApiError::field("include", "log-probabilities are told by /v1/chat/completions alone"));
+    }
     let echo = ECHOED.iter().map(|&field| (field.to_owned(), f.peek(field))).collect();
     let talk = talk(&mut f)?;
     f.rename("max_output_tokens", "max_completion_tokens");
@@ -98,7 +105,7 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
 
 /// `input`, `instructions`, `tools` and `reasoning`.
 fn talk(f: &mut Fields) -> Answer<Talk> {
-    let mut talk = Talk::default();
+    let mut talk = Talk { field: "input", ..Talk::default() };
     if let Some(instructions) = f.text("instructions")? {
         talk.messages.push(Message::system(instructions));
     }
@@ -155,7 +162,9 @@ fn input(place: &str, value: Value, out: &mut Vec<Message>) -> Answer<()> {
             }
         }
         "function_call_output" => {
-            let mut message = Message::new("tool", f.text("output")?.unwrap_or_default());
+            let said =
+                f.take("output").map(|output| messages::text(&f.name("output"), output)).transpose()?;
+            let mut message = Message::new("tool", said.unwrap_or_default());
             if let Some(id) = f.take("call_id") {
                 message.more.insert("tool_call_id".into(), id);
             }

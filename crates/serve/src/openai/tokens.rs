@@ -84,7 +84,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request<Body>
             encoded.map_err(|e| ApiError::field("prompt", e.to_string()))?
         }
         (None, Some(list)) => {
-            crate::talk::encode(served, &messages::messages(list)?, &data::Given::default())?.0
+            crate::talk::encode(served, "messages", &messages::messages(list)?, &data::Given::default())?.0
         }
         _ => return Err(ApiError::field("prompt", "give either prompt, a string, or messages")),
     };

@@ -187,12 +187,19 @@ fn strangers_are_kept_out() {
         address,
         "OPTIONS",
         CHAT,
-        &[("origin", "https://friend.example"), ("access-control-request-method", "POST")],
+        &[
+            ("origin", "https://friend.example"),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization,x-stainless-os"),
+        ],
         "",
     );
-    assert!(
-        friend.status == 204 && friend.head.contains("access-control-allow-origin: https://friend.example")
-    );
+    assert_eq!(friend.status, 204);
+    for line in ["origin: https://friend.example", "headers: authorization,x-stainless-os"] {
+        assert!(friend.head.contains(&format!("access-control-allow-{line}")), "{}", friend.head);
+    }
+    let shaped = send(address, "POST", "/v1/messages", &[], "{}");
+    assert_eq!((shaped.status, &shaped.json()["type"]), (401, &serde_json::json!("error")));
     for (path, status) in [("/health", 200), ("/", 200), ("/metrics", 401), ("/nothing", 401)] {
         assert_eq!(send(address, "GET", path, &[], "").status, status, "{path}");
     }
@@ -278,4 +285,36 @@ fn hostile_requests_do_no_harm() {
     assert_eq!(send(address, "DELETE", CHAT, &[], "").status, 405);
     assert_eq!(post(address, CHAT, &chat(json!({}))).status, 200, "and it goes on");
     assert_eq!(send(address, "GET", "/health", &[], "").status, 200);
+}
+
+/// Who reads nothing of a stream is left after a while.
+#[test]
+fn a_client_that_does_not_read_is_left() {
+    let address = start(Options { patience: Duration::from_millis(500), ..Options::default() });
+    // More than what lies on the way to a reader holds.
+    let long = chat(
+        json!({"n": 16, "max_completion_tokens": 900, "stream": true, "logprobs": true, "top_logprobs": 20,
+        "ignore_eos": true, "logit_bias": {"256": -100}}),
+    );
+    let (body, mut stream) = (long.to_string(), TcpStream::connect(address).expect("it listens"));
+    write!(stream, "POST {CHAT} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        .expect("sent");
+    let running = || {
+        let told = send(address, "GET", "/metrics", &[], "").body;
+        let line = told.lines().find(|l| l.starts_with("shoestring_running{model=\"a\"}"));
+        line.and_then(|l| l.rsplit(' ').next()?.parse::<u32>().ok())
+    };
+    let begun = Instant::now();
+    let wait = |for_none: bool| {
+        while (running() == Some(0)) != for_none {
+            assert!(begun.elapsed() < Duration::from_secs(60), "running: {:?}", running());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait(false);
+    wait(true);
+    std::thread::sleep(Duration::from_secs(2));
+    let mut read = Vec::new();
+    let _ = stream.read_to_end(&mut read);
+    assert!(!String::from_utf8_lossy(&read).contains("[DONE]"), "{} bytes came to the end", read.len());
 }

@@ -118,6 +118,107 @@ fn votes_say_how_far_they_agree() {
     assert_eq!(events[1]["choices"][0]["finish_reason"], "stop");
 }
 
+/// What a model marks as its answer is told without tags, and beside the text; as it was written where that is asked for.
+#[test]
+fn marked_answers_are_told_without_tags() {
+    let ask = |address, path, more: Value| {
+        let token = |text: &str| {
+            let told = post(address, "/tokenize", &json!({"model": "a", "prompt": text})).json();
+            told["tokens"][0].to_string()
+        };
+        // Drawn from these three, as chance will have it.
+        let biases = json!({token("7"): 100, token("<answer>"): 100, token("</answer>"): 100});
+        let mut body = json!({"model": "a", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "max_tokens": 60,
+            "logit_bias": biases, "temperature": 2, "seed": 1});
+        more.as_object().expect("an object").iter().for_each(|(k, v)| body[k] = v.clone());
+        post(address, path, &body)
+    };
+    let address = start(Options::default());
+    let whole = ask(address, CHAT, json!({})).json();
+    let message = &whole["choices"][0]["message"];
+    let (content, answer) = (message["content"].as_str().expect("a text"), message["answer"].as_str());
+    assert!(content.len() > 9 && content.chars().all(|c| c == '7' || c == '\n'), "{content:?}");
+    let answer = answer.expect("an answer");
+    assert!(content.contains(answer), "{answer:?} in {content:?}");
+    let events = ask(address, CHAT, json!({"stream": true})).events();
+    let deltas = || events.iter().map(|e| &e["choices"][0]["delta"]);
+    assert_eq!(deltas().filter_map(|d| d["content"].as_str()).collect::<String>(), content);
+    assert_eq!(deltas().filter_map(|d| d["answer"].as_str()).next_back(), Some(answer));
+    let tags = Options { reasoning: serve::ReasoningField::None, ..Options::default() };
+    let written = ask(start(tags), CHAT, json!({})).json()["choices"][0]["message"].clone();
+    let bare = written["content"].as_str().expect("a text").replace("<answer>", "").replace("</answer>", "");
+    assert_eq!((bare, &written["answer"]), (content.replace('\n', ""), &Value::Null));
+    let formed = ask(
+        address,
+        CHAT,
+        json!({"response_format": {"type": "json_object"}, "max_tokens": 400, "logit_bias": {}}),
+    )
+    .json();
+    assert_eq!(formed["choices"][0]["message"]["answer"], Value::Null, "what has a form has no marks");
+}
+
+/// What one interface has and another does not is refused there, by the name that was sent.
+#[test]
+fn what_would_be_ignored_is_refused() {
+    let address = start(Options::default());
+    let long = "word ".repeat(2 * common::CONTEXT);
+    let bodies = [
+        (CHAT, chat(json!({}))),
+        ("/v1/completions", json!({"model": "a", "prompt": "3 + 4", "max_tokens": 1})),
+        ("/v1/responses", json!({"model": "a", "input": "3 + 4", "max_output_tokens": 1})),
+        (
+            "/v1/messages",
+            json!({"model": "a", "messages": [{"role": "user", "content": "3"}], "max_tokens": 1}),
+        ),
+    ];
+    for (path, field, value) in [
+        (CHAT, "guided_json", json!({})),
+        (CHAT, "min_tokens", json!(3)),
+        (CHAT, "messages", json!([{"role": "user", "content": long}])),
+        ("/v1/completions", "votes", json!(4)),
+        ("/v1/completions", "response_format", json!({"type": "json_object"})),
+        ("/v1/completions", "prompt", json!(long)),
+        ("/v1/responses", "votes", json!(4)),
+        ("/v1/responses", "logprobs", json!(true)),
+        ("/v1/responses", "include", json!(["message.output_text.logprobs"])),
+        ("/v1/responses", "input", json!(long)),
+        ("/v1/responses", "n", json!(2)),
+        ("/v1/messages", "n", json!(2)),
+        ("/v1/messages", "votes", json!(4)),
+        ("/v1/messages", "top_logprobs", json!(2)),
+        ("/v1/messages", "output_config.effort", json!("some")),
+        ("/v1/messages", "output_config.format.type", json!("xml")),
+    ] {
+        let mut body = bodies.iter().find(|(p, _)| *p == path).expect("a body").1.clone();
+        match field.split('.').collect::<Vec<_>>()[..] {
+            [one] => body[one] = value,
+            [one, two] => body[one] = json!({two: value}),
+            [one, two, three] => body[one] = json!({two: {three: value}}),
+            _ => unreachable!("{field}"),
+        }
+        let refused = post(address, path, &body);
+        assert_eq!(refused.status, 400, "{path} {field}: {}", refused.body);
+        if path != "/v1/messages" {
+            assert_eq!(refused.json()["error"]["param"], field, "{path}");
+        } else {
+            let message = refused.json()["error"]["message"].to_string();
+            assert!(message.contains(field), "{path} {field}: {message}");
+        }
+    }
+    for (path, body) in bodies {
+        assert_eq!(post(address, path, &body).status, 200, "{path}");
+    }
+}
+
+/// Anthropic's way to ask for JSON of a schema.
+#[test]
+fn messages_have_the_form_that_was_asked_for() {
+    let address = start(Options::default());
+    let value = post(address, "/v1/messages", &json!({"model": "a", "max_tokens": 900, "messages": [{"role": "user", "content": "3"}],
+        "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "boolean"}}}})).json();
+    assert!(["true", "false"].map(|t| json!(t)).contains(&value["content"][0]["text"]), "{value}");
+}
+
 /// Thinking ends when its tokens are used up, and the answer begins.
 #[test]
 fn effort_bounds_thinking() {
