@@ -47,6 +47,8 @@ await ask(page, "Compute 3 + 4.");
 assert.equal(await answers(page), 1);
 const first = await page.locator("article.assistant .one > div > .text").innerText();
 assert.ok(first.length > 0, "an answer came");
+assert.ok((await page.locator("#said").textContent()).endsWith(`: ${first}`), "and is said once to those who listen");
+assert.ok(!first.includes("<answer>"), "without tags");
 assert.ok(await page.locator("article.assistant details summary").count() === 1, "thinking is folded");
 assert.equal(await page.locator("article.assistant details").getAttribute("open"), null);
 await page.locator("article.assistant details summary").focus();

@@ -1,6 +1,7 @@
 //! The server's state, and which address is answered by what.
 
 use std::collections::HashSet;
+use std::hash::RandomState;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +30,8 @@ pub(crate) struct App {
     pub(crate) since: Instant,
     /// Names of fields that were ignored, each told once.
     ignored: Mutex<HashSet<String>>,
+    /// Of this server alone: what tickets are made with.
+    pub(crate) secret: RandomState,
     /// Held by whoever begins or ends a lesson.
     pub(crate) lessons: Mutex<()>,
 }
@@ -50,6 +53,7 @@ impl App {
             started: now(),
             since: Instant::now(),
             ignored: Mutex::default(),
+            secret: RandomState::new(),
             lessons: Mutex::default(),
         })
     }

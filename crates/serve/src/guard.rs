@@ -1,6 +1,6 @@
 //! Who is let in: from which page, under which name, with which key.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::{App, header_text};
 use crate::error::{Answer, ApiError};
-use crate::pages;
+use crate::{anthropic, pages};
 
 /// Looks at every request before anything else does.
 pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request<Body>, next: Next) -> Response {
@@ -20,8 +20,15 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request<Body>, n
     let path: String = request.uri().path().chars().take(80).collect();
     let method = request.method().clone();
     let response = admit(&app, request, next).await;
-    let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
-    tracing::info!(%method, path, status, ms, "answered");
+    let (status, ms) = (response.status(), begun.elapsed().as_millis());
+    // Pages ask for news every second: where that goes well, it would hide the lines that say something.
+    let looks = method == Method::GET && status.is_success() && !path.starts_with("/v1/");
+    let status = status.as_u16();
+    if looks {
+        tracing::debug!(%method, path, status, ms, "answered");
+    } else {
+        tracing::info!(%method, path, status, ms, "answered");
+    }
     app.metrics.count(response)
 }
 
@@ -29,8 +36,10 @@ async fn admit(app: &App, request: Request<Body>, next: Next) -> Response {
     let headers = request.headers();
     let allowed = match origin(app, headers) {
         Ok(allowed) => allowed,
-        Err(refusal) => return refusal.into_response(),
+        Err(refusal) => return refuse(&request, refusal),
     };
+    // Clients send headers of their own: whoever may use the server may send any.
+    let asked = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let preflight =
         request.method() == Method::OPTIONS && headers.contains_key("access-control-request-method");
     let mut response = if preflight && allowed.is_some() {
@@ -38,13 +47,21 @@ async fn admit(app: &App, request: Request<Body>, next: Next) -> Response {
     } else {
         match host(app, &request).and_then(|()| key(app, &request)) {
             Ok(()) => next.run(request).await,
-            Err(refusal) => refusal.into_response(),
+            Err(refusal) => refuse(&request, refusal),
         }
     };
     if let Some(origin) = allowed {
-        allow(response.headers_mut(), origin);
+        allow(response.headers_mut(), origin, asked);
     }
     response
+}
+
+/// A refusal in the words of the interface that was asked.
+fn refuse(request: &Request<Body>, refusal: ApiError) -> Response {
+    if request.uri().path().starts_with("/v1/messages") {
+        return anthropic::refusal(&refusal);
+    }
+    refusal.into_response()
 }
 
 /// Pages of other origins may not use the server, unless they were named: gives the origin that was.
@@ -62,11 +79,13 @@ fn origin(app: &App, headers: &HeaderMap) -> Answer<Option<HeaderValue>> {
     Err(ApiError::forbidden("pages of another origin may not use this server: see --allow-origin"))
 }
 
-fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
+fn allow(headers: &mut HeaderMap, origin: HeaderValue, asked: Option<HeaderValue>) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(header::VARY, HeaderValue::from_static("Origin"));
-    let names = "authorization, content-type, x-api-key, anthropic-version";
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(names));
+    if let Some(names) = asked {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
+    }
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
 }
 
@@ -98,7 +117,9 @@ fn brought(headers: &HeaderMap) -> Option<&str> {
 
 fn key(app: &App, request: &Request<Body>) -> Answer<()> {
     // The page itself holds nothing; it asks for the key.
-    let open = request.uri().path() == "/health" || pages::is_page(request.uri().path());
+    let path = request.uri().path();
+    let admitted = request.uri().query().is_some_and(|q| same(ticket(app, path).as_bytes(), q.as_bytes()));
+    let open = path == "/health" || pages::is_page(path) || admitted;
     if app.options.keys.is_empty() || open {
         return Ok(());
     }
@@ -106,6 +127,12 @@ fn key(app: &App, request: &Request<Body>) -> Answer<()> {
     // Every key is looked at in full, so that the time tells nothing.
     let found = app.options.keys.iter().fold(false, |found, k| found | same(k.as_bytes(), key));
     if found { Ok(()) } else { Err(ApiError::unauthorized()) }
+}
+
+/// The query by which a link leads to one address without a key, for as long as this server runs: a browser that follows a link
+/// brings none.
+pub(crate) fn ticket(app: &App, path: &str) -> String {
+    format!("ticket={:016x}", app.secret.hash_one(path))
 }
 
 fn same(a: &[u8], b: &[u8]) -> bool {

@@ -165,9 +165,9 @@ pub fn studio(a: &Studio, passed_on: Vec<OsString>) -> Result<()> {
     }
     let shelf = RunsShelf { runs: runs.clone(), given, context: a.server.context };
     let what = match shelf.list().len() {
-        0 => format!("no model yet in {}", runs.display()),
-        1 => format!("1 model of {}", runs.display()),
-        n => format!("{n} models of {}", runs.display()),
+        0 => format!("no model yet, runs in {}", runs.display()),
+        1 => format!("1 model, runs in {}", runs.display()),
+        n => format!("{n} models, runs in {}", runs.display()),
     };
     let program = std::env::current_exe().context("the system does not say where this program lies")?;
     let options = Options {

@@ -1,15 +1,16 @@
 // A conversation: asked, streamed, stopped, edited, asked again.
 
 import * as api from "./api.js";
-import { nav } from "./nav.js";
+import { firstSteps, nav } from "./nav.js";
 import { fill, make } from "./render.js";
 
 const $ = (id) => document.getElementById(id);
-const SETTINGS = ["system", "temperature", "top_p", "top_k", "min_p", "max_completion_tokens", "seed", "votes", "min_agreement"];
-const NUMBERS = SETTINGS.slice(1);
+const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_tokens", "seed", "votes", "min_agreement"];
+const SETTINGS = ["system", "reasoning_effort", ...NUMBERS];
+const PAUSE = 3000;
 
 const state = {
-  // {role: "user", content} and {role: "assistant", answers: [{model, content, reasoning, note, error}]}
+  // {role: "user", content} and {role: "assistant", answers: [{model, content, answer, reasoning, note, error}]}
   turns: load("turns", []).filter((t) => t.role === "user" || Array.isArray(t.answers)),
   running: null,
   // As the server lists them.
@@ -32,11 +33,6 @@ function save() {
   } catch {
     // A full or forbidden store: the conversation lives as long as the page.
   }
-  try {
-    sessionStorage.setItem("key", $("key").value);
-  } catch {
-    // Likewise.
-  }
 }
 
 function status(text, isError = false) {
@@ -47,7 +43,7 @@ function status(text, isError = false) {
 function draw() {
   const log = $("log");
   log.querySelectorAll("article").forEach((a) => a.remove());
-  $("empty").hidden = state.turns.length > 0;
+  $("empty").hidden = state.turns.length > 0 || !$("none").hidden;
   examples();
   state.turns.forEach((turn, i) => log.append(article(turn, i)));
   log.scrollTop = log.scrollHeight;
@@ -69,38 +65,45 @@ function article(turn, index) {
     whole.append(make("h2", {}, "You"), text, make("div", { class: "tools" }, ...buttons));
     return whole;
   }
-  const columns = turn.answers.map((answer) => column(answer, turn));
-  whole.append(make("div", { class: columns.length > 1 ? "pair" : "one" }, ...columns));
-  if (state.running?.turn !== turn && index === state.turns.length - 1) {
+  const running = state.running?.turn === turn;
+  const columns = turn.answers.map((answer) => column(answer, running));
+  whole.append(make("div", { class: columns.length > 1 ? "pair" : "one" }, ...columns.map((c) => c.whole)));
+  if (running) state.running.columns = columns;
+  else if (index === state.turns.length - 1) {
     whole.append(make("div", { class: "tools" }, button("Regenerate", () => regenerate(index))));
   }
   return whole;
 }
 
-/** One model's answer. */
-function column(answer, turn) {
+/** One model's answer: its part of the page, and what fills it anew as it grows. */
+function column(answer, running) {
   const text = make("div", { class: "text" });
-  fill(text, answer.content);
-  const whole = make("div", {}, make("h2", {}, answer.model || "Model"));
-  const running = state.running?.turn === turn;
-  if (answer.reasoning) whole.append(thought(answer, running && !answer.content));
-  whole.append(text);
+  const thought = make("div", { class: "text" });
+  const summary = make("summary", {});
+  const details = make("details", {}, summary, thought);
+  details.open = Boolean(answer.unfolded);
+  details.addEventListener("toggle", () => { answer.unfolded = details.open; });
+  const whole = make("div", {}, make("h2", {}, answer.model || "Model"), details, text);
+  const grow = (running) => {
+    details.hidden = !answer.reasoning;
+    summary.textContent = running && !answer.content ? "Thinking …" : "Thinking";
+    fill(thought, answer.reasoning);
+    fill(text, marked(answer));
+  };
+  grow(running);
   if (answer.votes) whole.append(make("p", { class: "votes" }, answer.votes));
   if (answer.error) whole.append(make("p", { class: "error" }, answer.error));
   if (!running) {
     const note = answer.note ? [make("span", {}, answer.note)] : [];
     whole.append(make("div", { class: "tools" }, button("Copy", () => copy(answer.content)), ...note));
   }
-  return whole;
+  return { whole, grow };
 }
 
-function thought(answer, open) {
-  const inside = make("div", { class: "text" });
-  fill(inside, answer.reasoning);
-  const details = make("details", {}, make("summary", {}, open ? "Thinking …" : "Thinking"), inside);
-  details.addEventListener("toggle", () => { answer.unfolded = details.open; });
-  details.open = Boolean(answer.unfolded);
-  return details;
+/** What was said, with the tags around what the model has marked as its answer. */
+function marked({ content, answer }) {
+  const at = answer ? content.lastIndexOf(answer) : -1;
+  return at < 0 ? content : `${content.slice(0, at)}<answer>${answer}</answer>${content.slice(at + answer.length)}`;
 }
 
 function button(name, act) {
@@ -166,6 +169,7 @@ function request(model) {
   for (const name of NUMBERS) {
     if ($(name).value !== "") body[name] = Number($(name).value);
   }
+  if ($("reasoning_effort").value) body.reasoning_effort = $("reasoning_effort").value;
   if (!body.votes) delete body.min_agreement;
   return body;
 }
@@ -183,13 +187,32 @@ async function answer() {
   draw();
   await Promise.all(turn.answers.map((one) => follow(one, turn, abort.signal)));
   state.running = null;
+  // Whoever reads on in the conversation is left where they are.
+  const reading = $("log").contains(document.activeElement);
   $("send").hidden = false;
   $("stop").hidden = true;
   status("");
   save();
-  draw();
-  $("input").focus();
+  finish(turn);
+  if (!reading) $("input").focus();
 }
+
+/** Puts what goes with an answer that has ended below it, and says it to those who listen. */
+function finish(turn) {
+  const index = state.turns.indexOf(turn);
+  if (index < 0) return;
+  const old = $("log").lastElementChild;
+  const thoughts = [...old.querySelectorAll("summary")].indexOf(document.activeElement);
+  const log = $("log");
+  const follow = nearEnd(log);
+  const whole = article(turn, index);
+  old.replaceWith(whole);
+  if (thoughts >= 0) whole.querySelectorAll("summary")[thoughts]?.focus();
+  if (follow) log.scrollTop = log.scrollHeight;
+  $("said").textContent = turn.answers.map((a) => [`${a.model}:`, a.content || "no answer.", a.votes, a.error].filter(Boolean).join(" ")).join("\n");
+}
+
+const nearEnd = (log) => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
 
 /** Follows one model's answer to its end. */
 async function follow(one, turn, signal) {
@@ -197,10 +220,11 @@ async function follow(one, turn, signal) {
   let first = 0;
   let usage = null;
   try {
-    await api.chat(request(one.model), $("key").value, signal, (news) => {
+    await api.chat(request(one.model), signal, (news) => {
       if (news.usage) usage = news.usage;
       if (news.votes) one.votes = agreement(news.votes);
       if (news.finish === "length") one.error = "Cut off: it has all the tokens that it may have.";
+      if (news.answer) one.answer = news.answer;
       if (!news.text && !news.reasoning) return;
       first ||= performance.now();
       one.content += news.text ?? "";
@@ -211,7 +235,6 @@ async function follow(one, turn, signal) {
   } catch (error) {
     if (signal.aborted) one.note = "stopped";
     else one.error = error.message;
-    if (error.status === 401) $("settings").showModal();
   }
   if (usage) {
     const seconds = (performance.now() - begun) / 1000;
@@ -227,7 +250,7 @@ function agreement({ samples, answered, agreement, abstained }) {
   return `${abstained ? "No answer: " : ""}${same} of ${samples} agree (${Math.round(100 * agreement)} %)${silent}`;
 }
 
-/** Redraws the turn that grows, once a frame. */
+/** Fills the turn that grows anew, once a frame: what is folded, chosen or in focus stays so. */
 function redraw(turn) {
   if (state.drawing) return;
   state.drawing = true;
@@ -235,15 +258,15 @@ function redraw(turn) {
     state.drawing = false;
     if (state.running?.turn !== turn) return;
     const log = $("log");
-    const follow = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-    log.lastElementChild.replaceWith(article(turn, state.turns.length - 1));
+    const follow = nearEnd(log);
+    state.running.columns.forEach((c) => c.grow(true));
     if (follow) log.scrollTop = log.scrollHeight;
   });
 }
 
 function send() {
   const text = $("input").value;
-  if (!text.trim() || state.running) return;
+  if (!text.trim() || state.running || !$("model").value) return;
   $("input").value = "";
   grow();
   ask(text);
@@ -263,26 +286,37 @@ async function begin() {
   for (const id of ["model", "beside"]) settings[id] = named.get(id) ?? settings[id];
   for (const id of SETTINGS) $(id).value = settings[id] ?? "";
   $("single").checked = Boolean(settings.single);
-  $("key").value = sessionStorage.getItem("key") ?? "";
   await listModels(settings.model, settings.beside);
   draw();
 }
 
 async function listModels(wanted, beside) {
   try {
-    const list = await api.models($("key").value);
+    const list = await api.models();
     state.models = list;
+    await none(list.length === 0);
     $("model").replaceChildren(...list.map((m) => make("option", { value: m.id }, m.id)));
     $("beside").replaceChildren(make("option", { value: "" }, "none"), ...list.map((m) => make("option", { value: m.id }, m.id)));
     $("beside-label").hidden = list.length < 2;
     if (list.some((m) => m.id === wanted)) $("model").value = wanted;
     if (list.some((m) => m.id === beside)) $("beside").value = beside;
     examples();
-    status(list.length ? "" : "No model is served here.", list.length === 0);
+    status("");
   } catch (error) {
     status(error.message, true);
-    if (error.status === 401 && !$("settings").open) $("settings").showModal();
   }
+}
+
+/** Without a model nothing can be asked: the page says how to come by one, and looks for it. */
+async function none(nothing) {
+  for (const id of ["input", "send"]) $(id).disabled = nothing;
+  if (nothing) {
+    if (!$("none").hasChildNodes()) $("none").append(await firstSteps());
+    setTimeout(() => listModels($("model").value, $("beside").value), PAUSE);
+  }
+  $("none").hidden = !nothing;
+  $("model-label").hidden = nothing;
+  $("empty").hidden = nothing || state.turns.length > 0;
 }
 
 $("composer").addEventListener("submit", (e) => {
@@ -308,13 +342,10 @@ $("fresh").addEventListener("click", () => {
   $("input").focus();
 });
 $("settings-open").addEventListener("click", () => $("settings").showModal());
-$("settings").addEventListener("close", () => {
-  save();
-  if (!$("model").value) listModels();
-});
+$("settings").addEventListener("close", save);
 // What a run has made meanwhile can be talked to.
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && !state.running) listModels($("model").value, $("beside").value);
+  if (!document.hidden && !state.running && $("none").hidden) listModels($("model").value, $("beside").value);
 });
 $("model").addEventListener("change", () => {
   save();

@@ -14,3 +14,15 @@ export async function nav() {
   whole.replaceChildren(...shown.map(link));
   whole.hidden = shown.length < 2;
 }
+
+/** What to do where there is no model yet; models that are made meanwhile come by themselves. */
+export async function firstSteps() {
+  const { folder } = await get("/studio").catch(() => ({}));
+  const out = (name) => (folder ? ` --out ${/[^\w/.-]/.test(folder) ? `"${folder}/${name}"` : `${folder}/${name}`}` : "");
+  const step = (title, command) => make("li", {}, title, make("pre", { tabindex: "0" }, command));
+  return make("div", { class: "first" }, make("h2", {}, "There is no model here yet"), make("p", {}, "In a terminal:"), make("ul", {},
+    step("Make a small one from nothing, in three minutes or so,", `shoestring launch --quick${out("quick")}`),
+    step("or the real one, in a quarter to half an hour on two cores,", `shoestring launch${out("launch")}`),
+    step("or bring an open model, a GGUF file or a folder, and start the studio with it:", "shoestring studio --model MODEL")),
+  make("p", {}, "A model that is made while this page is open appears by itself; ", make("a", { href: "/runs" }, "Runs"), " shows how far it is."));
+}

@@ -17,6 +17,7 @@ const run = (part = "") => `/studio/runs/${encodeURIComponent(state.name)}${part
 function choose(name) {
   Object.assign(state, { name, metrics: 0, samples: 0, stages: new Stages(), texts: new Map(), shown: "" });
   for (const id of ["stages", "curves", "samples"]) $(id).replaceChildren();
+  $("written").hidden = true;
   history.replaceState(null, "", `#${encodeURIComponent(name)}`);
 }
 
@@ -40,12 +41,19 @@ async function look() {
   if (name !== state.name) return;
   table(about);
   if (news) state.stages.draw($("curves"));
-  $("status").textContent = standing(about);
+  $("standing").textContent = standing(about);
+  say(about.report ? "Finished." : "");
+}
+
+/** Says something to all, also to those who listen; what is said already is not said again. */
+function say(text, isError = false) {
+  if ($("status").textContent !== text) $("status").textContent = text;
+  $("status").classList.toggle("error", isError);
 }
 
 /** How the run stands, in a sentence. */
 function standing(about) {
-  if (about.report) return "Finished.";
+  if (about.report) return "";
   if (about.written === null) return "Nothing was written yet.";
   const last = state.stages.last();
   const left = typeof last?.seconds_left === "number" ? `${last.stage}: step ${last.step}, ${duration(last.seconds_left)} left in this stage. ` : "";
@@ -71,6 +79,7 @@ function shelf({ stage }) {
     fill(text, line.text ?? "");
   };
   slider.addEventListener("input", show);
+  $("written").hidden = false;
   $("samples").prepend(make("article", {}, title, slider, text));
   const add = (line) => {
     const follows = Number(slider.value) === lines.length - 1 || lines.length === 0;
@@ -100,7 +109,7 @@ function table(about) {
   const shown = JSON.stringify([rows.map(([, ...cells]) => cells), coming, about.report]);
   if (state.shown === shown) return;
   state.shown = shown;
-  const caption = about.report ? make("a", { href: run("/report"), target: "_blank", rel: "noopener" }, "The report: what it bought, answers before and after, curves") : null;
+  const caption = about.report ? make("a", { href: about.report, target: "_blank", rel: "noopener" }, "The report: what it bought, answers before and after, curves") : null;
   fillTable($("stages"), caption, ["Stage", "Steps", "Time", "Tokens", "$", "Outcome"], rows);
 }
 
@@ -112,6 +121,7 @@ async function list() {
   if (JSON.stringify(names) !== JSON.stringify([...$("run").options].map((o) => o.value))) {
     $("run").replaceChildren(...names.map((name) => make("option", { value: name }, name)));
     $("run").value = state.name;
+    $("run-label").hidden = names.length === 0;
   }
   return names;
 }
@@ -122,16 +132,16 @@ async function begin() {
   addEventListener("hashchange", () => choose(decodeURIComponent(location.hash.slice(1))));
   for (let round = 0; ; round += 1) {
     try {
-      const names = round % 10 === 0 ? await list() : [];
+      const names = (round % 10 === 0 || !state.name) ? await list() : [];
       if (!state.name && names.length) {
         const wanted = decodeURIComponent(location.hash.slice(1));
         choose(names.includes(wanted) ? wanted : names[0]);
         $("run").value = state.name;
       }
       if (state.name) await look();
-      else $("status").textContent = "There are no runs yet: start one with `shoestring launch`, or teach a table.";
+      else say("There are no runs yet: start one with `shoestring launch` in a terminal, or teach a table.");
     } catch (error) {
-      $("status").textContent = error.message;
+      say(error.message, true);
     }
     await new Promise((done) => setTimeout(done, PAUSE));
   }

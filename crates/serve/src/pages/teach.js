@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { Stages, duration } from "./curves.js";
-import { nav } from "./nav.js";
+import { firstSteps, nav } from "./nav.js";
 import { fill, fillTable, make } from "./render.js";
 
 const $ = (id) => document.getElementById(id);
@@ -97,6 +97,8 @@ function take(lesson) {
   progress(lesson);
   $("outcome").hidden = lesson.state !== "done";
   if (lesson.state === "done" && changed("outcome", lesson.outcome)) outcome(lesson);
+  // Whoever comes back is where they would look first.
+  if (first && lesson.begun) $(lesson.state === "done" ? "outcome" : "teaching").scrollIntoView();
 }
 
 function mark(right) {
@@ -141,6 +143,8 @@ function progress(lesson) {
     failed: lesson.begun ? `It ended: ${lesson.error}` : "", done: "Done.",
   };
   let text = words[lesson.state] ?? "";
+  // What changes every second is not told to those who listen.
+  if ($("standing").textContent !== text) $("standing").textContent = text;
   const teaching = lesson.state === "teaching";
   if (teaching && lesson.seconds !== null) {
     const left = all - lesson.seconds;
@@ -198,11 +202,20 @@ async function list() {
   return lessons;
 }
 
+/** The models that can be taught; where there are none, how to come by one. */
+async function models() {
+  const found = await api.models();
+  $("model").replaceChildren(...found.map((m) => make("option", { value: m.id }, m.id)));
+  const none = found.length === 0;
+  if (none && !$("none").hasChildNodes()) $("none").append(await firstSteps());
+  $("none").hidden = !none;
+  $("begin").hidden = none;
+  if (none) setTimeout(() => trying(models), 3 * PAUSE);
+}
+
 async function start() {
   nav();
-  const models = await api.models(api.kept());
-  $("model").replaceChildren(...models.map((m) => make("option", { value: m.id }, m.id)));
-  if (models.length === 0) status("There is no model to teach: start the studio with --model, or make one with `shoestring launch`.", true);
+  await models();
   const lessons = await list();
   const wanted = decodeURIComponent(location.hash.slice(1));
   const busy = lessons.find((l) => l.state === "teaching" || l.state === "looking");
@@ -223,7 +236,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (e) => {
     e.preventDefault();
     $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && e.dataTransfer.files.length) trying(() => upload(e.dataTransfer.files[0]));
+    if (kind === "drop" && e.dataTransfer.files.length && !$("begin").hidden) trying(() => upload(e.dataTransfer.files[0]));
   });
 }
 $("settings").addEventListener("submit", (e) => {

@@ -27,10 +27,12 @@ pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new().route("/studio", get(about)).merge(runs::routes()).merge(lessons::routes())
 }
 
-/// Which of the studio's pages there are.
+/// Which of the studio's pages there are, and where runs lie.
 async fn about(State(app): State<Arc<App>>) -> Response {
     let (runs, teach) = (app.options.runs.is_some(), lessons::may(&app).is_ok());
-    json_response(StatusCode::OK, &json!({"runs": runs, "teach": teach}))
+    // Where runs lie is told to those who may begin some.
+    let folder = app.options.runs.as_deref().filter(|_| teach).map(Path::to_string_lossy);
+    json_response(StatusCode::OK, &json!({"runs": runs, "teach": teach, "folder": folder}))
 }
 
 /// The folder of runs.

@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use axum::Router;
 use axum::extract::{Path as Place, RawQuery, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{folder, json_of, whole};
 use crate::app::App;
 use crate::error::{Answer, ApiError, json_response};
+use crate::guard;
 
 /// Runs that are listed at most, and bytes of a file that are read at once.
 const MOST_RUNS: usize = 500;
@@ -65,7 +66,7 @@ async fn list(State(app): State<Arc<App>>) -> Answer<Response> {
 }
 
 /// A run's recipe, the stages that it plans, and what those cost that have ended, in that order.
-async fn one(State(app): State<Arc<App>>, Place(name): Place<String>) -> Answer<Response> {
+async fn one(State(app): State<Arc<App>>, Place(name): Place<String>, uri: Uri) -> Answer<Response> {
     let path = run(&app, &name)?;
     let recipe = whole(&path.join("recipe.toml"));
     let planned = planned(recipe.as_deref().unwrap_or_default());
@@ -82,12 +83,17 @@ async fn one(State(app): State<Arc<App>>, Place(name): Place<String>) -> Answer<
     let value = json!({
         "name": name,
         "written": written(&path),
-        "report": path.join("report.html").is_file(),
+        "report": path.join("report.html").is_file().then(|| link(&app, &format!("{}/report", uri.path()))),
         "recipe": recipe,
         "planned": planned,
         "stages": stages,
     });
     Ok(json_response(StatusCode::OK, &value))
+}
+
+/// An address as a link leads to it.
+fn link(app: &App, path: &str) -> String {
+    if app.options.keys.is_empty() { path.to_owned() } else { format!("{path}?{}", guard::ticket(app, path)) }
 }
 
 /// The stages of a recipe as a run writes it, in the order in which they are performed.

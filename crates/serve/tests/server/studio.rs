@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 
 use crate::common::{send, start};
-use serde_json::json;
+use serde_json::{Value, json};
 use serve::Options;
 
 #[test]
@@ -44,6 +44,7 @@ fn runs_are_read_as_they_go_and_nothing_else_is() {
     );
     assert_eq!(one["stages"][0]["name"], "sft", "in the recipe's order");
     assert_eq!(one["planned"], json!(["sft", "grpo", "eval"]));
+    assert_eq!(one["report"], Value::Null);
     let first = get("/studio/runs/one/metrics?from=0").json();
     assert_eq!(first["lines"], json!([{"stage": "grpo", "step": 1, "reward": 0.5}]));
     log.write_all(b"ep\":2,\"reward\":0.75}\n").expect("written");
@@ -69,4 +70,33 @@ fn runs_are_read_as_they_go_and_nothing_else_is() {
         404,
         "a server without runs"
     );
+}
+
+/// A report opens by a link, which carries no key and leads nowhere else.
+#[test]
+fn a_report_opens_by_its_link_alone() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for run in ["first run", "two"] {
+        fs::create_dir(dir.path().join(run)).expect("a folder");
+        fs::write(dir.path().join(run).join("recipe.toml"), "name = \"one\"\n").expect("a file");
+        fs::write(dir.path().join(run).join("report.html"), "<p>bought").expect("a file");
+    }
+    let runs = Some(dir.path().to_path_buf());
+    let address = start(Options { runs, keys: vec!["sesame".into()], ..Options::default() });
+    let key = [("authorization", "Bearer sesame")];
+    let one = send(address, "GET", "/studio/runs/first%20run", &key, "").json();
+    let link = one["report"].as_str().expect("a link");
+    let opened = send(address, "GET", link, &[], "");
+    assert_eq!((opened.status, opened.body.as_str()), (200, "<p>bought"));
+    let (path, ticket) = link.split_once('?').expect("a ticket");
+    for other in [
+        path.to_owned(),
+        format!("{path}?{}", &ticket[..ticket.len() - 1]),
+        format!("{path}?ticket=0000000000000000"),
+        format!("/studio/runs/two/report?{ticket}"),
+        format!("/studio/runs/first%20run?{ticket}"),
+        format!("/v1/models?{ticket}"),
+    ] {
+        assert_eq!(send(address, "GET", &other, &[], "").status, 401, "{other}");
+    }
 }
