@@ -161,7 +161,7 @@ fn marked_answers_are_told_without_tags() {
 #[test]
 fn what_would_be_ignored_is_refused() {
     let address = start(Options::default());
-    let long = "word ".repeat(2 * common::CONTEXT);
+    let long = "word ".repeat(2 * crate::common::CONTEXT);
     let bodies = [
         (CHAT, chat(json!({}))),
         ("/v1/completions", json!({"model": "a", "prompt": "3 + 4", "max_tokens": 1})),

@@ -201,7 +201,8 @@ fn words_and_types_are_checked_with_their_place() {
     assert!(wrong.contains("expected \"problems\", { jsonl = \"file\" } or { stage = \"name\" }"), "{wrong}");
     for own in ["hurried_share = 0.1", "mix = [{ task = \"word\" }]"] {
         let key = own.split(' ').next().expect("a key");
-        let wrong = refusal(&launch_with("steps = 40", &format!("data = {{ jsonl = \"a.jsonl\" }}\n{own}")), &[]);
+        let wrong =
+            refusal(&launch_with("steps = 40", &format!("data = {{ jsonl = \"a.jsonl\" }}\n{own}")), &[]);
         assert!(wrong.contains(key) && wrong.contains("`data` names what is learnt"), "{wrong}");
     }
     let wrong = refusal(&launch_with("kind = \"sft\"", "name = \"x\""), &[]);
