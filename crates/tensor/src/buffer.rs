@@ -34,13 +34,22 @@ fn size_class(lines: usize) -> usize {
 }
 
 /// A free buffer of at least `class` lines and at most twice that: batches differ in size from step to step, and what
-/// one step leaves should serve the next.
+/// one step leaves should serve the next. Where there is none, the next smaller one is outgrown: it is given back to the system,
+/// so that what takes its place does not come on top of it.
 fn take(free: &mut Free, class: usize) -> Option<Vec<Line>> {
-    let fits = *free.range(class..=2 * class).next()?.0;
-    let list = free.get_mut(&fits)?;
+    if let Some((&fits, _)) = free.range(class..=2 * class).next() {
+        return pop(free, fits);
+    }
+    let (&outgrown, _) = free.range(class / 2..class).next_back()?;
+    drop(pop(free, outgrown));
+    None
+}
+
+fn pop(free: &mut Free, class: usize) -> Option<Vec<Line>> {
+    let list = free.get_mut(&class)?;
     let found = list.pop();
     if list.is_empty() {
-        free.remove(&fits);
+        free.remove(&class);
     }
     found
 }
@@ -109,5 +118,15 @@ mod tests {
         drop(made);
         let again = std::thread::spawn(|| Buf::new(2_900_000)).join().expect("no panic");
         assert_eq!(again.as_ptr(), place, "a fresh buffer, though a free one was there");
+    }
+
+    #[test]
+    fn an_outgrown_buffer_goes_when_a_larger_one_comes() {
+        let lines = |n: usize| vec![Line([0.0; 16]); n];
+        let mut free: Free = [(100, vec![lines(100), lines(100)]), (10, vec![lines(10)])].into();
+        assert!(take(&mut free, 101).is_none());
+        assert_eq!(free[&100].len(), 1, "one of two was outgrown");
+        assert!(take(&mut free, 60).is_some(), "and the other serves what is smaller");
+        assert_eq!(free.keys().collect::<Vec<_>>(), [&10], "a small one is not outgrown by one five times its size");
     }
 }
