@@ -46,7 +46,7 @@ await page.fill("#minutes", "0.3");
 await page.getByRole("button", { name: "Start" }).click();
 await page.waitForSelector("#run:visible", { timeout: 120000 });
 await page.reload();
-await page.getByText(/The model is being taught/).waitFor();
+await page.locator("#progress").getByText(/The model is being taught/).waitFor();
 await picture("teach-training-light");
 await page.getByRole("button", { name: "Stop" }).click();
 const on = page.getByRole("button", { name: "Go on" });
