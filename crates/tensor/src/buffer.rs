@@ -127,6 +127,10 @@ mod tests {
         assert!(take(&mut free, 101).is_none());
         assert_eq!(free[&100].len(), 1, "one of two was outgrown");
         assert!(take(&mut free, 60).is_some(), "and the other serves what is smaller");
-        assert_eq!(free.keys().collect::<Vec<_>>(), [&10], "a small one is not outgrown by one five times its size");
+        assert_eq!(
+            free.keys().collect::<Vec<_>>(),
+            [&10],
+            "a small one is not outgrown by one five times its size"
+        );
     }
 }
