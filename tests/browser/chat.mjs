@@ -41,7 +41,6 @@ const answers = (page) => page.locator("article.assistant").count();
 const page = await open({ viewport: { width: 1100, height: 800 } });
 await page.click("#settings-open");
 await page.fill("#temperature", "0");
-await page.check("#single");
 await page.keyboard.press("Escape");
 await ask(page, "Compute 3 + 4.");
 assert.equal(await answers(page), 1);
@@ -75,10 +74,23 @@ assert.equal(await page.locator("main img").count(), 0);
 await page.reload();
 await page.waitForFunction(() => document.querySelectorAll("article").length === 4);
 
-// Stopping: the answer is long, and ends at once.
+// A model that learnt from single questions is asked each alone, unless told otherwise.
+const sent = async (earlier) => {
+  await page.click("#settings-open");
+  await page.selectOption("#earlier", earlier);
+  await page.keyboard.press("Escape");
+  const [request] = await Promise.all([page.waitForRequest("**/v1/chat/completions"), ask(page, "Compute 1 + 1.")]);
+  return request.postDataJSON().messages.length;
+};
+assert.equal(await sent(""), 1);
+assert.ok((await page.locator("#status").innerText()).includes("each is asked alone"));
+assert.ok(await sent("keep") > 2);
+assert.equal(await sent("forget"), 1);
+
+// Stopping: the answer, many at once so that it takes its time, ends where it is.
 await page.getByRole("button", { name: "New chat" }).click();
 await page.route("**/v1/chat/completions", (route) => {
-  const body = { ...route.request().postDataJSON(), ignore_eos: true, max_completion_tokens: 400, temperature: 1 };
+  const body = { ...route.request().postDataJSON(), ignore_eos: true, max_completion_tokens: 400, temperature: 1, n: 64 };
   return route.continue({ postData: JSON.stringify(body) });
 });
 await page.fill("#input", "Compute 5 + 5.");
@@ -87,6 +99,7 @@ await page.waitForSelector("#stop:visible");
 await page.waitForFunction(() => document.querySelector("article.assistant .text")?.textContent.length > 0);
 await page.keyboard.press("Escape");
 await page.waitForSelector("#send:visible");
+assert.equal(await page.locator("article.assistant .tools span").innerText(), "stopped");
 await page.unroute("**/v1/chat/completions");
 
 // A vote: what most of several answers say, and how far they agree.

@@ -134,6 +134,8 @@ struct Sample<'a> {
     spent: Spent,
     /// It ended by a stop string or with the one call that counts; what comes from the engine after that is not its own.
     stopped: bool,
+    /// It has all the tokens that it may have.
+    cut: bool,
     ended: bool,
 }
 
@@ -155,7 +157,7 @@ impl Sample<'_> {
             piece.text = tools.push(&piece.text);
             self.stopped |= tools.is_done();
             if end || self.stopped {
-                let (rest, calls) = tools.finish();
+                let (rest, calls) = tools.finish(self.cut);
                 piece.text += &rest;
                 piece.calls = calls;
             }
@@ -174,6 +176,7 @@ async fn pump(served: Arc<Served>, mut work: Work, samples: usize, reading: Read
             tools: reading.tools.clone().map(|(names, one)| ToolReader::new(names, one)),
             spent: Spent::default(),
             stopped: false,
+            cut: false,
             ended: false,
         })
         .collect();
@@ -256,6 +259,7 @@ impl Sample<'_> {
             return Ok(Vec::new());
         }
         self.live.finish()?;
+        self.cut = reason == FinishReason::Length;
         let rest = self.live.take_rest().to_owned();
         let piece = self.split(&rest, true);
         let mut deltas = Vec::new();

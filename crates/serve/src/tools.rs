@@ -62,27 +62,28 @@ impl ToolReader {
 
     /// Whether there is nothing to wait for: the first call alone counts, and it is there.
     pub(crate) fn is_done(&self) -> bool {
-        self.one && self.held && self.pending.ends_with(['}', '>', '`']) && self.read().is_some()
+        self.one && self.held && self.pending.ends_with(['}', '>', '`']) && self.read(false).is_some()
     }
 
-    /// The text around the calls, and the calls: all of them can be read, and are of tools that were offered.
-    fn read(&self) -> Option<(String, Vec<Call>)> {
+    /// The text around the calls, and the calls: all of them can be read, and are of tools that were offered. Of a text that is `cut`
+    /// off, the last may be missing.
+    fn read(&self, cut: bool) -> Option<(String, Vec<Call>)> {
         let text = &self.pending;
         let (around, calls) = if text.trim_start().starts_with('{') {
-            (String::new(), bare(text)?)
+            (String::new(), bare(text, cut)?)
         } else if text.contains(DEEPSEEK.0) {
             let inside = text.replace(DEEPSEEK_ALL.0, "").replace(DEEPSEEK_ALL.1, "");
-            between(&inside, DEEPSEEK, deepseek)?
+            between(&inside, DEEPSEEK, cut, deepseek)?
         } else {
-            between(text, HERMES, |text| object(text, "arguments"))?
+            between(text, HERMES, cut, |text| object(text, "arguments"))?
         };
         let known = !calls.is_empty() && calls.iter().all(|c| self.names.contains(&c.name));
         known.then_some((around, calls))
     }
 
-    /// The end: what else is text, and the calls.
-    pub(crate) fn finish(&mut self) -> (String, Vec<Call>) {
-        let read = if self.held { self.read() } else { None };
+    /// The end: what else is text, and the calls. A call in which the text was `cut` off is left out where there are others.
+    pub(crate) fn finish(&mut self, cut: bool) -> (String, Vec<Call>) {
+        let read = if self.held { self.read(cut) } else { None };
         let rest = std::mem::take(&mut self.pending);
         let Some((text, mut calls)) = read else { return (rest, Vec::new()) };
         if self.one {
@@ -93,23 +94,33 @@ impl ToolReader {
     }
 }
 
-/// Calls between marks, and the text around them. One that cannot be read spoils all. `read` takes a call off the beginning
+/// Calls between marks, and the text around them. One that cannot be read spoils all, unless it is the last of a text that is `cut` off.
+/// `read` takes a call off the beginning
 /// of a text, and gives the rest.
 fn between(
     text: &str,
     (open, close): (&str, &str),
+    cut: bool,
     read: impl Fn(&str) -> Option<(Call, &str)>,
 ) -> Option<(String, Vec<Call>)> {
     let (mut around, mut calls, mut rest) = (String::new(), Vec::new(), text);
     while let Some((before, after)) = rest.split_once(open) {
         around += before;
-        let (call, after) = read(after)?;
+        let Some((call, after)) = read(after) else {
+            let last = cut && !after.contains(open);
+            return last.then_some((around, calls));
+        };
         calls.push(call);
         // A call that ends with the text needs no closing mark.
         let after = after.trim_start();
-        rest = if after.is_empty() { after } else { after.strip_prefix(close)? };
+        rest = match after.strip_prefix(close) {
+            Some(rest) => rest,
+            None if after.is_empty() || cut && close.starts_with(after) => "",
+            None => return None,
+        };
     }
-    Some((around + rest, calls))
+    let begun = if cut { held_back(rest, [open, DEEPSEEK_ALL.1].into_iter()) } else { 0 };
+    Some((around + &rest[..rest.len() - begun], calls))
 }
 
 /// A JSON value at the beginning of a text, and the rest.
@@ -137,11 +148,11 @@ fn call(value: &Value, field: &str) -> Option<Call> {
 }
 
 /// Objects with `name` and `parameters`, one after another, with `;` between them or nothing.
-fn bare(text: &str) -> Option<Vec<Call>> {
+fn bare(text: &str, cut: bool) -> Option<Vec<Call>> {
     let between = [';', ' ', '\n', '\t', '\r'];
     let (mut calls, mut rest) = (Vec::new(), text.trim_matches(between));
     while !rest.is_empty() {
-        let (value, after) = value(rest)?;
+        let Some((value, after)) = value(rest) else { return cut.then_some(calls) };
         let field = if value.get("parameters").is_some() { "parameters" } else { "arguments" };
         calls.push(call(&value, field)?);
         rest = after.trim_start_matches(between);
@@ -276,7 +287,7 @@ mod tests {
         let mut reader = ToolReader::new(vec!["add".into(), "now".into()], false);
         let mut out = reader.push(&text[..cut]);
         out += &reader.push(&text[cut..]);
-        let (rest, calls) = reader.finish();
+        let (rest, calls) = reader.finish(false);
         (out + &rest, calls.into_iter().map(|c| (c.name, c.arguments)).collect())
     }
 
@@ -305,6 +316,26 @@ mod tests {
                 let (rest, calls) = read(text, cut);
                 assert_eq!(calls, [add.clone(), now.clone()], "{text}");
                 assert_eq!(rest.trim(), before.trim(), "{text}");
+            }
+        }
+    }
+
+    /// An answer that had no room for its second call has made the first; with none that is whole, it is the text that it is.
+    #[test]
+    fn a_text_that_is_cut_off_has_made_the_calls_before() {
+        let (hermes, bare) =
+            ("<tool_call>\n{\"name\": \"now\"}\n</tool_call>", "{\"name\": \"now\", \"parameters\": {}}");
+        let deepseek = "<｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜>";
+        for call in [hermes, bare, deepseek] {
+            let whole = [call, call].join(if call == bare { ";" } else { "\n" });
+            for cut in (1..whole.len()).filter(|&c| whole.is_char_boundary(c)) {
+                let mut reader = ToolReader::new(vec!["now".into()], false);
+                let out = reader.push(&whole[..cut]);
+                let (rest, calls) = reader.finish(true);
+                let made = whole[..cut].matches('}').count() / call.matches('}').count();
+                assert_eq!(calls.len(), made, "{}", &whole[..cut]);
+                assert!(made == 0 || rest.trim().is_empty(), "{rest:?} of {}", &whole[..cut]);
+                assert!(made > 0 || out + &rest == whole[..cut], "{}", &whole[..cut]);
             }
         }
     }

@@ -139,7 +139,7 @@ enum Field {
     /// As DeepSeek, llama.cpp and SGLang do
     #[value(name = "reasoning_content", alias = "reasoning-content")]
     ReasoningContent,
-    /// In the content, between the model's tags
+    /// In the content, all as the model wrote it, with its tags
     None,
 }
 

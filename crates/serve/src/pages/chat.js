@@ -6,7 +6,7 @@ import { fill, make } from "./render.js";
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_tokens", "seed", "votes", "min_agreement"];
-const SETTINGS = ["system", "reasoning_effort", ...NUMBERS];
+const SETTINGS = ["system", "reasoning_effort", "earlier", ...NUMBERS];
 const PAUSE = 3000;
 
 const state = {
@@ -29,7 +29,7 @@ function save() {
   try {
     localStorage.setItem("turns", JSON.stringify(state.turns));
     const settings = Object.fromEntries(SETTINGS.map((id) => [id, $(id).value]));
-    localStorage.setItem("settings", JSON.stringify({ ...settings, single: $("single").checked, model: $("model").value, beside: $("beside").value }));
+    localStorage.setItem("settings", JSON.stringify({ ...settings, model: $("model").value, beside: $("beside").value }));
   } catch {
     // A full or forbidden store: the conversation lives as long as the page.
   }
@@ -49,9 +49,21 @@ function draw() {
   log.scrollTop = log.scrollHeight;
 }
 
-/** Questions of the kind that the chosen model was made for, to begin with. */
+/** Questions of the kind that a model was made for. */
+const madeFor = (model) => state.models.find((m) => m.id === model)?.examples ?? [];
+
+/** Whether a question goes to a model without the turns before it, as models of runs have learnt them. */
+const alone = (model) => ($("earlier").value ? $("earlier").value === "forget" : madeFor(model).length > 0);
+
+/** What to know before the next question. */
+function hint() {
+  const model = $("model").value;
+  return state.turns.length && !$("earlier").value && alone(model) ? `${model} learnt from single questions, so each is asked alone (Settings).` : "";
+}
+
+/** Examples for the chosen model, to begin with. */
 function examples() {
-  const found = state.models.find((m) => m.id === $("model").value)?.examples ?? [];
+  const found = madeFor($("model").value);
   $("examples").replaceChildren(...found.map((text) => button(text, () => state.running || ask(text))));
   $("examples").hidden = found.length === 0;
 }
@@ -162,7 +174,7 @@ function said(turn, model) {
 /** The request for a model's next answer. */
 function request(model) {
   const before = state.turns.slice(0, -1);
-  const turns = $("single").checked ? before.slice(-1) : before;
+  const turns = alone(model) ? before.slice(-1) : before;
   const messages = turns.map((t) => ({ role: t.role, content: said(t, model) })).filter((m) => m.content);
   if ($("system").value.trim()) messages.unshift({ role: "system", content: $("system").value });
   const body = { model, messages };
@@ -191,7 +203,7 @@ async function answer() {
   const reading = $("log").contains(document.activeElement);
   $("send").hidden = false;
   $("stop").hidden = true;
-  status("");
+  status(hint());
   save();
   finish(turn);
   if (!reading) $("input").focus();
@@ -285,7 +297,6 @@ async function begin() {
   const named = new URLSearchParams(location.search);
   for (const id of ["model", "beside"]) settings[id] = named.get(id) ?? settings[id];
   for (const id of SETTINGS) $(id).value = settings[id] ?? "";
-  $("single").checked = Boolean(settings.single);
   await listModels(settings.model, settings.beside);
   draw();
 }
@@ -301,7 +312,7 @@ async function listModels(wanted, beside) {
     if (list.some((m) => m.id === wanted)) $("model").value = wanted;
     if (list.some((m) => m.id === beside)) $("beside").value = beside;
     examples();
-    status("");
+    status(hint());
   } catch (error) {
     status(error.message, true);
   }
@@ -339,10 +350,14 @@ $("fresh").addEventListener("click", () => {
   state.turns = [];
   save();
   draw();
+  status("");
   $("input").focus();
 });
 $("settings-open").addEventListener("click", () => $("settings").showModal());
-$("settings").addEventListener("close", save);
+$("settings").addEventListener("close", () => {
+  save();
+  status(hint());
+});
 // What a run has made meanwhile can be talked to.
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && !state.running && $("none").hidden) listModels($("model").value, $("beside").value);
@@ -350,6 +365,7 @@ document.addEventListener("visibilitychange", () => {
 $("model").addEventListener("change", () => {
   save();
   examples();
+  status(hint());
 });
 $("beside").addEventListener("change", save);
 begin();
