@@ -60,8 +60,13 @@ impl App {
 
     /// Tells which fields of a request nobody asked for, once for each.
     pub(crate) fn note_ignored(&self, fields: &Fields) {
+        self.note(fields.unknown());
+    }
+
+    /// Tells which of these were ignored, once for each.
+    pub(crate) fn note(&self, ignored: Vec<String>) {
         let mut known = self.ignored.lock().expect("nothing panics under this lock");
-        for name in fields.unknown() {
+        for name in ignored {
             if known.len() < MOST_IGNORED && known.insert(name.clone()) {
                 tracing::warn!(field = name, "a field of a request means nothing here and is ignored");
             }

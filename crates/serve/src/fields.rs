@@ -153,13 +153,18 @@ impl Fields {
 
     /// Names that nobody asked for.
     pub(crate) fn unknown(&self) -> Vec<String> {
-        self.map.keys().map(|k| k.chars().take(40).collect()).collect()
+        self.map.keys().map(|name| short(name)).collect()
     }
 
     /// What was not taken.
     pub(crate) fn rest(self) -> Map<String, Value> {
         self.map
     }
+}
+
+/// A name of a client's as it is told.
+pub(crate) fn short(name: &str) -> String {
+    name.chars().take(40).collect()
 }
 
 /// What a value is, in words.

@@ -14,7 +14,7 @@ use super::params::{MOST_TOP, Wishes};
 use super::{Choice, Watch, collect, finish_reason, messages, new_id, stream, tokens};
 use crate::app::{App, Call, now, read};
 use crate::error::{Answer, ApiError, json_response};
-use crate::fields::Fields;
+use crate::fields::{Fields, short};
 use crate::generation::{Delta, Piece, begin};
 use crate::grammar;
 use crate::options::{ReasoningField, Served};
@@ -61,6 +61,9 @@ pub(crate) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
     talk.top = logprobs.then_some(top.unwrap_or(0));
     let votes = votes(&mut f, &mut wishes)?;
     app.note_ignored(&f);
+    let template = entry.served.tokenizer.chat_template().unwrap_or_default();
+    let idle = talk.variables.keys().filter(|name| !template.contains(name.as_str()));
+    app.note(idle.map(|name| format!("chat_template_kwargs.{}", short(name))).collect());
     let ask = talk.ask(&app, entry, &wishes, salt).await?;
     let reply = Reply {
         id: new_id("chatcmpl-"),

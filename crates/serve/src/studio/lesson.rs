@@ -29,6 +29,15 @@ const MOST_LOG: u64 = 16 << 10;
 /// Answers before and after that are shown.
 const MOST_ANSWERS: usize = 20;
 
+/// What the page calls the options of `teach`.
+const FIELDS: [(&str, &str); 5] = [
+    ("--question", "“Column of questions”"),
+    ("--answer", "“Column of answers”"),
+    ("--solution", "“Column of solutions”"),
+    ("--max-new", "“Tokens of an answer at most”"),
+    ("--minutes", "“Minutes it may take”"),
+];
+
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doing {
@@ -187,17 +196,21 @@ impl Lesson {
                 }
             }
             () if json_of(&self.path("outcome.json")).is_some() => "done",
-            () if self.error(teaches).is_some() => "failed",
+            () if self.error(asked).is_some() => "failed",
             () if self.has_begun() => "stopped",
             () if json_of(&self.path("look.json")).is_some() => "looked",
             () => "new",
         }
     }
 
-    /// What the process that ended last has to complain of.
-    fn error(&self, teaches: bool) -> Option<String> {
+    /// What the process that ended last has to complain of, in the words of the page: the table as it was called, fields for options.
+    fn error(&self, asked: &Value) -> Option<String> {
+        let teaches = asked["doing"] == Doing::Teach.name();
         let log = tail(&self.path(if teaches { "teach.log" } else { "look.log" }));
-        log.lines().rev().find_map(|line| line.strip_prefix("error: ")).map(str::to_owned)
+        let said = log.lines().rev().find_map(|line| line.strip_prefix("error: "))?;
+        let table = self.path(asked["table"].as_str().unwrap_or_default());
+        let said = said.replace(&*table.to_string_lossy(), asked["file"].as_str().unwrap_or("the table"));
+        Some(FIELDS.iter().fold(said, |said, (option, field)| said.replace(option, field)))
     }
 
     /// In a line of a list.
@@ -223,7 +236,7 @@ impl Lesson {
             "run": self.run().join("recipe.toml").is_file(),
             "look": json_of(&self.path("look.json")),
             "outcome": json_of(&self.path("outcome.json")),
-            "error": if state == "failed" { self.error(teaches) } else { None },
+            "error": if state == "failed" { self.error(&asked) } else { None },
             "log": tail(&self.path(log)).lines().rev().take(12).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>(),
             "answers": if state == "done" { answers(&self.run()) } else { Vec::new() },
         })

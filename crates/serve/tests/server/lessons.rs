@@ -12,8 +12,9 @@ const TEACHER: &str = r#"
 for a in "$@"; do case "$a" in
     --out=*) out="${a#--out=}" ;;
     --dry-run) look=1 ;;
-    --question=*) [ "$a" = "--question=--out=x" ] || { echo "error: no such column" >&2; exit 2; } ;;
+    --question=*) [ "$a" = "--question=--out=x" ] || wrong=1 ;;
 esac; done
+if [ "$wrong" ]; then echo "error: $a: no such column: name it with --question" >&2; exit 2; fi
 if [ "$look" ]; then echo '{"question": "q", "pointless": null}'; exit; fi
 echo "it begins" >&2
 mkdir -p "$out/eval"
@@ -98,7 +99,9 @@ fn a_lesson_is_taught_stopped_and_found_again() {
     }
     assert_eq!(post(address, &format!("{at}/stop"), &json!({})).status, 409);
     post(address, &format!("{at}/look"), &json!({"model": "one", "question": "wrong"}));
-    assert_eq!(wait("a wrong column", lesson, is("failed"))["error"], "no such column");
+    // In the words of the page, which has neither the path nor the options.
+    let said = "../../My sums.csv: no such column: name it with “Column of questions”";
+    assert_eq!(wait("a wrong column", lesson, is("failed"))["error"], said);
     // What looks like an option is a column's name all the same.
     post(address, &format!("{at}/look"), &json!({"model": "one", "question": "--out=x"}));
     assert_eq!(wait("a look", lesson, is("looked"))["look"]["question"], "q");
