@@ -48,6 +48,8 @@ await page.waitForSelector("#run:visible", { timeout: 120000 });
 await page.reload();
 await page.locator("#progress").getByText(/The model is being taught/).waitFor();
 await picture("teach-training-light");
+const above = () => page.evaluate(() => document.scrollingElement.scrollHeight - innerHeight);
+assert.ok(await above() <= 0, "the way between the pages stays in view");
 await page.getByRole("button", { name: "Stop" }).click();
 const on = page.getByRole("button", { name: "Go on" });
 await on.or(page.locator("#gain:visible")).waitFor({ timeout: 120000 });
