@@ -29,7 +29,9 @@ Examples:
   client = OpenAI(base_url=\"http://127.0.0.1:8080/v1\", api_key=\"none\")
 
 A page to chat on is at the server's address. Ctrl-C lets answers in progress finish; a second one does not wait for them.
-The same request with the same seed gives the same text, whoever else is served.";
+The same request with the same seed gives the same text, whoever else is served. Thinking comes in a message's reasoning_content and
+reasoning, what the model marks as its answer in content and in answer. \"votes\": 8 in a chat answers with what most of 8 samples say and how
+far they agree; with \"min_agreement\": 0.6 it abstains where fewer do. /openapi.json describes all that can be asked.";
 
 /// Tokens of a conversation that are made possible unless told otherwise, where the model's context is longer.
 const USUAL_CONTEXT: usize = 32768;
