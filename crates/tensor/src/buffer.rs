@@ -10,14 +10,27 @@ use std::sync::{Mutex, MutexGuard};
 #[allow(dead_code, reason = "its floats are reached through slices of the whole buffer")]
 struct Line([f32; 16]);
 
-/// Free buffers by their number of lines.
-type Free = BTreeMap<usize, Vec<Vec<Line>>>;
+/// Free buffers of one size, each with the time at which it was given, in that order.
+type Idle = Vec<(u64, Vec<Line>)>;
+
+/// Buffers that are free, and how much is in use.
+struct Pool {
+    /// By their number of lines.
+    free: BTreeMap<usize, Idle>,
+    /// Lines of free buffers, and of those in use.
+    idle: usize,
+    live: usize,
+    /// The most that `live` has been.
+    most: usize,
+    /// Counts what is given.
+    time: u64,
+}
 
 /// One pool for all threads: what one thread makes another may drop.
-static FREE: Mutex<Free> = Mutex::new(BTreeMap::new());
+static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
-fn free() -> MutexGuard<'static, Free> {
-    FREE.lock().expect("nothing panics under this lock")
+fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().expect("nothing panics under this lock")
 }
 
 /// A slice of f32, 64-byte aligned. Its contents are whatever the last owner left unless made by [`Buf::zeros`].
@@ -33,32 +46,63 @@ fn size_class(lines: usize) -> usize {
     lines.next_multiple_of(step)
 }
 
-/// A free buffer of at least `class` lines and at most twice that: batches differ in size from step to step, and what
-/// one step leaves should serve the next. Where there is none, the next smaller one is outgrown: it is given back to the system,
-/// so that what takes its place does not come on top of it.
-fn take(free: &mut Free, class: usize) -> Option<Vec<Line>> {
-    if let Some((&fits, _)) = free.range(class..=2 * class).next() {
-        return pop(free, fits);
+impl Pool {
+    const fn new() -> Pool {
+        Pool { free: BTreeMap::new(), idle: 0, live: 0, most: 0, time: 0 }
     }
-    let (&outgrown, _) = free.range(class / 2..class).next_back()?;
-    drop(pop(free, outgrown));
-    None
-}
 
-fn pop(free: &mut Free, class: usize) -> Option<Vec<Line>> {
-    let list = free.get_mut(&class)?;
-    let found = list.pop();
-    if list.is_empty() {
-        free.remove(&class);
+    /// A free buffer of at least `class` lines and at most twice that: batches differ in size from step to step, and what
+    /// one step leaves should serve the next. Where there is none, one is to be made, and what has been free for longest goes back to the
+    /// system until all buffers together are within an eighth of the most that was in use at once.
+    fn take(&mut self, class: usize) -> Option<Vec<Line>> {
+        let fits = self.free.range(class..=2 * class).next().map(|(&lines, _)| lines);
+        // The one that was in use last may still be in the processor's cache.
+        let found = fits.and_then(|lines| self.pop(lines, Vec::pop));
+        self.live += found.as_ref().map_or(class, Vec::len);
+        self.most = self.most.max(self.live);
+        if found.is_none() {
+            self.shrink(self.most + self.most / 8);
+        }
+        found
     }
-    found
+
+    /// Gives buffers back to the system, until those that are left have at most so many lines or all are in use.
+    fn shrink(&mut self, lines: usize) {
+        while self.live + self.idle > lines && self.idle > 0 {
+            let oldest = self.free.iter().map(|(&lines, list)| (list[0].0, lines)).min();
+            let (_, lines) = oldest.expect("some are idle");
+            drop(self.pop(lines, |list| Some(list.remove(0))));
+        }
+    }
+
+    /// One of the buffers of so many lines.
+    fn pop(
+        &mut self,
+        lines: usize,
+        pick: impl FnOnce(&mut Idle) -> Option<(u64, Vec<Line>)>,
+    ) -> Option<Vec<Line>> {
+        let list = self.free.get_mut(&lines)?;
+        let (_, found) = pick(list)?;
+        if list.is_empty() {
+            self.free.remove(&lines);
+        }
+        self.idle -= lines;
+        Some(found)
+    }
+
+    fn give(&mut self, lines: Vec<Line>) {
+        self.live -= lines.len();
+        self.idle += lines.len();
+        self.time += 1;
+        self.free.entry(lines.len()).or_default().push((self.time, lines));
+    }
 }
 
 impl Buf {
     /// A buffer of `len` values, contents unspecified (but initialised memory).
     pub fn new(len: usize) -> Buf {
         let class = size_class(len.div_ceil(16));
-        let reused = take(&mut free(), class);
+        let reused = pool().take(class);
         // SAFETY: all zeros are a valid Line. Memory fresh from the system is zero and need not be touched for that.
         let fresh = || unsafe { Box::new_zeroed_slice(class).assume_init() }.into_vec();
         Buf { lines: reused.unwrap_or_else(fresh), len }
@@ -81,8 +125,7 @@ impl Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.lines);
-        free().entry(lines.len()).or_default().push(lines);
+        pool().give(std::mem::take(&mut self.lines));
     }
 }
 
@@ -103,7 +146,9 @@ impl DerefMut for Buf {
 
 /// Gives the memory of all unused buffers back to the system.
 pub fn release_unused() {
-    free().clear();
+    let mut pool = pool();
+    pool.shrink(0);
+    pool.most = pool.live;
 }
 
 #[cfg(test)]
@@ -120,17 +165,27 @@ mod tests {
         assert_eq!(again.as_ptr(), place, "a fresh buffer, though a free one was there");
     }
 
+    /// Buffers for these numbers of lines, in use at once; what the pool does not give is made.
+    fn ask(pool: &mut Pool, classes: &[usize]) -> Vec<Vec<Line>> {
+        let made = |class: usize| vec![Line([0.0; 16]); class];
+        classes.iter().map(|&class| pool.take(class).unwrap_or_else(|| made(class))).collect()
+    }
+
     #[test]
-    fn an_outgrown_buffer_goes_when_a_larger_one_comes() {
-        let lines = |n: usize| vec![Line([0.0; 16]); n];
-        let mut free: Free = [(100, vec![lines(100), lines(100)]), (10, vec![lines(10)])].into();
-        assert!(take(&mut free, 101).is_none());
-        assert_eq!(free[&100].len(), 1, "one of two was outgrown");
-        assert!(take(&mut free, 60).is_some(), "and the other serves what is smaller");
-        assert_eq!(
-            free.keys().collect::<Vec<_>>(),
-            [&10],
-            "a small one is not outgrown by one five times its size"
-        );
+    fn batches_of_all_sizes_leave_an_eighth_more_than_the_largest_used() {
+        let mut pool = Pool::new();
+        for batch in [[400, 120, 400], [440, 130, 440], [60, 20, 60], [500, 150, 500], [30, 10, 30]] {
+            let buffers = ask(&mut pool, &batch);
+            for (buffer, class) in buffers.iter().zip(batch) {
+                assert!((class..=2 * class).contains(&buffer.len()), "{} for {class}", buffer.len());
+            }
+            assert!(pool.live + pool.idle <= pool.most + pool.most / 8, "{} and {}", pool.live, pool.idle);
+            buffers.into_iter().for_each(|b| pool.give(b));
+        }
+        assert_eq!((pool.live, pool.most), (0, 1150));
+        let again = ask(&mut pool, &[500, 150, 500]);
+        assert_eq!(again.iter().map(Vec::len).collect::<Vec<_>>(), [500, 150, 500]);
+        pool.shrink(0);
+        assert_eq!((pool.idle, pool.live), (0, 1150), "what is in use stays");
     }
 }
