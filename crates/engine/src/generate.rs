@@ -20,6 +20,8 @@ const LANE_SEQUENCES: (usize, usize) = (8, 32);
 /// where the weights fit, few sequences at a time are faster than many; where they do not, a lane reads them for as many
 /// sequences as it can.
 const CACHE_BYTES: usize = 16 << 20;
+/// What the keys and values of all sequences may take where the weights do not fit: more of them make a step hardly more worth its weights.
+const MOST_BYTES: usize = 1 << 30;
 
 /// The number of lanes and their limits that suit a model and these requests.
 ///
@@ -38,13 +40,11 @@ fn plan(model: &Model, requests: &[Request]) -> (usize, Limits) {
         return (1, everything);
     }
     let lanes = threads::threads().min(requests.iter().filter(|r| r.samples > 0).count());
-    let mut share = sequences.div_ceil(lanes).min(everything.sequences);
-    if fits {
-        let tokens = requests.iter().map(|r| r.prompt.len() + r.max_new / 2).max().unwrap_or(0);
-        let each = model.new_cache().page_bytes() / KvCache::PAGE * tokens.max(1);
-        share = share.min((CACHE_BYTES - weights) / (lanes * each)).max(least);
-    }
-    (lanes, Limits { sequences: share, ..everything })
+    let share = sequences.div_ceil(lanes).min(everything.sequences);
+    let tokens = requests.iter().map(|r| r.prompt.len() + r.max_new / 2).max().unwrap_or(0);
+    let each = model.new_cache().page_bytes() / KvCache::PAGE * tokens.max(1);
+    let room = if fits { CACHE_BYTES - weights } else { MOST_BYTES };
+    (lanes, Limits { sequences: share.min(room / (lanes * each)).max(least), ..everything })
 }
 
 /// A generator over one model.
