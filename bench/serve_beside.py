@@ -5,9 +5,10 @@ turns as well.
 For each of them, in every round:
 - output tokens a second of 8 clients at once, 128 tokens each;
 - the time to the first token in a conversation of some 2,000 tokens, at its first turn and at its second;
-- the longest pause of a stream while a prompt of some 4,000 tokens comes in, against its usual gap. A stream becomes slower as it grows, whoever
-  else is there: what is usual is taken before and after the prompt, and in between on the line from one to the other. How long llama.cpp's
-  pause lasts is a matter of its batches (`-b`, `-ub`), which are of 2,048 and 512 tokens unless told otherwise.
+- the longest pause of a stream while a prompt of some 4,000 tokens comes in, against its usual gap, and the longest in the six seconds before, when
+  it was alone: what the machine does to it. A stream becomes slower as it grows, whoever else is there: what is usual is taken before and after
+  the prompt, and in between on the line from one to the other. How long llama.cpp's pause lasts is a matter of its batches (`-b`, `-ub`), which are
+  of 2,048 and 512 tokens unless told otherwise.
 
 All have room for 8 conversations of 8,192 tokens and sample greedily. Threads of llama.cpp wait for each other by spinning: where other
 programs take a part of the machine, give both of them one thread. Standard library alone.
@@ -93,7 +94,7 @@ def pause(name, number):
     stop, found = threading.Event(), {}
     teller = threading.Thread(target=lambda: found.update(zip(("begun", "at"), stream(name, [user(f"Tell a long story, number {number}.")], 4000, stop))))
     teller.start()
-    time.sleep(4)
+    time.sleep(7)
     begun, at, _, usage = stream(name, [user(f"Another list. {goods(500 + number, 360)} Which is the dearest?")], 4)
     ended = time.monotonic()
     time.sleep(2)
@@ -101,7 +102,8 @@ def pause(name, number):
     teller.join()
     moments = [found["begun"] + t for t in found["at"]]
     gaps = [(b, b - a) for a, b in zip(moments, moments[1:])]
-    before = statistics.median(gap for moment, gap in gaps if moment < begun)
+    alone = [gap for moment, gap in gaps if begun - 6 < moment < begun]
+    before = statistics.median(alone[len(alone) // 2:])
     after = statistics.median([gap for moment, gap in gaps if moment > ended + 0.2] or [before])
     # Up to the piece after the other's first token: a pause that lasts until then ends with it.
     until = begun + at[0] + 3 * before
@@ -109,6 +111,7 @@ def pause(name, number):
     times = [gap / (before + (after - before) * i / len(during)) for i, gap in enumerate(during)]
     quarter = max(1, len(times) // 4)
     return {"prompt": usage["prompt_tokens"], "usual_before": before, "usual_after": after, "longest": max(during), "times": max(times),
+            "times_alone": max(alone) / statistics.median(alone),
             "times_99th": sorted(times)[int(0.99 * (len(times) - 1))], "times_middle": statistics.median(times),
             "times_first_quarter": statistics.median(times[:quarter]), "times_last_quarter": statistics.median(times[-quarter:]),
             "pieces_meanwhile": len(during), "first_token": at[0]}
@@ -146,7 +149,7 @@ try:
                                   **{k: round(v, 4) if isinstance(v, float) else v for k, v in got.items()}}), flush=True)
     print()
     for key, measure in (("tokens_per_second", "eight"), ("first_turn", "turns"), ("second_turn", "turns"), ("share", "turns"), ("usual_before", "pause"),
-                         ("usual_after", "pause"), ("longest", "pause"), ("times", "pause"), ("times_99th", "pause"), ("times_middle", "pause"),
+                         ("usual_after", "pause"), ("longest", "pause"), ("times", "pause"), ("times_alone", "pause"), ("times_99th", "pause"), ("times_middle", "pause"),
                          ("first_token", "pause")):
         middles = [statistics.median(got[key] for got in results[measure, name]) for name in COMMANDS]
         print(f"{measure:6} {key:18}", "  ".join(f"{name} {m:.3f}" for name, m in zip(COMMANDS, middles)))

@@ -1,14 +1,13 @@
 //! The one forward pass: it trains with a recording tape and generates with a cache.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment};
-use tensor::params::Param;
-use tensor::{Params, Rng, Tape, Tensor, Weight, threads};
+use tensor::params::{Param, Values};
+use tensor::{Buf, Params, Rng, Tape, Tensor, Weight, threads};
 
 use crate::adapter::{AdapterConfig, base_of};
 use crate::batch::BatchInfo;
@@ -196,10 +195,14 @@ impl Model {
     }
 
     /// A parameter as a Hugging Face folder has it.
-    fn on_disk(&self, spec: &TensorSpec, p: &Param) -> Cow<'_, [f32]> {
+    fn on_disk(&self, spec: &TensorSpec, p: &Param) -> Values<'_> {
         let values = self.params.values(p.weight);
         match spec.kind == TensorKind::Norm && self.config.norms_from_one() {
-            true => Cow::Owned(values.iter().map(|x| x - 1.0).collect()),
+            true => {
+                let mut values = Buf::copy_of(&values);
+                values.iter_mut().for_each(|x| *x -= 1.0);
+                Values::Unpacked(values)
+            }
             false => values,
         }
     }
@@ -224,7 +227,7 @@ impl Model {
         }
         files::write_config(dir, &self.config, kind)?;
         files::write_generation_config(dir, &self.generation)?;
-        let values: Vec<Cow<[f32]>> =
+        let values: Vec<Values> =
             self.specs.iter().zip(self.params.list()).map(|(s, p)| self.on_disk(s, p)).collect();
         let tensors =
             self.params.list().iter().zip(&values).map(|(p, v)| (p.name.as_str(), &p.shape[..], &v[..]));

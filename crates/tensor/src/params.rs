@@ -11,7 +11,6 @@ use crate::cpu::coded::{Coded, Row};
 use crate::cpu::gemm::{Right, pack_transposed, packed_len};
 use crate::cuda::{Gpu, Math, Ptr, ROW_THREADS, Slab, args, row_grid};
 use crate::memory::{Data, Ints};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
@@ -160,6 +159,24 @@ impl DerefMut for Grads<'_> {
     }
 }
 
+/// The values of a weight: where they lie, or unpacked.
+pub enum Values<'a> {
+    /// In the arena.
+    Held(&'a [f32]),
+    /// Of a weight in blocks.
+    Unpacked(Buf),
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Values::Held(values) => values,
+            Values::Unpacked(values) => values,
+        }
+    }
+}
+
 /// A whole weight within a region of `len` values that begins at `start`, as an offset there. Panics if it is not within.
 fn within(w: Weight, start: usize, len: usize) -> usize {
     let offset = w.offset.checked_sub(start).filter(|at| at + w.len() <= len);
@@ -285,11 +302,11 @@ impl Params {
         &data.host()[within(w, start, data.len())..][..w.len()]
     }
     /// The values of one weight, unpacked if need be.
-    pub fn values(&self, w: Weight) -> Cow<'_, [f32]> {
+    pub fn values(&self, w: Weight) -> Values<'_> {
         if !self.is_stored(w) {
-            return Cow::Borrowed(self.get(w));
+            return Values::Held(self.get(w));
         }
-        let mut values = vec![0.0; w.len()];
+        let mut values = Buf::new(w.len());
         crate::threads::parallel_chunks(
             &mut values,
             (1usize << 14).div_ceil(w.cols) * w.cols,
@@ -299,7 +316,7 @@ impl Params {
                 }
             },
         );
-        Cow::Owned(values)
+        Values::Unpacked(values)
     }
     /// Row `i` of a weight into `to`.
     pub fn read_row(&self, w: Weight, i: usize, to: &mut [f32]) {

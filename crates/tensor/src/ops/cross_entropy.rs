@@ -89,11 +89,12 @@ pub fn logits(params: &Params, hidden: &Tensor, head: Weight) -> Tensor {
     Tensor::constant(out, rows, vocab)
 }
 
-/// Rows of one chunk: a few MiB of logits, which fit the processor's cache; on a GPU, at most 1 GiB.
+/// Rows of one chunk: a few MiB of logits, which fit the processor's cache, but not so few rows that reading the head takes longer than the products;
+/// on a GPU, at most 1 GiB.
 fn chunk_rows(gpu: Option<&Gpu>, vocab: usize) -> usize {
     match gpu {
         Some(gpu) => (gpu.info().memory.min(1 << 35) / (vocab << 7)).clamp(32, 1 << 14),
-        None => ((1 << 20) / vocab).clamp(32, 2048),
+        None => ((1 << 20) / vocab).clamp(128, 2048),
     }
 }
 
@@ -148,7 +149,7 @@ fn walk_cpu(
     let mut stats = TokenStats { logprobs: vec![0.0; n], entropies: vec![0.0; n] };
     let chunk = chunk_rows(None, vocab);
     let mut logits = Buf::new(chunk.min(n) * vocab);
-    let mut dx = weights.map(|_| Buf::new(n * h));
+    let mut back = weights.map(|_| (Buf::new(n * h), params.values(head)));
     for r0 in (0..n).step_by(chunk) {
         let rows = chunk.min(n - r0);
         let logits = &mut logits[..rows * vocab];
@@ -181,12 +182,12 @@ fn walk_cpu(
                 }
             });
         }
-        if let Some(dx) = &mut dx {
+        if let Some((dx, values)) = &mut back {
             let dx = &mut dx[r0 * h..][..rows * h];
-            head_backward(params, xs, logits, rows, head, dx);
+            head_backward(params, xs, logits, rows, (head, values), dx);
         }
     }
-    (stats, dx.map(Data::from))
+    (stats, back.map(|(dx, _)| Data::from(dx)))
 }
 
 fn walk_cuda(
@@ -234,11 +235,17 @@ fn walk_cuda(
     (TokenStats { logprobs: both, entropies }, dx)
 }
 
-/// `dx = dlogits · head` (overwritten), `dhead += dlogitsᵀ · x`.
-fn head_backward(params: &Params, x: &[f32], dlogits: &[f32], rows: usize, head: Weight, dx: &mut [f32]) {
+/// `dx = dlogits · head` (overwritten), `dhead += dlogitsᵀ · x`, of a head and its values.
+fn head_backward(
+    params: &Params,
+    x: &[f32],
+    dlogits: &[f32],
+    rows: usize,
+    (head, values): (Weight, &[f32]),
+    dx: &mut [f32],
+) {
     let (h, vocab) = (head.cols, head.rows);
-    let values = params.values(head);
-    let b = Right::rows(&values, h);
+    let b = Right::rows(values, h);
     gemm(&[Product { a: Left::rows(dlogits, vocab), b, m: rows, k: vocab, n: h, c: 0 }], dx, h, false);
     weight_gradient(params, x, dlogits, rows, head);
 }
@@ -324,7 +331,7 @@ fn distill_cpu(
     let chunk = chunk_rows(None, vocab);
     let mut kl = vec![0.0; n];
     let (mut ls, mut lt) = (Buf::new(chunk.min(n) * vocab), Buf::new(chunk.min(n) * vocab));
-    let mut dx = tape.is_recording().then(|| Buf::new(n * h));
+    let mut back = tape.is_recording().then(|| (Buf::new(n * h), tape.params().values(head)));
     for r0 in (0..n).step_by(chunk) {
         let rows = chunk.min(n - r0);
         let (ls, lt) = (&mut ls[..rows * vocab], &mut lt[..rows * vocab]);
@@ -343,12 +350,12 @@ fn distill_cpu(
             scaled_softmax(s, zs, w);
             math::axpy(-w, t, s);
         });
-        if let Some(dx) = &mut dx {
+        if let Some((dx, values)) = &mut back {
             let (xs, dx) = (&x.host()[r0 * h..][..rows * h], &mut dx[r0 * h..][..rows * h]);
-            head_backward(tape.params(), xs, ls, rows, head, dx);
+            head_backward(tape.params(), xs, ls, rows, (head, values), dx);
         }
     }
-    (kl, dx.map(Data::from))
+    (kl, back.map(|(dx, _)| Data::from(dx)))
 }
 
 fn distill_cuda(

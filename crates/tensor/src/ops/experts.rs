@@ -15,10 +15,9 @@ use crate::memory::{Data, Ints};
 use crate::operations::{Part, add_product};
 use crate::ops::router::Routes;
 use crate::ops::swiglu;
-use crate::params::{Factor, Panels, Params, Weight};
+use crate::params::{Factor, Panels, Params, Values, Weight};
 use crate::tape::{Grad, Tape, Tensor};
 use crate::threads::{SharedMut, parallel, parallel_chunks};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -211,7 +210,7 @@ fn values<'p>(
     bank: &[Expert],
     slots: &Slots,
     weight: impl Fn(&Expert) -> Weight,
-) -> HashMap<usize, Cow<'p, [f32]>> {
+) -> HashMap<usize, Values<'p>> {
     let used = bank.iter().enumerate().filter(|(e, _)| !slots.of(*e).is_empty());
     used.map(|(_, x)| (weight(x).offset, params.values(weight(x)))).collect()
 }
