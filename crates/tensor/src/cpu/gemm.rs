@@ -243,7 +243,11 @@ kernel! {
             while n < cols.end {
                 let wide = if rows <= 3 { WIDE * PANEL } else { PANEL };
                 let width = wide.min(cols.end - n);
-                let mut b = p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k0 * p.b.k_stride);
+                let panel = |n: usize, k: usize| {
+                    p.b.data.as_ptr().wrapping_add((n / PANEL) * p.b.panel_stride + k * p.b.k_stride)
+                };
+                let mut b = panel(n, k0);
+                let next = if n + width < cols.end { panel(n + width, k0) } else { panel(cols.start, k0 + kc) };
                 let mut right = p.b;
                 if let Some(coded) = right.coded {
                     for (i, to) in scratch.right.chunks_exact_mut(KC * PANEL).take(width.div_ceil(PANEL)).enumerate() {
@@ -254,8 +258,16 @@ kernel! {
                     copy_right::<S>(b, right.k_stride, kc, &mut scratch.right);
                     (b, right.k_stride) = (scratch.right.as_ptr(), PANEL);
                 }
-                for strip in shares(rows, rows.div_ceil(S::MR)) {
+                let strips = rows.div_ceil(S::MR);
+                for (i, strip) in shares(rows, strips).enumerate() {
                     let r0 = strip.start;
+                    // A panel's first strip would wait for memory: the last two of the one before ask for it, half each.
+                    let ahead = match strips - i {
+                        half @ 1..=2 if strips > 1 && p.b.coded.is_none() => {
+                            (next.wrapping_add((half - 1) * PANEL / 2), p.b.k_stride)
+                        }
+                        _ => (b, 0),
+                    };
                     let (a, a_rs, a_ks) = if in_place {
                         let at = (m0 + r0) * p.a.row_stride + k0 * p.a.col_stride;
                         (p.a.data.as_ptr().wrapping_add(at), p.a.row_stride, p.a.col_stride)
@@ -266,7 +278,7 @@ kernel! {
                     };
                     let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
                     let load = accumulate || k0 > 0;
-                    Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load }.run::<S>(strip.len());
+                    Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load }.run_asking::<S>(strip.len(), ahead);
                 }
                 n += width;
             }
@@ -323,6 +335,9 @@ unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: us
     }
 }
 
+/// What is asked for while a micro-kernel runs: its place, and how far apart the steps lie.
+type Ahead = (*const f32, usize);
+
 /// What a micro-kernel works on: `rows x cols` outputs, `kc` steps.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
@@ -348,36 +363,43 @@ impl Tile<'_> {
     #[inline(always)]
     pub(crate) unsafe fn run<S: Simd>(&self, rows: usize) {
         // SAFETY: the caller's promise.
+        unsafe { self.run_asking::<S>(rows, (self.b, 0)) }
+    }
+
+    /// The same, and with each step asks for what lies at the given place, and so much further with the next.
+    #[inline(always)]
+    unsafe fn run_asking<S: Simd>(&self, rows: usize, ahead: Ahead) {
+        // SAFETY: the caller's promise.
         unsafe {
             let mut n = 0;
             while n < self.cols {
                 let left = self.cols - n;
                 // With few rows a tile is wider, so that its chains of sums still hide each other's latency.
                 if rows == 1 && left >= 4 * PANEL && S::NV == 2 {
-                    self.micro::<S, 1, 8>(n);
+                    self.micro::<S, 1, 8>(n, ahead);
                     n += 4 * PANEL;
                 } else if rows <= 3 && left >= 2 * PANEL && S::NV == 2 {
                     match rows {
-                        1 => self.micro::<S, 1, 4>(n),
-                        2 => self.micro::<S, 2, 4>(n),
-                        _ => self.micro::<S, 3, 4>(n),
+                        1 => self.micro::<S, 1, 4>(n, ahead),
+                        2 => self.micro::<S, 2, 4>(n, ahead),
+                        _ => self.micro::<S, 3, 4>(n, ahead),
                     }
                     n += 2 * PANEL;
                 } else if rows == 1 && left >= 2 * PANEL && S::NV == 1 {
-                    self.micro::<S, 1, 4>(n);
+                    self.micro::<S, 1, 4>(n, ahead);
                     n += 2 * PANEL;
                 } else if rows <= 2 && left >= PANEL && S::NV == 1 {
                     if rows == 1 {
-                        self.micro::<S, 1, 2>(n)
+                        self.micro::<S, 1, 2>(n, ahead)
                     } else {
-                        self.micro::<S, 2, 2>(n)
+                        self.micro::<S, 2, 2>(n, ahead)
                     }
                     n += PANEL;
                 } else if left >= PANEL && S::NV == 2 {
-                    self.rows::<S, 2>(rows, n);
+                    self.rows::<S, 2>(rows, n, ahead);
                     n += PANEL;
                 } else if left >= LANES {
-                    self.rows::<S, 1>(rows, n);
+                    self.rows::<S, 1>(rows, n, ahead);
                     n += LANES;
                 } else {
                     self.partial::<S>(rows, n, left);
@@ -388,22 +410,22 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    unsafe fn rows<S: Simd, const W: usize>(&self, rows: usize, n: usize) {
+    unsafe fn rows<S: Simd, const W: usize>(&self, rows: usize, n: usize, ahead: Ahead) {
         // SAFETY: the caller's promise.
         unsafe {
             match rows {
-                1 => self.micro::<S, 1, W>(n),
-                2 => self.micro::<S, 2, W>(n),
-                3 => self.micro::<S, 3, W>(n),
-                4 => self.micro::<S, 4, W>(n),
-                5 => self.micro::<S, 5, W>(n),
-                6 => self.micro::<S, 6, W>(n),
-                7 => self.micro::<S, 7, W>(n),
-                8 => self.micro::<S, 8, W>(n),
-                9 => self.micro::<S, 9, W>(n),
-                10 => self.micro::<S, 10, W>(n),
-                11 => self.micro::<S, 11, W>(n),
-                _ => self.micro::<S, 12, W>(n),
+                1 => self.micro::<S, 1, W>(n, ahead),
+                2 => self.micro::<S, 2, W>(n, ahead),
+                3 => self.micro::<S, 3, W>(n, ahead),
+                4 => self.micro::<S, 4, W>(n, ahead),
+                5 => self.micro::<S, 5, W>(n, ahead),
+                6 => self.micro::<S, 6, W>(n, ahead),
+                7 => self.micro::<S, 7, W>(n, ahead),
+                8 => self.micro::<S, 8, W>(n, ahead),
+                9 => self.micro::<S, 9, W>(n, ahead),
+                10 => self.micro::<S, 10, W>(n, ahead),
+                11 => self.micro::<S, 11, W>(n, ahead),
+                _ => self.micro::<S, 12, W>(n, ahead),
             }
         }
     }
@@ -415,7 +437,7 @@ impl Tile<'_> {
 
     /// `R` rows by `W` vectors, columns `n..`.
     #[inline(always)]
-    unsafe fn micro<S: Simd, const R: usize, const W: usize>(&self, n: usize) {
+    unsafe fn micro<S: Simd, const R: usize, const W: usize>(&self, n: usize, ahead: Ahead) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut acc = [[S::splat(0.0); W]; R];
@@ -431,7 +453,10 @@ impl Tile<'_> {
                 at[w] = self.b.wrapping_add(self.vector(n + w * LANES));
             }
             let mut a = self.a;
+            let (mut asked, further) = ahead;
             for _ in 0..self.kc {
+                S::prefetch_second(asked.cast());
+                asked = asked.wrapping_add(further);
                 let mut b = [S::splat(0.0); W];
                 for w in 0..W {
                     b[w] = S::load(at[w]);

@@ -107,6 +107,9 @@ pub trait Simd: Copy {
     /// Asks for what lies at `p`, which need not be there.
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    /// The same, but no further than into the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_second(_: *const u8) {}
     /// The lower (`half` 0) or the upper halves (1) of 16 bytes, less `zero`.
     #[inline(always)]
     unsafe fn nibbles(p: *const u8, half: usize, zero: Self::V) -> Self::V {
@@ -333,6 +336,10 @@ mod x86 {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
+        unsafe fn prefetch_second(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        }
+        #[inline(always)]
         unsafe fn nibbles(p: *const u8, half: usize, zero: __m512) -> __m512 {
             unsafe {
                 // A table of all differences, of whose index four bits count.
@@ -433,6 +440,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_second(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn load_partial(p: *const f32, n: usize) -> Self::V {
