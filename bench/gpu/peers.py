@@ -30,6 +30,10 @@ PARTS = {
     "moe-train": ("DeepSeek-V3 MoE, training 16 x 256", "tokens/s"),
     "qwen-train": ("Qwen3 0.6 B, training 8 x 1024", "tokens/s"),
     "qwen-generate": ("Qwen3 0.6 B, generating 64 x (64 + 128)", "tokens/s"),
+    # Ours alone.
+    "dense-grpo": ("dense 6.8 M, GRPO step of 8 x 8 answers of 96", "s"),
+    "qwen-grpo": ("Qwen3 0.6 B, GRPO step of 8 x 8 answers of 256", "s"),
+    "launch": ("shoestring launch, from start to end", "s"),
 }
 PRODUCTS = [(8192, 8192, 8192), (4096, 1024, 4096)]  # rows, inner length, columns
 
@@ -116,12 +120,15 @@ class Peers:
         times = max(1, min(100, int(1e12 / (2 * m * k * n)))) if not self.quick else 1
         return 2e-9 * m * k * n / min(self.seconds(work, times) for _ in range(5))
 
-    def train(self, model, batch, seq, steps, autocast=False, graph=False):
-        """Tokens per second of whole steps with AdamW; with `graph`, of one step captured and replayed."""
+    def train(self, model, batch, seq, steps, autocast=False, graph=False, compiled=False):
+        """Tokens per second of whole steps with AdamW; with `graph`, of one step captured and replayed; with `compiled`, of a model
+        that torch.compile has been through."""
         torch = self.torch
         if self.quick:
             batch, seq, steps = 2, 16, 1
         model.train()
+        if compiled:
+            model = torch.compile(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=graph)
         x, targets = self.tokens(model, batch, seq), self.tokens(model, batch, seq).flatten()
 
@@ -184,6 +191,8 @@ class Peers:
                 train = lambda steps, graph: self.train(self.model("dense"), 16, 256, steps, autocast, graph)
                 self.measure(name, numbers, "eager", lambda: train(50, False))
                 self.measure(name, numbers, "whole step as a CUDA graph", lambda: train(100, True))
+                compiled = lambda: self.train(self.model("dense"), 16, 256, 50, autocast, compiled=True)
+                self.measure(name, numbers, "torch.compile", compiled)
         elif name == "dense-generate":
             self.measure(name, "f32", "transformers", lambda: self.generate(self.model("dense")))
         elif name == "moe-train":
@@ -194,6 +203,8 @@ class Peers:
             train = lambda dtype, steps, autocast: self.train(self.model("qwen3-0.6b", dtype), 8, 1024, steps, autocast)
             self.measure(name, "f32", "eager", lambda: train(f32, 3, False))
             self.measure(name, "bf16", "eager", lambda: train(f32, 6, True))
+            compiled = lambda: self.train(self.model("qwen3-0.6b"), 8, 1024, 6, True, compiled=True)
+            self.measure(name, "bf16", "torch.compile", compiled)
             self.measure(name, "bf16", "eager, bf16 weights", lambda: train(bf16, 6, False))
         elif name == "qwen-generate":
             self.measure(name, "f32", "transformers", lambda: self.generate(self.model("qwen3-0.6b", f32)))
@@ -212,7 +223,7 @@ def ours_of(folder, part, numbers):
     if part == "products":
         rates = {f"{s['m']} x {s['k']} x {s['n']}": s["gflops"] for s in found["shapes"]}
         return {" x ".join(map(str, p)): rates.get(" x ".join(map(str, p))) for p in PRODUCTS}, found["device"]
-    return {None: found["tokens_per_second"]}, found["device"]
+    return {None: found.get("seconds_per_step", found.get("seconds")) if PARTS[part][1] == "s" else found["tokens_per_second"]}, found.get("device")
 
 
 def table(folder):
@@ -220,7 +231,7 @@ def table(folder):
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     head = next((line for line in lines if "card" in line), {})
     body, cards, errors = [], {head.get("card")}, []
-    figure = lambda x: "" if x is None else f"{x:,.0f}"
+    figure = lambda x: "" if x is None else f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
     for part, (title, unit) in PARTS.items():
         for numbers in ["f32", "bf16"]:
             ours, card = ours_of(folder, part, numbers)
@@ -264,7 +275,7 @@ def main():
         return table(args.table)
     peers = Peers(args)
     for part in args.parts or PARTS:
-        peers.part(part)
+        peers.part(part)  # nothing for what is ours alone
 
 
 if __name__ == "__main__":
