@@ -3,8 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
-use tensor::Gpu;
 use tensor::cuda::DeviceInfo;
+use tensor::{Gpu, GpuError};
 
 use crate::output::{json_line, line};
 
@@ -56,16 +56,16 @@ pub fn run(a: &Devices) -> Result<()> {
         }
         return Ok(());
     }
-    let (gpus, compiler) = (Gpu::list(), Gpu::compiler());
+    let (gpus, compiler, products) = (Gpu::list(), Gpu::compiler(), Gpu::library());
     let isa = format!("{:?}", tensor::cpu::simd::isa());
     let threads = tensor::threads::threads();
     if a.json {
         return json_line(&json!({
             "cpu": {"instruction_set": isa, "threads": threads},
             "gpus": gpus.as_ref().map_or(Vec::new(), |list| list.iter().map(describe).collect()),
-            "missing": gpus.as_ref().err().or(compiler.as_ref().err()).map(|e| e.to_string()),
+            "missing": missing(&gpus, &compiler, &products),
             "compiler": compiler.ok(),
-            "cublaslt": Gpu::library().ok(),
+            "cublaslt": products.ok(),
         }));
     }
     line(&format!("cpu      {isa}, {threads} threads"))?;
@@ -92,16 +92,26 @@ pub fn run(a: &Devices) -> Result<()> {
         }
         Err(e) => line(&format!("no GPU   {e}"))?,
     }
-    match &compiler {
-        Ok(version) => {
-            line(&format!("kernels  compiled at first use by NVRTC {version}"))?;
-            line(&match Gpu::library() {
-                Ok(version) => format!("products cuBLASLt {version} where it gives the same bits"),
-                Err(reason) => format!("products our own ({reason})"),
-            })?;
-        }
-        Err(e) if gpus.is_ok() => line(&format!("kernels  {e}"))?,
-        Err(_) => {}
-    }
-    Ok(())
+    line(&match &compiler {
+        Ok(version) => format!("kernels  compiled at first use by NVRTC {version}"),
+        Err(e) => format!("kernels  {e}"),
+    })?;
+    line(&match &products {
+        Ok(version) => format!("products cuBLASLt {version} where it gives the same bits"),
+        Err(reason) => format!("products our own ({reason})"),
+    })
+}
+
+/// All that is not there or does not go together, each with what to do about it.
+fn missing(
+    gpus: &Result<Vec<DeviceInfo>, GpuError>,
+    compiler: &Result<String, GpuError>,
+    products: &Result<String, &'static str>,
+) -> Vec<String> {
+    let mut all: Vec<String> =
+        gpus.iter().flatten().filter_map(|d| d.check().err()).map(|e| e.to_string()).collect();
+    all.extend(gpus.as_ref().err().map(GpuError::to_string));
+    all.extend(compiler.as_ref().err().map(GpuError::to_string));
+    all.extend(products.as_ref().err().map(|e| (*e).to_owned()));
+    all
 }

@@ -3,6 +3,7 @@
 use super::error::GpuError;
 use super::libraries::{candidates, files_like};
 use super::sources;
+use super::versions::CompilerInfo;
 use ground::atomic;
 use ground::seeds::{FNV, fnv};
 use libloading::Library;
@@ -16,7 +17,6 @@ type Status = c_int;
 
 /// The functions of NVRTC that are used.
 pub(super) struct Compiler {
-    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
     create: unsafe extern "C" fn(
         *mut Program,
         *const c_char,
@@ -31,6 +31,7 @@ pub(super) struct Compiler {
     log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    info: CompilerInfo,
     _library: Library,
 }
 
@@ -65,7 +66,7 @@ impl Compiler {
         unsafe {
             let library = Library::new(path).ok()?;
             Some(Compiler {
-                version: *library.get(b"nvrtcVersion").ok()?,
+                info: info(&library)?,
                 create: *library.get(b"nvrtcCreateProgram").ok()?,
                 destroy: *library.get(b"nvrtcDestroyProgram").ok()?,
                 compile: *library.get(b"nvrtcCompileProgram").ok()?,
@@ -78,12 +79,13 @@ impl Compiler {
         }
     }
 
+    /// What it is.
+    pub(super) fn info(&self) -> &CompilerInfo {
+        &self.info
+    }
     /// Its version, as "13.0".
     pub(super) fn version(&self) -> String {
-        let (mut major, mut minor) = (0, 0);
-        // SAFETY: both places are writable.
-        unsafe { (self.version)(&mut major, &mut minor) };
-        format!("{major}.{minor}")
+        self.info.name()
     }
 
     /// Compiles a file of [`sources::FILES`] for an architecture such as "sm_90".
@@ -120,6 +122,33 @@ impl Compiler {
     }
 }
 
+/// A compiler's version and architectures.
+///
+/// # Safety
+/// The library is NVRTC.
+unsafe fn info(library: &Library) -> Option<CompilerInfo> {
+    type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status;
+    type Integers = unsafe extern "C" fn(*mut c_int) -> Status;
+    // SAFETY: the signatures are those of NVRTC's header (caller); all places are writable, and the list is as long as it is said
+    // to be. The last two functions are there since CUDA 11.2.
+    unsafe {
+        let (mut major, mut minor) = (0, 0);
+        library.get::<Version>(b"nvrtcVersion").ok()?(&mut major, &mut minor);
+        let mut architectures = Vec::new();
+        if let (Ok(count), Ok(list)) = (
+            library.get::<Integers>(b"nvrtcGetNumSupportedArchs"),
+            library.get::<Integers>(b"nvrtcGetSupportedArchs"),
+        ) {
+            let mut known = 0;
+            count(&mut known);
+            architectures = vec![0; usize::try_from(known).ok()?];
+            list(architectures.as_mut_ptr());
+        }
+        let architectures = architectures.into_iter().filter_map(|a| u32::try_from(a).ok()).collect();
+        Some(CompilerInfo { version: (major, minor), architectures })
+    }
+}
+
 fn options(arch: &str) -> Vec<String> {
     vec![
         format!("--gpu-architecture={arch}"),
@@ -133,8 +162,11 @@ fn options(arch: &str) -> Vec<String> {
 
 /// Machine code of every file, from the cache or compiled, several at once, and put there. `announce` is called before
 /// anything has to be compiled: it takes a while.
-pub(super) fn cubins(arch: &str, announce: impl FnOnce()) -> Result<Vec<Vec<u8>>, GpuError> {
-    let compiler = Compiler::get()?;
+pub(super) fn cubins(
+    compiler: &Compiler,
+    arch: &str,
+    announce: impl FnOnce(),
+) -> Result<Vec<Vec<u8>>, GpuError> {
     let mut found: Vec<Option<Vec<u8>>> =
         (0..sources::FILES.len()).map(|f| cached(compiler, f, arch)).collect();
     let missing: Vec<usize> = (0..found.len()).filter(|&f| found[f].is_none()).collect();
@@ -207,4 +239,19 @@ fn cache() -> Option<PathBuf> {
     let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
     Some(base.join("shoestring").join("kernels"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nvrtc_tells_its_version_and_architectures() {
+        let Ok(compiler) = Compiler::get() else { return };
+        let info = compiler.info();
+        assert!(info.version.0 >= 11, "{info:?}");
+        for known in [80, 90] {
+            assert!(info.architectures.contains(&known), "{info:?}");
+        }
+    }
 }

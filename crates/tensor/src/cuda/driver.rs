@@ -1,11 +1,12 @@
 //! What a device does for us: memory, copies, launches. NVIDIA's driver does it, or the emulator of the tests.
 
-use super::compiler;
+use super::compiler::{self, Compiler};
 use super::cublaslt::Library;
 use super::error::GpuError;
 use super::gpu::{Arg, DeviceInfo};
 use super::library;
 use super::sources;
+use super::versions::{self, architecture};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use cudarc::driver::{DriverError, result};
 use std::cell::Cell;
@@ -111,6 +112,14 @@ fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
     }
 }
 
+/// The same for what may have no memory left.
+fn or_no_memory(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
+    move |e| match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => GpuError::NoMemory,
+        _ => failed(call)(e),
+    }
+}
+
 const UNPOISONED: &str = "nothing panics under this lock";
 
 /// The GPUs that the driver sees.
@@ -158,11 +167,11 @@ impl Cuda {
             .cloned()
             .ok_or(GpuError::NoSuchDevice { wanted: ordinal, present: present.len() })?;
         info.check()?;
-        let (major, minor) = info.capability;
-        let cubins = compiler::cubins(&format!("sm_{major}{minor}"), announce)?;
+        let compiler = Compiler::get()?;
+        let cubins = compiler::cubins(compiler, &architecture(&info, compiler.info())?, announce)?;
         let device = result::device::get(ordinal as i32).map_err(failed("cuDeviceGet"))?;
         // SAFETY: a device that the driver has named; the context is kept for the life of the process.
-        unsafe {
+        let opened = unsafe {
             let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
             result::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
@@ -176,7 +185,7 @@ impl Cuda {
                 result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)
                     .map_err(failed("cuDeviceGetAttribute"))?
                     != 0;
-            Ok(Cuda {
+            Cuda {
                 info,
                 reads_host,
                 cubins,
@@ -187,8 +196,33 @@ impl Cuda {
                 functions: RwLock::default(),
                 measured: Mutex::default(),
                 library: OnceLock::new(),
-            })
+            }
+        };
+        // Whether the driver takes the kernels shows here, where one may still do without a GPU; the others are loaded when they
+        // are used.
+        let smallest = (0..opened.cubins.len())
+            .min_by_key(|&file| opened.cubins[file].len())
+            .expect("there are kernels");
+        match opened.module(smallest) {
+            Ok(_) => Ok(opened),
+            Err(GpuError::Driver { reason, .. }) => {
+                Err(versions::old_driver(&opened.info, compiler.info(), &reason))
+            }
+            Err(other) => Err(other),
         }
+    }
+
+    /// The machine code of a file of [`sources::FILES`], loaded.
+    fn module(&self, file: usize) -> Result<Module, GpuError> {
+        let mut modules = self.modules.lock().expect(UNPOISONED);
+        if let Some(module) = modules.get(&file) {
+            return Ok(*module);
+        }
+        // SAFETY: machine code made for this very card, which the driver copies.
+        let module = unsafe { result::module::load_data(self.cubins[file].as_ptr().cast()) }
+            .map_err(or_no_memory("cuModuleLoadData"))?;
+        modules.insert(file, Module(module));
+        Ok(Module(module))
     }
 
     /// Makes the context this thread's.
@@ -219,18 +253,7 @@ impl Cuda {
         if let Some(f) = self.functions.read().expect(UNPOISONED).get(kernel) {
             return Ok(*f);
         }
-        let file = sources::file_of(kernel);
-        let mut modules = self.modules.lock().expect(UNPOISONED);
-        let module = match modules.get(&file) {
-            Some(module) => *module,
-            None => {
-                // SAFETY: machine code made for this very architecture, which the driver copies.
-                let module = unsafe { result::module::load_data(self.cubins[file].as_ptr().cast()) }
-                    .map_err(failed("cuModuleLoadData"))?;
-                modules.insert(file, Module(module));
-                Module(module)
-            }
-        };
+        let module = self.module(sources::file_of(kernel))?;
         let name = CString::new(kernel).expect("a kernel's name");
         // SAFETY: a loaded module, which is never unloaded.
         let function =
@@ -259,10 +282,7 @@ impl Driver for Cuda {
     fn alloc(&self, bytes: usize) -> Result<u64, GpuError> {
         self.enter()?;
         // SAFETY: memory of its own.
-        unsafe { result::malloc_sync(bytes) }.map_err(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => GpuError::NoMemory,
-            _ => failed("cuMemAlloc")(e),
-        })
+        unsafe { result::malloc_sync(bytes) }.map_err(or_no_memory("cuMemAlloc"))
     }
     fn free(&self, ptr: u64) {
         // A process that ends has no context any more, and needs none.

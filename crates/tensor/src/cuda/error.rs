@@ -31,6 +31,39 @@ pub enum GpuError {
         /// See `major`.
         minor: u32,
     },
+    /// The driver does not load what the compiler makes.
+    #[error(
+        "the NVIDIA driver, for CUDA {}.{}, does not load what NVRTC {compiler} makes ({reason}): install a driver for CUDA \
+         {major}, or in place of that NVRTC an earlier one (`pip install nvidia-cuda-nvrtc-cu12` for CUDA 12); or use \
+         --device cpu",
+        driver.0, driver.1
+    )]
+    OldDriver {
+        /// The newest CUDA version that the driver knows, major and minor.
+        driver: (i32, i32),
+        /// The compiler's version.
+        compiler: String,
+        /// The first number of that.
+        major: i32,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The compiler is older than the card.
+    #[error(
+        "NVRTC {version} makes no code for compute capability {major}.{minor}, the newest that it knows is {}.{}: install a \
+         newer CUDA toolkit, or `pip install --upgrade nvidia-cuda-nvrtc`; or use --device cpu",
+        newest / 10, newest % 10
+    )]
+    OldCompiler {
+        /// The compiler's version.
+        version: String,
+        /// The card's compute capability.
+        major: u32,
+        /// See `major`.
+        minor: u32,
+        /// The newest architecture that the compiler knows: 90 is sm_90.
+        newest: u32,
+    },
     /// The compiler's library is not there.
     #[error(
         "CUDA's run-time compiler was not found (libnvrtc.so): install the CUDA toolkit and set CUDA_HOME, or \

@@ -1,11 +1,12 @@
 //! A GPU as ops see it: slabs of memory from a pool, and kernels to launch.
 
-use super::compiler;
+use super::compiler::{self, Compiler};
 use super::driver::{self, Cuda, Driver, MAX_ARGS};
 use super::emulated::Emulated;
 use super::error::GpuError;
 use super::library::{self, Choices};
 use super::sources;
+use super::versions::{architecture, is_new_enough};
 use ground::seeds::{FNV, fnv};
 use std::cell::UnsafeCell;
 use std::collections::{BTreeMap, HashMap};
@@ -43,13 +44,12 @@ pub enum Math {
 }
 
 impl DeviceInfo {
-    /// Whether the kernels can run on it.
+    /// Whether the kernels can run on it, as this driver and the compiler are, if that is there.
     pub fn check(&self) -> Result<(), GpuError> {
-        let (major, minor) = self.capability;
-        if major < 8 {
-            return Err(GpuError::TooOld { name: self.name.clone(), major, minor });
+        match Compiler::get() {
+            Ok(compiler) => architecture(self, compiler.info()).map(|_| ()),
+            Err(_) => is_new_enough(self),
         }
-        Ok(())
     }
 }
 
@@ -296,7 +296,7 @@ impl Gpu {
 
     /// The version of the kernels' compiler, if it is there.
     pub fn compiler() -> Result<String, GpuError> {
-        Ok(compiler::Compiler::get()?.version())
+        Ok(Compiler::get()?.version())
     }
 
     /// The version of NVIDIA's library of products, or why it is not used.
@@ -306,14 +306,14 @@ impl Gpu {
 
     /// Compiles every kernel for an architecture such as "sm_90"; gives each file's name and the compiler's report.
     pub fn compile_all(arch: &str) -> Result<Vec<(&'static str, String)>, GpuError> {
-        let compiler = compiler::Compiler::get()?;
+        let compiler = Compiler::get()?;
         let files: Vec<usize> = (0..sources::FILES.len()).collect();
         compiler::each(&files, |i| Ok((sources::FILES[i].0, compiler.compile(i, arch)?.log)))
     }
 
     /// A hash of all that the kernels of an architecture are compiled from, the compiler's version included.
     pub fn hash_of_sources(arch: &str) -> Result<u64, GpuError> {
-        let compiler = compiler::Compiler::get()?;
+        let compiler = Compiler::get()?;
         let files = (0..sources::FILES.len()).map(|i| compiler::hash(compiler, i, arch).to_le_bytes());
         Ok(files.fold(FNV, |hash, file| fnv(hash, &file)))
     }

@@ -113,7 +113,7 @@ pub(super) fn version() -> Result<String, &'static str> {
     if setting() == "0" {
         return Err("SHOESTRING_CUBLASLT=0");
     }
-    cublaslt::version().ok_or("cuBLASLt was not found")
+    cublaslt::version().ok_or("cuBLASLt was not found (libcublasLt.so): `pip install nvidia-cublas`")
 }
 
 /// Computes a product by the library, if that is the thing to do; false if it was not done.

@@ -16,6 +16,7 @@ mod gpu;
 mod libraries;
 mod library;
 mod sources;
+mod versions;
 
 pub use error::GpuError;
 /// Parameters from which on a GPU calculates fast unless it is told otherwise: where exact products would take long.
