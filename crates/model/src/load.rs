@@ -96,19 +96,24 @@ impl Model {
         let all = |wanted: Format| {
             specs.iter().all(|spec| folder.weights.format(&spec.name).is_none_or(|f| f == wanted))
         };
-        // The values are the same.
-        let unpacked = |gpu: &Gpu| has_room_unpacked(gpu, &specs, all(Format::Bf16));
         let held = held.map(|held| match held {
-            HeldAs::Stored if all(Format::F32) || place.gpu.as_ref().is_some_and(unpacked) => HeldAs::F32,
+            HeldAs::Stored if all(Format::F32) => HeldAs::F32,
             held => held,
         });
-        let hold = |spec: &TensorSpec| match held {
+        let hold = |spec: &TensorSpec, held: Option<HeldAs>| match held {
             None if spec.kind == TensorKind::RouterBias => Hold::Steered,
             None => Hold::Trained,
             Some(held) => frozen(spec, held, &folder.weights),
         };
+        let mut stored_bytes: usize = specs.iter().map(|spec| bytes_of(spec, hold(spec, held))).sum();
+        // The values are the same.
+        let unpacked = |gpu: &Gpu| has_room_unpacked(gpu, &specs, all(Format::Bf16));
+        let held = held.map(|held| match held {
+            HeldAs::Stored if place.gpu.as_ref().is_some_and(unpacked) => HeldAs::F32,
+            held => held,
+        });
         let mut list: Vec<(String, Vec<usize>, Hold)> =
-            specs.iter().map(|s| (s.name.clone(), s.shape.clone(), hold(s))).collect();
+            specs.iter().map(|s| (s.name.clone(), s.shape.clone(), hold(s, held))).collect();
         if let Some(config) = &adapter_config {
             let refuse = |reason| FileError::Adapter { path: path.to_path_buf(), reason };
             let more = match adapter {
@@ -116,10 +121,12 @@ impl Model {
                 None => config.specs(&specs).map_err(refuse)?,
             };
             list.extend(more.iter().map(|s| (s.name.clone(), s.shape.clone(), Hold::Trained)));
+            stored_bytes += more.iter().map(|spec| bytes_of(spec, Hold::Trained)).sum::<usize>();
             specs.extend(more);
         }
         let mut model = Model::of(folder.config, Params::held(list), adapter_config);
         model.describe(folder.generation, folder.notices, path.to_path_buf());
+        model.set_stored_bytes(stored_bytes);
         fill(&mut model, &specs, &folder.weights, adapter)?;
         model.place(place);
         Ok(model)
@@ -136,6 +143,18 @@ fn has_room_unpacked(gpu: &Gpu, specs: &[TensorSpec], halves: bool) -> bool {
         Math::Fast => 6,
     };
     bytes * specs.iter().map(TensorSpec::elements).sum::<usize>() <= gpu.info().memory / 2
+}
+
+/// Bytes of a weight that is held so.
+fn bytes_of(spec: &TensorSpec, hold: Hold) -> usize {
+    let cols = spec.shape[spec.shape.len() - 1];
+    match hold {
+        Hold::Stored(format) => {
+            let row = format.bytes_of(cols).expect("rows of whole blocks");
+            spec.elements() / cols.max(1) * row
+        }
+        _ => 4 * spec.elements(),
+    }
 }
 
 /// How a weight that nothing trains is held.

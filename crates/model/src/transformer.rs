@@ -34,6 +34,8 @@ pub struct Model {
     generation: GenerationConfig,
     notices: Vec<String>,
     params: Params,
+    /// Bytes of the weights as the processor holds them.
+    stored_bytes: usize,
     embed: Weight,
     blocks: Vec<Block>,
     norm: Weight,
@@ -179,6 +181,7 @@ impl Model {
             specs,
             adapter,
             config,
+            stored_bytes: params.bytes(),
             params,
             embed,
             blocks,
@@ -236,6 +239,15 @@ impl Model {
     }
 
     /// What is known of it beside its weights.
+    /// Bytes of the weights, held as the use asked for, whatever a GPU unpacked: the same number on every device.
+    pub fn stored_bytes(&self) -> usize {
+        self.stored_bytes
+    }
+
+    pub(crate) fn set_stored_bytes(&mut self, bytes: usize) {
+        self.stored_bytes = bytes;
+    }
+
     pub(crate) fn describe(&mut self, generation: GenerationConfig, notices: Vec<String>, source: PathBuf) {
         (self.generation, self.notices, self.source) = (generation, notices, source);
     }

@@ -3,6 +3,7 @@
 use model::config::{TensorKind, TensorSpec, tensor_specs};
 use model::inspect::inspect;
 use model::{Model, ModelConfig};
+use tensor::Math;
 
 /// Weights, packed weights, gradients and two moments.
 pub const TRAINING_COPIES: usize = 5;
@@ -83,13 +84,15 @@ pub(crate) fn room_for_passes(
     recompute: bool,
 ) -> usize {
     let params = model.params();
-    // What a recipe allows itself is of the host; a GPU's is looked at when the run begins.
-    if params.gpu().is_some() {
+    // What a recipe allows itself is of the host, but where passes are cut decides last bits: in exact mode it holds on a GPU too.
+    // Fast mode's bits are the GPU's own, whose memory is looked at when the run begins.
+    if params.gpu().is_some_and(|gpu| gpu.math() == Math::Fast) {
         return usize::MAX;
     }
     let trained = 4.0 * params.trained_len() as f64;
-    let beside = beside.map_or(0.0, |model| model.params().bytes() as f64);
-    let held = TRAINING_COPIES as f64 * trained + STORED_COPIES * (params.bytes() as f64 - trained + beside);
+    let beside = beside.map_or(0.0, |model| model.stored_bytes() as f64);
+    let held =
+        TRAINING_COPIES as f64 * trained + STORED_COPIES * (model.stored_bytes() as f64 - trained + beside);
     pass_tokens(model.config(), memory_gib * (1u64 << 30) as f64 - held - OVERHEAD, recompute)
 }
 

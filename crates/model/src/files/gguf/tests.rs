@@ -158,6 +158,9 @@ fn a_quantised_file_equals_its_unpacked_folder() {
         assert_eq!(logits(&held), logits(&packed), "{name}: held as stored");
         let less = held.params().bytes() * 3 < packed.params().bytes() * 2;
         assert_eq!(less, name != "f32", "{name}: {} bytes", held.params().bytes());
+        for model in [&held, &packed] {
+            assert_eq!(model.stored_bytes(), model.params().bytes(), "{name}");
+        }
         let folder = dir.path().join(name);
         std::fs::create_dir(&folder).unwrap();
         packed.save(&folder).unwrap();
