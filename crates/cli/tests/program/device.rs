@@ -2,10 +2,10 @@
 //! end on the other. The GPU is the emulated one (see CONTRIBUTING.md), so that every machine can test this.
 
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Duration;
 
-use crate::common::{arg, refusal, start_run, text, tiny};
+use crate::common::{arg, object, refusal, shoestring, start_run, text, tiny, with_input};
 
 /// `--device emulated:…`; none where there is no C++ compiler.
 fn emulated() -> Option<String> {
@@ -39,6 +39,47 @@ fn answers_and_scores_are_the_processors() {
         let on = |device: &str| text(&[command, &["--device", device]].concat());
         assert_eq!(on(&device), on("cpu"), "{command:?}");
     }
+}
+
+/// The whole of an evaluation but its time, and a conversation through a pipe.
+#[test]
+fn evaluations_and_conversations_are_the_processors() {
+    let Some(device) = emulated() else { return };
+    let model = tiny();
+    let folder = arg(model.path());
+    let evaluated = |device: &str| {
+        let options = ["--limit", "3", "--samples", "2", "--max-new", "8", "--json", "--device", device];
+        let mut found = object(&[&["eval", folder, "--task", "arithmetic"][..], &options].concat());
+        assert!(found["seconds"].take().is_number());
+        found
+    };
+    assert_eq!(evaluated(&device), evaluated("cpu"));
+    let talked = |device: &str| {
+        let out =
+            with_input(&["chat", folder, "--max-new", "9", "--device", device], "Hello\nWhat is 3 + 4?\n");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).expect("UTF-8")
+    };
+    assert_eq!(talked(&device), talked("cpu"));
+    assert!(!talked("cpu").trim().is_empty());
+}
+
+/// A GPU whose memory does not suffice ends a command with a sentence, and as bad input does.
+#[test]
+fn too_little_memory_is_a_sentence() {
+    let Some(device) = emulated() else { return };
+    let model = tiny();
+    let question = "Tom has 3 apples and buys 4 more. ".repeat(2);
+    let out = Command::new(env!("CARGO_BIN_EXE_shoestring"))
+        .args(["generate", arg(model.path()), "--prompt", &question, "--samples", "64", "--device", &device])
+        .env("SHOESTRING_EMULATED_MIB", "1")
+        .output()
+        .expect("the program starts");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    assert!(out.stdout.is_empty());
+    assert!(said.starts_with("error: the GPU has no ") && said.trim_end().lines().count() == 1, "{said}");
+    assert!(said.contains("1 MiB are there") && said.contains("--device cpu"), "{said}");
 }
 
 const RECIPE: &str = r#"
@@ -131,6 +172,8 @@ fn a_run_begins_on_one_device_and_ends_on_another() {
 const ADAPTERS: &str = r#"
 name = "adapters"
 seed = 3
+[machine]
+memory_gib = 0.0477
 [problems]
 mix = [{ task = "arithmetic", level = { operands = 2, digits = 1 } }]
 held_out = 4
@@ -147,9 +190,9 @@ alpha = 8
 [[stage]]
 kind = "grpo"
 steps = 1
-prompts = 2
-group = 2
-max_new = 6
+prompts = 4
+group = 4
+max_new = 10
 kl_coefficient = 0.01
 sample_every = 0
 reward = { accuracy = 0.0, format = 1.0 }
@@ -158,7 +201,7 @@ rank = 4
 alpha = 8
 "#;
 
-/// Adapters on a file of blocks: what is learnt, and what it does to the answers.
+/// Adapters on a file of blocks: what is learnt, with passes that are cut for want of memory, and what it does to the answers.
 #[test]
 fn adapters_on_a_file_of_blocks_are_the_processors() {
     let Some(device) = emulated() else { return };
@@ -167,9 +210,14 @@ fn adapters_on_a_file_of_blocks_are_the_processors() {
     text(&["convert", arg(dir.path()), "--to", arg(&base), "--type", "q8_0"]);
     std::fs::write(&recipe, ADAPTERS.replace("BASE", arg(&base))).expect("written");
     let [cpu, gpu] = ["cpu", "gpu"].map(|name| out.path().join(name));
-    for (run, device) in [(&cpu, "cpu"), (&gpu, &*device)] {
-        text(&["run", arg(&recipe), "--out", arg(run), "--device", device]);
-    }
+    let [on_cpu, on_gpu] = [(&cpu, "cpu"), (&gpu, &*device)].map(|(run, device)| {
+        let done = shoestring(&["run", arg(&recipe), "--out", arg(run), "--device", device]);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{said}");
+        said.lines().find(|line| line.contains("passes of ")).map(str::to_owned)
+    });
+    assert!(on_cpu.is_some(), "passes are cut");
+    assert_eq!(on_gpu, on_cpu);
     for stage in ["sft", "grpo"] {
         let adapter = |run: &Path| {
             std::fs::read(run.join(stage).join("adapter_model.safetensors")).expect("an adapter")
@@ -197,6 +245,20 @@ fn fast_rollouts_have_the_trainers_log_probabilities() {
     let said = crate::common::object(&[&bench[..], &sizes].concat());
     assert_eq!(said["mismatched_logprobs"], 0);
     assert_eq!(said["device"], "emulated GPU");
+}
+
+#[test]
+fn devices_names_all_that_is_missing_at_once() {
+    let said = object(&["devices", "--json"]);
+    let missing: Vec<&str> =
+        said["missing"].as_array().expect("a list").iter().filter_map(|m| m.as_str()).collect();
+    for (there, name) in [
+        (said["gpus"] != serde_json::json!([]), "NVIDIA"),
+        (!said["compiler"].is_null(), "libnvrtc.so"),
+        (!said["cublaslt"].is_null(), "pip install nvidia-cublas"),
+    ] {
+        assert!(there || missing.iter().any(|m| m.contains(name)), "{name}: {said}");
+    }
 }
 
 #[test]

@@ -22,6 +22,11 @@ pub(super) struct Emulated {
     _library: Library,
 }
 
+/// The memory that the emulated GPU is to have, for tests of what happens where it is short.
+fn mib_from_environment() -> Option<usize> {
+    std::env::var("SHOESTRING_EMULATED_MIB").ok()?.parse().ok()
+}
+
 const UNPOISONED: &str = "nothing panics under this lock";
 
 fn layout(bytes: usize) -> Layout {
@@ -37,7 +42,7 @@ impl Emulated {
         let emulate: Emulate = *unsafe { library.get(b"emulate") }.map_err(failed)?;
         let info = DeviceInfo {
             name: "emulated GPU".into(),
-            memory: 4 << 30,
+            memory: mib_from_environment().unwrap_or(4 << 10) << 20,
             capability: (8, 0),
             multiprocessors: 4,
             clock_khz: 0,
@@ -52,6 +57,10 @@ impl Driver for Emulated {
         &self.info
     }
     fn alloc(&self, bytes: usize) -> Result<u64, GpuError> {
+        let held: usize = self.sizes.lock().expect(UNPOISONED).values().sum();
+        if held + bytes > self.info.memory {
+            return Err(GpuError::NoMemory);
+        }
         // What is there from the start is NaN, so that it shows where it is read.
         // SAFETY: a layout of at least one byte.
         let ptr = unsafe { std::alloc::alloc(layout(bytes)) };

@@ -12,6 +12,11 @@ pub fn on_a_card() -> bool {
     std::env::var_os("SHOESTRING_TEST_GPU").is_some_and(|v| !v.is_empty())
 }
 
+/// Whether sizes may be large: on a card, unless `SHOESTRING_TEST_SMALL` is set, for tools that slow everything down.
+pub fn large_sizes() -> bool {
+    on_a_card() && std::env::var_os("SHOESTRING_TEST_SMALL").is_none_or(|v| v.is_empty())
+}
+
 /// The GPU to test, opened once for the whole test binary; none where no C++ compiler is found.
 pub fn gpu() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();

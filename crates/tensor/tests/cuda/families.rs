@@ -15,7 +15,7 @@ fn gates_and_scales_of_ragged_sizes() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut rng = Rng::new(11);
     let mut sizes = vec![(1, 1), (7, 5), (33, 64), (130, 35), (3, 1030)];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         sizes.extend([(4096, 1376), (777, 2048)]);
     }
     for (n, inner) in sizes {
@@ -54,7 +54,7 @@ fn attention_through_windows() {
         (1, 1, 192, 128, vec![(170, 0)]),
         (1, 1, 256, 200, vec![(167, 0), (3, 167)]),
     ];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         cases.extend([
             (8, 4, 32, 32, vec![(700, 0), (513, 0)]),
             (8, 2, 128, 128, vec![(700, 0), (90, 700), (64, 700), (1, 0), (2047, 0)]),
@@ -139,7 +139,7 @@ fn routers_by_softmax() {
     let mut rng = Rng::new(15);
     let mut cases =
         vec![(1, 3, 1, 1), (90, 8, 3, 1), (150, 16, 2, 4), (70, 33, 4, 1), (33, 64, 8, 1), (9, 512, 7, 8)];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         cases.extend([(4096, 128, 8, 1), (777, 160, 6, 8)]);
     }
     for (n, experts, top_k, groups) in cases {
@@ -281,7 +281,7 @@ fn adapters_of_ragged_sizes() {
     let mut rng = Rng::new(17);
     let mut sizes =
         vec![(1, 5, 1, [3, 0]), (70, 33, 2, [20, 9]), (130, 64, 8, [64, 32]), (33, 96, 16, [130, 7])];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         sizes.extend([(4096, 1024, 16, [2048, 1024]), (64, 1024, 8, [1024, 512])]);
     }
     for (n, h, rank, [first, second]) in sizes {

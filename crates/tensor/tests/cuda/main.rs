@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod families;
+mod fast_attention;
 
 use common::{Matrix, emulator, model, params_of, same_bits};
 use std::sync::Arc;
@@ -60,7 +61,7 @@ fn products_and_norms_of_ragged_sizes() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut rng = Rng::new(1);
     let mut sizes = vec![(1, 1, 1), (3, 17, 130), (130, 257, 5), (67, 300, 48), (200, 64, 136)];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         sizes.extend([
             (1, 1024, 3072),
             (8, 1024, 1024),
@@ -96,7 +97,7 @@ fn attention_of_heads_of_all_kernels() {
         (1, 1, 192, 128, vec![(70, 0)]),
         (1, 1, 256, 200, vec![(67, 0), (3, 67)]),
     ];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         cases.extend([
             (8, 8, 32, 32, vec![(256, 0); 16]),
             (16, 8, 64, 64, vec![(1000, 0), (513, 0)]),
@@ -166,7 +167,7 @@ fn routers_and_experts() {
     let mut rng = Rng::new(4);
     let mut cases =
         vec![(1, 5, 3, 1, 1, 1), (90, 36, 20, 8, 3, 1), (150, 24, 33, 16, 2, 4), (70, 40, 16, 33, 4, 1)];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         cases.extend([(4096, 256, 172, 16, 3, 1), (777, 512, 130, 64, 6, 8), (64, 256, 172, 256, 8, 8)]);
     }
     for (n, h, inner, experts, top_k, groups) in cases {
@@ -201,7 +202,7 @@ fn routers_and_experts() {
 fn optimizers() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut shapes = [(40, 24), (24, 40), (40, 24), (1, 7), (33, 33), (70, 130)];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         shapes[4..].copy_from_slice(&[(512, 300), (1024, 1376)]);
     }
     let run = |gpu: Option<&Gpu>| -> Vec<f32> {
@@ -260,7 +261,7 @@ fn drawn_tokens() {
     let Some(gpu) = emulator::gpu() else { return };
     let mut rng = Rng::new(6);
     let mut sizes = vec![(5, 1), (40, 37), (30, 4099), (4, 20_000)];
-    if emulator::on_a_card() {
+    if emulator::large_sizes() {
         sizes.extend([(512, 4096), (64, 151_936)]);
     }
     for (rows, vocab) in sizes {
@@ -396,7 +397,7 @@ fn fast_rows_are_independent() {
     let fast = gpu.with_math(Math::Fast);
     let mut rng = Rng::new(8);
     // On a card a single row is a product for our kernels, and more rows are one for NVIDIA's library.
-    let (n, h, o) = if emulator::on_a_card() { (150, 1000, 1024) } else { (150, 72, 200) };
+    let (n, h, o) = if emulator::large_sizes() { (150, 1000, 1024) } else { (150, 72, 200) };
     let (mut params, w) = params_of(&[Matrix::random(&mut rng, o, h, 0.3)]);
     params.move_to(Some(&fast));
     let tape = Tape::inference(&params);
