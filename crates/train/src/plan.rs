@@ -78,8 +78,17 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage, ranks: usize) -> Result<Optio
     let Some(config) = config_of(recipe, model)? else { return Ok(None) };
     let i = inspect(&config, CONTEXT);
     let update = w.optimizer.map_or(0.0, |optimizer| update_flops(optimizer.kind, &config));
-    let training =
-        i.training_operations_per_token as f64 + w.mtp_share * i.mtp_training_operations_per_token as f64;
+    let adapters = adapter_parameters(&config, &w);
+    let training = match w.adapter {
+        // Weights that nothing moves have no gradients: a third of their products is saved.
+        Some(_) => {
+            (i.training_operations_per_token - i.forward.total() + i.forward.attention_scores) as f64
+                + 6.0 * adapters
+        }
+        None => {
+            i.training_operations_per_token as f64 + w.mtp_share * i.mtp_training_operations_per_token as f64
+        }
+    };
     let shards = recipe.parallel.shards;
     let trains = w.optimizer.is_some() && w.adapter.is_none();
     // Gradients, one more for every level of the tree over a rank's shards; both moments of its slice; weights, and packed weights.
@@ -117,9 +126,13 @@ fn held_weights(recipe: &Recipe, reference: &str, config: &ModelConfig, w: &Work
     if w.optimizer.is_some() && w.adapter.is_none() {
         return copies * parameters;
     }
-    let adapters = w.adapter.and_then(|a| a.specs(&tensor_specs(config)).ok()).unwrap_or_default();
-    let adapters = 4.0 * adapters.iter().map(TensorSpec::elements).sum::<usize>() as f64;
-    base_bytes(recipe, reference, parameters) + TRAINING_COPIES as f64 * adapters
+    base_bytes(recipe, reference, parameters) + TRAINING_COPIES as f64 * 4.0 * adapter_parameters(config, w)
+}
+
+/// Parameters of a stage's adapters.
+fn adapter_parameters(config: &ModelConfig, w: &Work) -> f64 {
+    let specs = w.adapter.and_then(|a| a.specs(&tensor_specs(config)).ok()).unwrap_or_default();
+    specs.iter().map(TensorSpec::elements).sum::<usize>() as f64
 }
 
 /// Weights that nothing moves, as they are stored.
