@@ -24,6 +24,8 @@ const STRIP_STRIDE: usize = 640;
 const COPY_ROWS: usize = 24;
 /// Panels that few rows go over at once.
 const WIDE: usize = 4;
+/// Strips, at most, during which the next panel is asked for.
+const ASKING_STRIPS: usize = 8;
 /// The most rows of one task.
 const MC: usize = 192;
 
@@ -261,13 +263,6 @@ kernel! {
                 let strips = rows.div_ceil(S::MR);
                 for (i, strip) in shares(rows, strips).enumerate() {
                     let r0 = strip.start;
-                    // A panel's first strip would wait for memory: the last two of the one before ask for it, half each.
-                    let ahead = match strips - i {
-                        half @ 1..=2 if strips > 1 && p.b.coded.is_none() => {
-                            (next.wrapping_add((half - 1) * PANEL / 2), p.b.k_stride)
-                        }
-                        _ => (b, 0),
-                    };
                     let (a, a_rs, a_ks) = if in_place {
                         let at = (m0 + r0) * p.a.row_stride + k0 * p.a.col_stride;
                         (p.a.data.as_ptr().wrapping_add(at), p.a.row_stride, p.a.col_stride)
@@ -278,6 +273,14 @@ kernel! {
                     };
                     let c = out.ptr().add(p.c + (m0 + r0) * ldc + n);
                     let load = accumulate || k0 > 0;
+                    let mut ahead = Ahead::NOTHING;
+                    if strips > 1 {
+                        let top = out.ptr().wrapping_add(p.c + m0 * ldc + n + width);
+                        ahead.c = if i + 1 < strips { c.wrapping_add(strip.len() * ldc) } else { top };
+                        if p.b.coded.is_none() {
+                            ahead.ask_panel(next, p.b.k_stride, kc, (strips, i));
+                        }
+                    }
                     Tile { kc, a, a_rs, a_ks, b, right, c, ldc, cols: width, load }.run_asking::<S>(strip.len(), ahead);
                 }
                 n += width;
@@ -335,8 +338,32 @@ unsafe fn pack_left<S: Simd>(a: &Left, m0: usize, rows: usize, k0: usize, kc: us
     }
 }
 
-/// What is asked for while a micro-kernel runs: its place, and how far apart the steps lie.
-type Ahead = (*const f32, usize);
+/// What a micro-kernel asks for while it runs, so that the next ones need not wait for memory. Little at a time: a core has some
+/// sixteen lines under way, and what this one reads must not queue behind them.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// Within the next panel of the right factor, if any, and how much further with each step of k.
+    b: *const f32,
+    b_step: usize,
+    /// The outputs of the next tile, if any.
+    c: *const f32,
+}
+
+impl Ahead {
+    const NOTHING: Ahead = Ahead { b: std::ptr::null(), b_step: 0, c: std::ptr::null() };
+
+    /// Shares a panel of `kc` steps among a panel's last strips, of which this is `strip` of `strips`.
+    fn ask_panel(&mut self, panel: *const f32, k_stride: usize, kc: usize, (strips, strip): (usize, usize)) {
+        let contiguous = k_stride == PANEL;
+        let parts = strips.min(if contiguous { ASKING_STRIPS } else { PANEL / LANES });
+        let Some(part) = (strip + parts).checked_sub(strips) else { return };
+        let share = PANEL.div_ceil(parts);
+        (self.b, self.b_step) = match contiguous {
+            true => (panel.wrapping_add(part * share * kc), share),
+            false => (panel.wrapping_add(part * share), k_stride),
+        };
+    }
+}
 
 /// What a micro-kernel works on: `rows x cols` outputs, `kc` steps.
 #[derive(Clone, Copy)]
@@ -363,10 +390,10 @@ impl Tile<'_> {
     #[inline(always)]
     pub(crate) unsafe fn run<S: Simd>(&self, rows: usize) {
         // SAFETY: the caller's promise.
-        unsafe { self.run_asking::<S>(rows, (self.b, 0)) }
+        unsafe { self.run_asking::<S>(rows, Ahead::NOTHING) }
     }
 
-    /// The same, and with each step asks for what lies at the given place, and so much further with the next.
+    /// The same, and meanwhile asks for what comes next.
     #[inline(always)]
     unsafe fn run_asking<S: Simd>(&self, rows: usize, ahead: Ahead) {
         // SAFETY: the caller's promise.
@@ -453,23 +480,36 @@ impl Tile<'_> {
                 at[w] = self.b.wrapping_add(self.vector(n + w * LANES));
             }
             let mut a = self.a;
-            let (mut asked, further) = ahead;
-            for _ in 0..self.kc {
-                S::prefetch_second(asked.cast());
-                asked = asked.wrapping_add(further);
-                let mut b = [S::splat(0.0); W];
-                for w in 0..W {
-                    b[w] = S::load(at[w]);
-                    // Wrapping, because the step behind the last one may leave the matrix.
-                    at[w] = at[w].wrapping_add(self.right.k_stride);
-                }
-                for i in 0..R {
-                    let x = S::splat(*a.add(i * self.a_rs));
+            // A place that exists: to ask for none costs a walk through the page table.
+            let mut ahead_b = if ahead.b.is_null() { self.b } else { ahead.b };
+            let mut ahead_c = ahead.c.wrapping_add(n);
+            let parts = if ahead.c.is_null() || self.kc < 4 * R { 1 } else { R };
+            let each = self.kc / parts;
+            for part in 0..parts {
+                if parts > 1 {
                     for w in 0..W {
-                        acc[i][w] = S::fma(x, b[w], acc[i][w]);
+                        S::prefetch_second(ahead_c.wrapping_add(w * LANES).cast());
                     }
+                    ahead_c = ahead_c.wrapping_add(self.ldc);
                 }
-                a = a.wrapping_add(self.a_ks);
+                let steps = if part + 1 == parts { self.kc - part * each } else { each };
+                for _ in 0..steps {
+                    S::prefetch_second(ahead_b.cast());
+                    ahead_b = ahead_b.wrapping_add(ahead.b_step);
+                    let mut b = [S::splat(0.0); W];
+                    for w in 0..W {
+                        b[w] = S::load(at[w]);
+                        // Wrapping, because the step behind the last one may leave the matrix.
+                        at[w] = at[w].wrapping_add(self.right.k_stride);
+                    }
+                    for i in 0..R {
+                        let x = S::splat(*a.add(i * self.a_rs));
+                        for w in 0..W {
+                            acc[i][w] = S::fma(x, b[w], acc[i][w]);
+                        }
+                    }
+                    a = a.wrapping_add(self.a_ks);
+                }
             }
             for i in 0..R {
                 for w in 0..W {
