@@ -31,20 +31,47 @@ fn plan(model: &Model, requests: &[Request]) -> (usize, Limits) {
     if model.params().gpu().is_some() {
         return (1, Limits { sequences: 1024, rows: 8192, ..Limits::default() });
     }
-    let everything = Limits::default();
-    let weights = model.params().bytes();
-    let sequences: usize = requests.iter().map(|r| r.samples).sum();
-    let fits = 2 * weights <= CACHE_BYTES;
-    let least = if fits { LANE_SEQUENCES.0 } else { LANE_SEQUENCES.1 };
-    if sequences < least * threads::threads() {
-        return (1, everything);
-    }
-    let lanes = threads::threads().min(requests.iter().filter(|r| r.samples > 0).count());
-    let share = sequences.div_ceil(lanes).min(everything.sequences);
     let tokens = requests.iter().map(|r| r.prompt.len() + r.max_new / 2).max().unwrap_or(0);
-    let each = model.new_cache().page_bytes() / KvCache::PAGE * tokens.max(1);
-    let room = if fits { CACHE_BYTES - weights } else { MOST_BYTES };
-    (lanes, Limits { sequences: share.min(room / (lanes * each)).max(least), ..everything })
+    let batch = Batch {
+        prompts: requests.iter().filter(|r| r.samples > 0).count(),
+        sequences: requests.iter().map(|r| r.samples).sum(),
+        sequence_bytes: model.new_cache().page_bytes() / KvCache::PAGE * tokens.max(1),
+    };
+    let (lanes, sequences) = batch.lanes(model.params().bytes());
+    (lanes, Limits { sequences, ..Limits::default() })
+}
+
+/// What decides how a list of requests is divided on the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Prompts that are continued.
+    pub prompts: usize,
+    /// Continuations in all.
+    pub sequences: usize,
+    /// What the keys and values of one of them take in the middle of its way, in bytes.
+    pub sequence_bytes: usize,
+}
+
+impl Batch {
+    /// The number of lanes, and the most sequences in flight in each, beside so many bytes of weights.
+    fn lanes(&self, weights: usize) -> (usize, usize) {
+        let most = Limits::default().sequences;
+        let fits = 2 * weights <= CACHE_BYTES;
+        let least = if fits { LANE_SEQUENCES.0 } else { LANE_SEQUENCES.1 };
+        if self.sequences < least * threads::threads() {
+            return (1, most);
+        }
+        let lanes = threads::threads().min(self.prompts);
+        let share = self.sequences.div_ceil(lanes).min(most);
+        let room = if fits { CACHE_BYTES - weights } else { MOST_BYTES };
+        (lanes, share.min(room / (lanes * self.sequence_bytes)).max(least))
+    }
+
+    /// What all keys and values in flight take, about, in bytes.
+    pub fn cache_bytes(&self, weights: usize) -> usize {
+        let (lanes, sequences) = self.lanes(weights);
+        self.sequences.min(lanes * sequences) * self.sequence_bytes
+    }
 }
 
 /// A generator over one model.

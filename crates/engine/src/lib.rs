@@ -18,7 +18,7 @@ mod speculate;
 #[cfg(test)]
 mod tests;
 
-pub use generate::Engine;
+pub use generate::{Batch, Engine};
 pub use guide::{Allowed, Guide, MakeGuide};
 pub use lane::{Counts, Lane, Limits, Sink, Ticket};
 pub use request::{Completion, EngineError, Extras, FinishReason, Request, Token};

@@ -128,6 +128,7 @@ impl Model {
         model.describe(folder.generation, folder.notices, path.to_path_buf());
         model.set_stored_bytes(stored_bytes);
         fill(&mut model, &specs, &folder.weights, adapter)?;
+        adapter.map_or(Ok(()), |adapter| adapter.check_base(path, &model.base_mark()))?;
         model.place(place);
         Ok(model)
     }

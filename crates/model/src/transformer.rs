@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ground::seeds::{FNV, fnv};
 use tensor::ops::{self, AttentionShape, KvLayer, Pairs, RopeTable, Segment};
 use tensor::params::{Param, Values};
 use tensor::{Buf, Params, Rng, Tape, Tensor, Weight, threads};
@@ -210,6 +211,18 @@ impl Model {
         }
     }
 
+    /// Tells these weights from those of other models of the same shape, in whatever type they are stored: FNV-1a over all norms,
+    /// which are never quantised, rounded to bf16.
+    pub(crate) fn base_mark(&self) -> String {
+        let norms =
+            self.specs.iter().zip(self.params.list()).filter(|(spec, _)| spec.kind == TensorKind::Norm);
+        let hash = norms.fold(FNV, |hash, (_, param)| {
+            let values = self.params.get(param.weight).iter();
+            values.fold(hash, |hash, x| fnv(hash, &half::bf16::from_f32(*x).to_le_bytes()))
+        });
+        format!("{hash:016x}")
+    }
+
     /// Writes the adapter alone, as PEFT does, with the name of the model that it belongs to.
     fn save_adapter(&self, dir: &Path, config: &AdapterConfig) -> Result<(), FileError> {
         let own: Vec<&Param> = self.params.list().iter().filter(|p| base_of(&p.name).is_some()).collect();
@@ -218,7 +231,7 @@ impl Model {
         targets.dedup();
         let source = self.source.canonicalize().unwrap_or_else(|_| self.source.clone());
         let tensors = own.iter().map(|p| (p.name.as_str(), &p.shape[..], self.params.get(p.weight)));
-        files::write_file(&files::peft::weights_path(dir), tensors)?;
+        files::write_adapter(&files::peft::weights_path(dir), &self.base_mark(), tensors)?;
         files::write_generation_config(dir, &self.generation)?;
         files::peft::write_config(dir, config, &targets, &source)
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use model::files::SafeFile;
+use model::files::{SafeFile, WeightType};
 use model::{AdapterConfig, HeldAs, Model, PassOptions, Use, whole};
 use tensor::{Tape, ops};
 
@@ -127,6 +127,18 @@ fn adapters_that_do_not_fit_are_refused() {
     assert!(error.contains("this model and rank 2 want"), "{error}");
     let error = refusal(Model::open(dir.path(), Use::Adapt(HeldAs::Stored, config(3, "q_proj"))));
     assert!(error.contains("it has rank 2"), "{error}");
+    // The same model in another type is the same model; of one that was trained on the shapes fit, but not the weights.
+    let other = tempfile::tempdir().unwrap();
+    let mut model = Model::load(&base).unwrap();
+    model.save_as(other.path(), WeightType::Bf16).unwrap();
+    Model::open_with(other.path(), dir.path(), Use::Infer(HeldAs::Stored)).unwrap();
+    model.params_mut().data_mut().iter_mut().for_each(|x| *x *= 1.01);
+    model.save(other.path()).unwrap();
+    let error = refusal(Model::open_with(other.path(), dir.path(), Use::Infer(HeldAs::Stored)));
+    assert!(
+        error.contains("it was trained beside the weights of") && error.contains("are others"),
+        "{error}"
+    );
     let error = refusal(Model::open_with(&base, &base, Use::Infer(HeldAs::Stored)));
     assert!(error.contains("holds no adapter"), "{error}");
     let file = dir.path().join("adapter_config.json");

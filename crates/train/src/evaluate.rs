@@ -23,7 +23,7 @@ use crate::stats::{Estimate, majority, wilson};
 use crate::team::{Elsewhere, Team};
 
 /// Problems of one run of the engine: enough to keep it full, few enough to stop soon when asked to.
-const PROBLEMS_AT_ONCE: usize = 128;
+pub(crate) const PROBLEMS_AT_ONCE: usize = 128;
 
 /// The score from which a completion counts as right. Verifiers that give part marks (external ones may) do not make
 /// a half right answer right.

@@ -1,9 +1,11 @@
 //! What a recipe will take, before anything is done: parameters, operations, memory, time.
 
+use engine::Batch;
 use model::ModelConfig;
 use model::config::{TensorSpec, tensor_specs};
 use model::device::place_of;
 use model::inspect::inspect;
+use tensor::Math;
 
 use crate::TrainError;
 use crate::context::fresh_config;
@@ -12,7 +14,8 @@ use crate::memory::{
 };
 use crate::optim::update_flops;
 use crate::recipe::{Recipe, Reference};
-use crate::stages::{AnyStage, Makes, NamedStage, Work};
+use crate::source::HELD_OUT;
+use crate::stages::{AnyStage, Known, Makes, NamedStage, Work};
 
 /// One stage's plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,9 +75,38 @@ fn vocab(recipe: &Recipe) -> usize {
     size.unwrap_or(1024)
 }
 
+/// A stage's plan for all of its models, one after another.
 fn stage_plan(recipe: &Recipe, stage: &NamedStage, ranks: usize) -> Result<Option<StagePlan>, TrainError> {
-    let traces = |name: &str| recipe.stage(name).map_or(0.0, |stage| stage.trace_tokens());
-    let Some((w, model)) = stage.work(&traces).zip(stage.model()) else { return Ok(None) };
+    let models: Vec<&str> = match stage.measures() {
+        Some((models, _)) => models.iter().map(String::as_str).collect(),
+        None => stage.model().into_iter().collect(),
+    };
+    let mut whole: Option<StagePlan> = None;
+    for model in models {
+        let Some(plan) = model_plan(recipe, stage, model, ranks)? else { continue };
+        let before = whole.as_ref().map_or(0.0, |whole| whole.operations);
+        let operations = before + plan.operations;
+        // What is said of it is said of the model that takes the most.
+        let larger = whole.filter(|whole| whole.memory_bytes > plan.memory_bytes).unwrap_or(plan);
+        whole = Some(StagePlan { operations, ..larger });
+    }
+    Ok(whole)
+}
+
+/// What the recipe knows beforehand of stages' work.
+fn work<'a>(recipe: &'a Recipe, stage: &'a NamedStage) -> Option<Work<'a>> {
+    let trace_tokens = |name: &str| recipe.stage(name).map_or(0.0, |stage| stage.trace_tokens());
+    let held_out = recipe.problems.held_out.unwrap_or(HELD_OUT);
+    stage.work(&Known { trace_tokens: &trace_tokens, held_out })
+}
+
+fn model_plan(
+    recipe: &Recipe,
+    stage: &NamedStage,
+    model: &str,
+    ranks: usize,
+) -> Result<Option<StagePlan>, TrainError> {
+    let Some(w) = work(recipe, stage) else { return Ok(None) };
     let Some(config) = config_of(recipe, model)? else { return Ok(None) };
     let i = inspect(&config, CONTEXT);
     let update = w.optimizer.map_or(0.0, |optimizer| update_flops(optimizer.kind, &config));
@@ -108,16 +140,24 @@ fn stage_plan(recipe: &Recipe, stage: &NamedStage, ranks: usize) -> Result<Optio
             }
             let room = recipe.machine.memory_gib * (1u64 << 30) as f64 - held - OVERHEAD;
             let tokens = match w.cut {
-                Some(least) => pass_tokens(&config, room, w.recompute).clamp(least, w.held.max(least)),
+                Some(least) if !is_fast(&config) => {
+                    pass_tokens(&config, room, w.recompute).clamp(least, w.held.max(least))
+                }
                 None if w.sharded => w.held.div_ceil(shards),
-                None => w.held,
+                _ => w.held,
             };
-            held + activations(&config, w.recompute) * tokens as f64 + OVERHEAD
+            let training = activations(&config, w.recompute) * tokens as f64;
+            held + training.max(written_bytes(&config, &w, ranks)) + OVERHEAD
         },
         // Gradients on the way to the sum, and weights on the way back.
         sent_bytes: if trains { 8.0 * i.parameters.total as f64 * others } else { 0.0 },
         remedy: w.remedy,
     }))
+}
+
+/// Whether a model is trained in a GPU's fast mode, which does not cut its passes.
+fn is_fast(config: &ModelConfig) -> bool {
+    place_of(config).is_ok_and(|place| place.gpu.is_some_and(|gpu| gpu.math() == Math::Fast))
 }
 
 /// What a stage's weights, and what belongs to them, take, in bytes.
@@ -127,6 +167,19 @@ fn held_weights(recipe: &Recipe, reference: &str, config: &ModelConfig, w: &Work
         return copies * parameters;
     }
     base_bytes(recipe, reference, parameters) + TRAINING_COPIES as f64 * 4.0 * adapter_parameters(config, w)
+}
+
+/// What the keys and values of answers under way take, in bytes.
+fn written_bytes(config: &ModelConfig, w: &Work, ranks: usize) -> f64 {
+    let Some(answers) = w.answers else { return 0.0 };
+    let i = inspect(config, CONTEXT);
+    let prompts = answers.problems.div_ceil(ranks);
+    let batch = Batch {
+        prompts,
+        sequences: prompts * answers.each,
+        sequence_bytes: i.kv_cache.expanded_f32 as usize * (CONTEXT + answers.max_new / 2),
+    };
+    batch.cache_bytes(4 * i.parameters.total as usize) as f64
 }
 
 /// Parameters of a stage's adapters.
@@ -145,7 +198,7 @@ fn base_bytes(recipe: &Recipe, reference: &str, parameters: f64) -> f64 {
             _ => READING_COPIES as f64 * parameters,
         },
         // What adapters were trained beside stays where it is.
-        Reference::Stage(stage) => match (stage.work(&|_| 0.0).and_then(|w| w.adapter), stage.model()) {
+        Reference::Stage(stage) => match (work(recipe, stage).and_then(|w| w.adapter), stage.model()) {
             (Some(_), Some(model)) => base_bytes(recipe, model, parameters),
             _ => READING_COPIES as f64 * parameters,
         },
@@ -203,7 +256,7 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
                 format!("{} is neither a model folder with a config.json nor a GGUF file", path.display());
             return wrong("from", what);
         }
-        let adapter = stage.work(&|_| 0.0).and_then(|work| work.adapter);
+        let adapter = work(recipe, stage).and_then(|work| work.adapter);
         if let (Some(config), Some(adapter)) = (config_of(recipe, reference)?, adapter)
             && let Err(problem) = adapter.specs(&tensor_specs(&config))
         {
@@ -221,4 +274,40 @@ pub fn check_files(recipe: &Recipe) -> Result<(), TrainError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+seed = 1
+problems = { mix = [{ task = "word" }] }
+models.m = { model_type = "llama", hidden_size = 96 }
+stage = [
+    { kind = "tokenizer" },
+    { kind = "pretrain", model = "m", tokens = 40_000 },
+    { kind = "sft", steps = 4 },
+    { kind = "eval" },
+]
+"#;
+
+    fn evaluation(set: &str) -> StagePlan {
+        let recipe = Recipe::parse("small.toml", SMALL, &[set.to_owned()]).unwrap();
+        let stages = plan(&recipe, 1).unwrap();
+        stages.into_iter().find(|p| p.kind == "eval").expect("evaluations are planned")
+    }
+
+    /// Of all models in turn: their operations add up, the most memory counts.
+    #[test]
+    fn evaluations_cost_what_their_answers_cost() {
+        let (few, many) = (evaluation("stage.eval.samples=3"), evaluation("stage.eval.samples=7"));
+        assert_eq!(many.operations, 2.0 * few.operations);
+        let (one, two) =
+            (evaluation("stage.eval.of=sft"), evaluation("stage.eval.of=[\"sft\",\"pretrain\"]"));
+        assert_eq!(two.operations, 2.0 * one.operations);
+        assert_eq!(two.memory_bytes, one.memory_bytes);
+        let long = evaluation("stage.eval.max_new=500");
+        assert!(long.memory_bytes > few.memory_bytes, "{long:?}");
+    }
 }

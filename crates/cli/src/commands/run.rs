@@ -144,11 +144,7 @@ fn dry_run(recipe: &Recipe, names: &[String], ranks: usize) -> Result<()> {
             time
         ))?;
     }
-    line(&format!(
-        "# about {:.0} minutes and {:.3} $ in all, evaluation not counted",
-        seconds / 60.0,
-        cost(recipe, seconds)
-    ))?;
+    line(&format!("# about {:.0} minutes and {:.3} $ in all", seconds / 60.0, cost(recipe, seconds)))?;
     on_ranks(recipe)?;
     train::plan::check_memory(recipe, ranks)?;
     Ok(())
@@ -245,7 +241,7 @@ fn opening(
     };
     let stages = if count == 1 { "stage" } else { "stages" };
     Ok(Some(format!(
-        "into {}: {count} {stages} to go{time}, evaluation not counted; Ctrl-C saves, and the same command goes on",
+        "into {}: {count} {stages} to go{time}; Ctrl-C saves, and the same command goes on",
         out.display()
     )))
 }

@@ -90,6 +90,16 @@ fn bad_requests_are_refused_with_a_reason() {
     assert!(matches!(engine.run(&[long], |_| true), Err(EngineError::TooLong { context: 512, .. })));
 }
 
+/// Plans know of the cache what the configuration tells.
+#[test]
+fn a_tokens_keys_and_values_are_what_the_configuration_says() {
+    for kind in ["moe", "dense"] {
+        let model = tiny(kind);
+        let said = model::inspect::inspect(model.config(), 1).kv_cache.expanded_f32;
+        assert_eq!(said as usize, model.new_cache().page_bytes() / KvCache::PAGE, "{kind}");
+    }
+}
+
 /// A lane that took more than its share at the start would leave the others idle.
 #[test]
 fn lanes_share_the_sequences() {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::FileError;
 
@@ -27,6 +27,19 @@ pub(super) struct Entry {
     /// Bytes from the start of the file, checked to lie within it.
     pub(super) begin: usize,
     pub(super) end: usize,
+}
+
+/// What a file says of its tensors.
+pub(super) struct Header {
+    pub(super) entries: HashMap<String, Entry>,
+    /// Of an adapter from here: the mark of the model that it was trained beside.
+    pub(super) base_mark: Option<String>,
+}
+
+/// What is read of the metadata.
+#[derive(Deserialize)]
+struct Metadata {
+    base_mark: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -61,7 +74,7 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-struct RawHeader(HashMap<String, RawEntry>);
+struct RawHeader(HashMap<String, RawEntry>, Option<String>);
 
 impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -72,10 +85,10 @@ impl<'de> Deserialize<'de> for RawHeader {
                 f.write_str("an object of tensors")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut entries = HashMap::new();
+                let (mut entries, mut base_mark) = (HashMap::new(), None);
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        base_mark = map.next_value::<Option<Metadata>>()?.and_then(|found| found.base_mark);
                         continue;
                     }
                     let entry = map.next_value::<RawEntry>()?;
@@ -83,7 +96,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                         return Err(serde::de::Error::custom("a tensor is listed twice"));
                     }
                 }
-                Ok(RawHeader(entries))
+                Ok(RawHeader(entries, base_mark))
             }
         }
         deserializer.deserialize_map(HeaderVisitor)
@@ -92,7 +105,7 @@ impl<'de> Deserialize<'de> for RawHeader {
 
 /// Parses and checks the header of a whole file: offsets within the file, lengths equal to shape times
 /// type, no overlap, no gap, nothing after the last tensor.
-pub(super) fn parse(path: &Path, file: &[u8]) -> Result<HashMap<String, Entry>, FileError> {
+pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, FileError> {
     let bad = |reason: String| FileError::Header { path: path.to_path_buf(), reason };
     if let Some(format) = foreign_format(file) {
         return Err(FileError::ForeignFormat { path: path.to_path_buf(), format });
@@ -109,7 +122,8 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<HashMap<String, Entry>, 
     let Some((json, data)) = rest.split_at_checked(length as usize) else {
         return Err(truncated(LENGTH_BYTES as u64 + length));
     };
-    let RawHeader(raw) = serde_json::from_slice(json).map_err(|error| bad(format!("its header: {error}")))?;
+    let RawHeader(raw, base_mark) =
+        serde_json::from_slice(json).map_err(|error| bad(format!("its header: {error}")))?;
 
     let data_start = LENGTH_BYTES + json.len();
     let mut spans = Vec::with_capacity(raw.len());
@@ -143,7 +157,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<HashMap<String, Entry>, 
         let surplus = data.len() as u64 - covered;
         return Err(bad(format!("{surplus} bytes follow its last tensor")));
     }
-    Ok(entries)
+    Ok(Header { entries, base_mark })
 }
 
 /// Names the format of files that people rename or mistake for safetensors.

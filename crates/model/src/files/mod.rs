@@ -18,7 +18,7 @@ pub use hf::{
     GenerationConfig, ModelFolder, Weights, read_generation_config, write_config, write_generation_config,
 };
 pub use weights::{SafeFile, TensorReport, WeightsReader};
-pub(crate) use write::write_file;
+pub(crate) use write::write_adapter;
 pub use write::{WeightType, WrittenWeights, write_weights};
 
 #[cfg(test)]

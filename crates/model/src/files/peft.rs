@@ -140,6 +140,16 @@ impl AdapterFolder {
         }
     }
 
+    /// Refuses a model that the adapter was not trained beside, where the adapter is from here and so knows.
+    pub(crate) fn check_base(&self, path: &Path, mark: &str) -> Result<(), FileError> {
+        if self.file.base_mark().is_none_or(|own| own == mark) {
+            return Ok(());
+        }
+        let (own, given) = (self.base.as_deref().unwrap_or("another model"), path.display());
+        Err(self
+            .refuse(format!("it was trained beside the weights of {own}, and those of {given} are others")))
+    }
+
     /// Reads one of the tensors of [`AdapterFolder::specs`].
     pub fn read(&self, spec: &TensorSpec, to: &mut [f32]) -> Result<(), FileError> {
         self.file.read_f32(&spec.name, &spec.shape, to)

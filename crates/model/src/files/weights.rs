@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tensor::blocks::Format;
 use tensor::mapped::{Mapped, map_file};
 
-use super::header::{self, Entry};
+use super::header::{self, Entry, Header};
 use super::{FileError, Weights};
 use crate::config::TensorSpec;
 
@@ -25,6 +25,7 @@ pub struct SafeFile {
     path: PathBuf,
     bytes: Mapped,
     entries: HashMap<String, Entry>,
+    base_mark: Option<String>,
 }
 
 impl std::fmt::Debug for SafeFile {
@@ -38,8 +39,13 @@ impl SafeFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, FileError> {
         let path = path.as_ref().to_path_buf();
         let bytes = map_file(&path).map_err(FileError::io("read", &path))?;
-        let entries = header::parse(&path, &bytes)?;
-        Ok(SafeFile { path, bytes, entries })
+        let Header { entries, base_mark } = header::parse(&path, &bytes)?;
+        Ok(SafeFile { path, bytes, entries, base_mark })
+    }
+
+    /// Of an adapter from here: the mark of the model that it was trained beside.
+    pub(crate) fn base_mark(&self) -> Option<&str> {
+        self.base_mark.as_deref()
     }
 
     /// The names of its tensors, in no order.

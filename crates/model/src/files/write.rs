@@ -94,7 +94,7 @@ pub fn write_weights<'a>(
     let mut bytes = 0;
     for (i, shard) in shards.iter().enumerate() {
         let path = dir.join(file_name(i));
-        let written = PendingFile::write(&path, |file| write_shard(file, shard));
+        let written = PendingFile::write(&path, |file| write_shard(file, shard, None));
         pending.push(written.map_err(FileError::io("write", &path))?);
         for item in shard {
             weight_map.insert(item.name.to_owned(), file_name(i).into());
@@ -125,13 +125,15 @@ pub fn write_weights<'a>(
     Ok(WrittenWeights { files, bytes })
 }
 
-/// Writes one safetensors file in f32, under a temporary name first.
-pub(crate) fn write_file<'a>(
+/// Writes an adapter's safetensors file, in f32 and under a temporary name first, with the mark of the model that it belongs to.
+pub(crate) fn write_adapter<'a>(
     path: &Path,
+    base_mark: &str,
     tensors: impl IntoIterator<Item = (&'a str, &'a [usize], &'a [f32])>,
 ) -> Result<(), FileError> {
     let shards = plan(tensors, WeightType::F32, u64::MAX)?;
-    let fill = |file: &mut File| shards.iter().try_for_each(|shard| write_shard(file, shard));
+    let fill =
+        |file: &mut File| shards.iter().try_for_each(|shard| write_shard(file, shard, Some(base_mark)));
     atomic::replace_with(path, fill).map_err(FileError::io("write", path))
 }
 
@@ -183,10 +185,14 @@ fn refuse_not_finite(item: &Item) -> Result<(), FileError> {
     }
 }
 
-fn write_shard(file: &mut File, items: &[Item]) -> std::io::Result<()> {
+fn write_shard(file: &mut File, items: &[Item], base_mark: Option<&str>) -> std::io::Result<()> {
     let mut header = Map::new();
     // What frameworks look for before they accept a file.
-    header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
+    let mut metadata = json!({ "format": "pt" });
+    if let Some(mark) = base_mark {
+        metadata["base_mark"] = mark.into();
+    }
+    header.insert("__metadata__".to_owned(), metadata);
     let mut begin = 0;
     for item in items {
         let end = begin + item.bytes();

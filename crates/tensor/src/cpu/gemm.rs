@@ -28,6 +28,12 @@ const WIDE: usize = 4;
 const ASKING_STRIPS: usize = 8;
 /// The most rows of one task.
 const MC: usize = 192;
+/// The same where the right factor is read as it lies: with their outputs these leave room in a second-level cache that is shared.
+const MC_PACKED: usize = 96;
+/// Rows from which the whole right factor is brought together once, not each panel anew for every task.
+const BRING_ROWS: usize = 512;
+/// Steps of k that are brought at a time.
+const BRING_STEPS: usize = 64;
 
 /// The left factor: a strided matrix, or rows of one picked by index.
 #[derive(Clone, Copy)]
@@ -127,6 +133,12 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
         check(p, out.len(), ldc);
     }
     check_disjoint(products, ldc);
+    let brought: Vec<Option<Buf>> = products.iter().map(bring_right).collect();
+    let products: Vec<Product> = std::iter::zip(products, &brought)
+        .map(|(p, panels)| {
+            panels.as_ref().map_or(*p, |panels| Product { b: Right::packed(panels, p.k), ..*p })
+        })
+        .collect();
     let work: usize = products.iter().map(|p| p.m * p.n * p.k).sum();
     let target = if work < 1 << 16 { 1 } else { 4 * threads() };
     let mut tasks: Vec<(usize, Range<usize>, usize, usize)> = Vec::new();
@@ -141,7 +153,8 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
         let strips = share > 1 && p.a.in_strips();
         let uneven = share > panels && !panels.is_multiple_of(threads());
         let by_rows = p.m > MC || (uneven || strips) && p.m >= COPY_ROWS * threads();
-        let blocks = p.m.div_ceil(MC).next_multiple_of(if by_rows { threads() } else { 1 });
+        let most = if p.b.coded.is_none() && p.b.k_stride == PANEL { MC_PACKED } else { MC };
+        let blocks = if by_rows { p.m.div_ceil(most).next_multiple_of(threads()) } else { 1 };
         let splits = if by_rows && strips { 1 } else { share.div_ceil(blocks).clamp(1, panels) };
         // Few rows over codes are quickest where whole groups of panels lie side by side.
         let group = if p.b.coded.is_some() && p.m <= FEW { GROUP } else { 1 };
@@ -158,6 +171,28 @@ pub fn gemm(products: &[Product], out: &mut [f32], ldc: usize, accumulate: bool)
             block(&products[*i], rows.clone(), *n0..n0 + width, shared, ldc, accumulate, &mut s.borrow_mut())
         });
     });
+}
+
+/// The panels of a right factor whose steps of k lie apart, where many rows go over them.
+fn bring_right(p: &Product) -> Option<Buf> {
+    let apart = p.b.coded.is_none() && p.b.k_stride > PANEL && p.b.panel_stride == PANEL;
+    if !apart || p.m < BRING_ROWS {
+        return None;
+    }
+    let mut panels = Buf::new(packed_len(p.n, p.k));
+    let to = SharedMut::new(&mut panels);
+    parallel(p.k.div_ceil(BRING_STEPS), |t| {
+        for k in t * BRING_STEPS..p.k.min((t + 1) * BRING_STEPS) {
+            for (i, from) in p.b.data[k * p.b.k_stride..][..p.n].chunks(PANEL).enumerate() {
+                // SAFETY: every task has its own steps of each panel, all within `packed_len`.
+                let to =
+                    unsafe { std::slice::from_raw_parts_mut(to.ptr().add((i * p.k + k) * PANEL), PANEL) };
+                to[..from.len()].copy_from_slice(from);
+                to[from.len()..].fill(0.0);
+            }
+        }
+    });
+    Some(panels)
 }
 
 /// Copies of parts of the factors.
@@ -594,8 +629,16 @@ mod tests {
     #[test]
     fn equals_one_ordered_chain_to_the_bit() {
         let mut rng = Rng::new(1);
-        let shapes =
-            [(1, 1, 1), (1, 300, 130), (2, 17, 64), (3, 5, 97), (13, 600, 33), (130, 31, 70), (64, 256, 512)];
+        let shapes = [
+            (1, 1, 1),
+            (1, 300, 130),
+            (2, 17, 64),
+            (3, 5, 97),
+            (13, 600, 33),
+            (130, 31, 70),
+            (64, 256, 512),
+            (BRING_ROWS, 70, 97),
+        ];
         for (m, k, n) in shapes {
             let a: Vec<f32> = (0..m * k).map(|_| rng.normal()).collect();
             let b: Vec<f32> = (0..n * k).map(|_| rng.normal()).collect();

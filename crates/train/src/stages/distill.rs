@@ -12,7 +12,7 @@ use super::conversations::{
     conversations, fill_batch, held_out_documents, left_out_words, log_held_out, nth, worked,
 };
 use super::grpo::note_unfiltered;
-use super::{Earlier, Makes, Stage, StageResult, Work};
+use super::{Earlier, Known, Makes, Stage, StageResult, Work};
 use crate::TrainError;
 use crate::context::Context;
 use crate::finished::Figures;
@@ -152,10 +152,10 @@ impl Stage for DistillStage {
         Some(&self.own.student)
     }
 
-    fn work(&self, trace_tokens: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+    fn work(&self, known: &Known) -> Option<Work<'_>> {
         let tokens = match self.own.steps {
             // As many traces as can be kept.
-            0 => self.own.epochs as f64 * self.own.traces.as_deref().map_or(0.0, trace_tokens),
+            0 => self.own.epochs as f64 * self.own.traces.as_deref().map_or(0.0, known.trace_tokens),
             steps => steps as f64 * self.packing.batch_tokens as f64,
         };
         Some(Work::packed(&self.training, &self.packing, tokens))

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tasks::Problem;
 
-use super::{Earlier, Makes, Stage, StageResult};
+use super::{Answers, Earlier, Known, Makes, READ_AT_ONCE, Stage, StageResult, Work, guess};
 use crate::TrainError;
 use crate::context::{Context, Progress};
-use crate::evaluate::{EvalSettings, EvaluateError, Graded, evaluate};
+use crate::evaluate::{PROBLEMS_AT_ONCE, EvalSettings, EvaluateError, Graded, evaluate};
 use crate::finished::{Answered, Figures, Measured};
 use crate::forgetting::{BUILT_IN, HeldText, NONE};
 use crate::report::Completion;
@@ -98,6 +98,18 @@ impl Stage for EvalStage {
 
     fn measures(&self) -> Option<(&[String], usize)> {
         Some((&self.of, self.samples))
+    }
+
+    fn work(&self, known: &Known) -> Option<Work<'_>> {
+        let problems = if self.limit > 0 { self.limit.min(known.held_out) } else { known.held_out };
+        let each = 1 + self.samples;
+        Some(Work {
+            generated: guess(problems, each, self.max_new),
+            answers: Some(Answers { problems: problems.min(PROBLEMS_AT_ONCE), each, max_new: self.max_new }),
+            held: READ_AT_ONCE,
+            remedy: "lower `samples` or `max_new`, or raise `machine.memory_gib`",
+            ..Work::default()
+        })
     }
 
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError> {

@@ -8,7 +8,7 @@ use model::{Model, Use};
 use serde::{Deserialize, Serialize};
 use tasks::{Reward, RewardConfig};
 
-use super::{Earlier, Makes, Stage, StageResult, Work, guess};
+use super::{Answers, Earlier, Known, Makes, Stage, StageResult, Work, guess};
 use crate::TrainError;
 use crate::context::Context;
 use crate::finished::Figures;
@@ -163,7 +163,7 @@ impl Stage for GrpoStage {
         &self.own.budget_of
     }
 
-    fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+    fn work(&self, _: &Known) -> Option<Work<'_>> {
         let own = &self.own;
         let answers = own.steps as f64 * guess(own.prompts, own.group, own.max_new);
         Some(Work {
@@ -171,6 +171,7 @@ impl Stage for GrpoStage {
             steps: own.steps as f64 * own.epochs as f64 * own.minibatches as f64,
             trained: answers * own.epochs as f64,
             generated: answers,
+            answers: Some(Answers { problems: own.prompts, each: own.group, max_new: own.max_new }),
             // Prompts come on top, whose length nobody knows yet.
             held: PASS_TOKENS.min(own.prompts * own.group * own.max_new / own.minibatches.max(1)),
             cut: Some(2 * own.max_new),

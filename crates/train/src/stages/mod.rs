@@ -68,8 +68,8 @@ pub trait Stage: fmt::Debug {
     fn trace_tokens(&self) -> f64 {
         0.0
     }
-    /// What it will do, for the plan; `trace_tokens` knows those of an earlier stage.
-    fn work(&self, _trace_tokens: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+    /// What it will do, for the plan, with each of its models.
+    fn work(&self, _known: &Known) -> Option<Work<'_>> {
         None
     }
     /// Stages whose operations together it may spend.
@@ -81,6 +81,25 @@ pub trait Stage: fmt::Debug {
     /// # Errors
     /// Whatever stops it, [`TrainError::Interrupted`] included; what was saved is gone on from.
     fn run(&self, ctx: &Context, name: &str) -> Result<StageResult, TrainError>;
+}
+
+/// What a recipe tells a stage that plans.
+pub struct Known<'a> {
+    /// Tokens that an earlier stage leaves to learn from, about.
+    pub trace_tokens: &'a dyn Fn(&str) -> f64,
+    /// Held-out problems.
+    pub held_out: usize,
+}
+
+/// Answers that are written side by side.
+#[derive(Clone, Copy)]
+pub struct Answers {
+    /// Problems at once.
+    pub problems: usize,
+    /// Answers to each.
+    pub each: usize,
+    /// The longest, in tokens.
+    pub max_new: usize,
 }
 
 /// What a stage does with its model, about.
@@ -96,6 +115,8 @@ pub struct Work<'a> {
     pub mtp_share: f64,
     /// Tokens generated.
     pub generated: f64,
+    /// Of a stage that generates: what is under way at a time.
+    pub answers: Option<Answers>,
     /// Tokens held at a time.
     pub held: usize,
     /// Of a stage that holds fewer where memory is short: the least.
@@ -134,6 +155,9 @@ impl<'a> Work<'a> {
         Work { adapter: adapting.adapter.as_ref(), ..self }
     }
 }
+
+/// Tokens of a prompt that are read in one pass where answers are written.
+const READ_AT_ONCE: usize = 512;
 
 /// Tokens of so many answers to each problem: half the longest is a fair guess of the mean.
 fn guess(problems: usize, answers: usize, max_new: usize) -> f64 {

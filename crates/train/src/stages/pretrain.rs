@@ -12,7 +12,7 @@ use tasks::Mix;
 use tasks::corpus::{Blend, DRILL_SHARE};
 
 use super::conversations::plain_text;
-use super::{Earlier, Makes, Stage, StageResult, Work};
+use super::{Earlier, Known, Makes, Stage, StageResult, Work};
 use crate::TrainError;
 use crate::context::Context;
 use crate::finished::{Figures, ModelSize};
@@ -195,7 +195,7 @@ impl Stage for PretrainStage {
         Some(("seq_len", self.packing.seq_len))
     }
 
-    fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+    fn work(&self, _: &Known) -> Option<Work<'_>> {
         let learns = self.side.mtp_weight.is_some_and(|weight| weight > 0.0);
         Some(Work {
             mtp_share: if learns { 1.0 / self.own.mtp_every.max(1) as f64 } else { 0.0 },

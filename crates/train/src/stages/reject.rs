@@ -4,7 +4,7 @@ use data::{Conversation, Message, write_jsonl};
 use engine::Sampling;
 use serde::{Deserialize, Serialize};
 
-use super::{Earlier, Makes, Stage, StageResult, Work, guess};
+use super::{Answers, Earlier, Known, Makes, READ_AT_ONCE, Stage, StageResult, Work, guess};
 use crate::TrainError;
 use crate::context::{Context, Progress};
 use crate::finished::Figures;
@@ -87,10 +87,11 @@ impl Stage for RejectStage {
         guess(self.problems, self.keep, self.max_new)
     }
 
-    fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+    fn work(&self, _: &Known) -> Option<Work<'_>> {
         Some(Work {
             generated: guess(self.problems, self.samples, self.max_new),
-            held: 512,
+            answers: Some(Answers { problems: CHUNK, each: self.samples, max_new: self.max_new }),
+            held: READ_AT_ONCE,
             remedy: "take a smaller model, or raise `machine.memory_gib`",
             ..Work::default()
         })

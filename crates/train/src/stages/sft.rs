@@ -11,7 +11,7 @@ use super::conversations::{
     conversations, conversations_if_any, fill_batch, held_out_documents, left_out_words, log_held_out, nth, plain_text,
     worked,
 };
-use super::{Earlier, Makes, Stage, StageResult, Work};
+use super::{Earlier, Known, Makes, Stage, StageResult, Work};
 use crate::TrainError;
 use crate::context::Context;
 use crate::finished::Figures;
@@ -137,7 +137,7 @@ impl Stage for SftStage {
         }
     }
 
-    fn work(&self, _: &dyn Fn(&str) -> f64) -> Option<Work<'_>> {
+    fn work(&self, _: &Known) -> Option<Work<'_>> {
         let tokens = self.own.steps as f64 * self.packing.batch_tokens as f64;
         Some(Work::packed(&self.training, &self.packing, tokens).adapting(&self.adapting))
     }
