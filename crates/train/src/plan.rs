@@ -283,13 +283,19 @@ mod tests {
     const SMALL: &str = r#"
 seed = 1
 problems = { mix = [{ task = "word" }] }
-models.m = { model_type = "llama", hidden_size = 96 }
 stage = [
     { kind = "tokenizer" },
     { kind = "pretrain", model = "m", tokens = 40_000 },
     { kind = "sft", steps = 4 },
-    { kind = "eval" },
+    { kind = "eval", limit = 10 },
 ]
+
+[models.m]
+model_type = "llama"
+hidden_size = 512
+intermediate_size = 1536
+num_hidden_layers = 4
+num_attention_heads = 4
 "#;
 
     fn evaluation(set: &str) -> StagePlan {
@@ -307,7 +313,7 @@ stage = [
             (evaluation("stage.eval.of=sft"), evaluation("stage.eval.of=[\"sft\",\"pretrain\"]"));
         assert_eq!(two.operations, 2.0 * one.operations);
         assert_eq!(two.memory_bytes, one.memory_bytes);
-        let long = evaluation("stage.eval.max_new=500");
-        assert!(long.memory_bytes > few.memory_bytes, "{long:?}");
+        let short = evaluation("stage.eval.max_new=100");
+        assert!(short.memory_bytes < one.memory_bytes, "{short:?}");
     }
 }
