@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a run is planned to take of memory, and what it then took: each case is a recipe of two steps, whose `--dry-run` is held
+"""What a run is planned to take of memory, and what it then took: each case is a recipe of a few steps, whose `--dry-run` is held
 against the peak that the system saw (what `/usr/bin/time -v` prints as the maximum resident set size).
 
     bench/memory.py                                        # models that begin here: dense, with experts, launch's shape
@@ -64,7 +64,8 @@ def pretrain(batch, seq, steps=2):
 
 
 def sft(model, adapter=""):
-    return stage("sft", f"from = {toml(model)}\nsteps = 2\nbatch_tokens = 2048\nseq_len = 512\n{adapter}")
+    # Steps differ in size, and what they take settles after some.
+    return stage("sft", f"from = {toml(model)}\nsteps = 8\nbatch_tokens = 2048\nseq_len = 512\n{adapter}")
 
 
 def grpo(model, prompts, group, max_new, adapter=""):

@@ -1,5 +1,6 @@
 //! Aligned buffers of f32 that return to a pool when dropped, so that a step reuses the memory of the last one.
 
+use memmap2::MmapMut;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard};
@@ -10,8 +11,50 @@ use std::sync::{Mutex, MutexGuard};
 #[allow(dead_code, reason = "its floats are reached through slices of the whole buffer")]
 struct Line([f32; 16]);
 
+/// Lines from which memory is mapped for itself: 128 KiB, from where glibc begins to do so too.
+const MAPPED: usize = 2048;
+
+/// The lines of a buffer. Large ones are mapped each for itself and go back to the system whole: in an allocator's heap buffers of
+/// changing sizes leave holes that add up to half of what is in use.
+enum Lines {
+    Heap(Box<[Line]>),
+    Mapped(MmapMut),
+}
+
+impl Lines {
+    /// So many lines of zeros.
+    fn zeros(lines: usize) -> Lines {
+        if lines < MAPPED {
+            return Lines::Heap(vec![Line([0.0; 16]); lines].into());
+        }
+        let bytes = lines * size_of::<Line>();
+        Lines::Mapped(MmapMut::map_anon(bytes).unwrap_or_else(|e| panic!("{bytes} bytes of memory: {e}")))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Lines::Heap(lines) => lines.len(),
+            Lines::Mapped(map) => map.len() / size_of::<Line>(),
+        }
+    }
+
+    fn ptr(&self) -> *const f32 {
+        match self {
+            Lines::Heap(lines) => lines.as_ptr().cast(),
+            Lines::Mapped(map) => map.as_ptr().cast(),
+        }
+    }
+
+    fn ptr_mut(&mut self) -> *mut f32 {
+        match self {
+            Lines::Heap(lines) => lines.as_mut_ptr().cast(),
+            Lines::Mapped(map) => map.as_mut_ptr().cast(),
+        }
+    }
+}
+
 /// Free buffers of one size, each with the time at which it was given, in that order.
-type Idle = Vec<(u64, Vec<Line>)>;
+type Idle = Vec<(u64, Lines)>;
 
 /// Buffers that are free, and how much is in use.
 struct Pool {
@@ -20,7 +63,8 @@ struct Pool {
     /// Lines of free buffers, and of those in use.
     idle: usize,
     live: usize,
-    /// The most that `live` has been.
+    /// Lines that were asked for by those in use, and the most that they have been.
+    wanted: usize,
     most: usize,
     /// Counts what is given.
     time: u64,
@@ -35,7 +79,7 @@ fn pool() -> MutexGuard<'static, Pool> {
 
 /// A slice of f32, 64-byte aligned. Its contents are whatever the last owner left unless made by [`Buf::zeros`].
 pub struct Buf {
-    lines: Vec<Line>,
+    lines: Lines,
     len: usize,
 }
 
@@ -48,18 +92,19 @@ fn size_class(lines: usize) -> usize {
 
 impl Pool {
     const fn new() -> Pool {
-        Pool { free: BTreeMap::new(), idle: 0, live: 0, most: 0, time: 0 }
+        Pool { free: BTreeMap::new(), idle: 0, live: 0, wanted: 0, most: 0, time: 0 }
     }
 
     /// A free buffer of at least `class` lines and at most twice that: batches differ in size from step to step, and what
     /// one step leaves should serve the next. Where there is none, one is to be made, and what has been free for longest goes back to the
     /// system until all buffers together are within an eighth of the most that was in use at once.
-    fn take(&mut self, class: usize) -> Option<Vec<Line>> {
+    fn take(&mut self, class: usize) -> Option<Lines> {
         let fits = self.free.range(class..=2 * class).next().map(|(&lines, _)| lines);
         // The one that was in use last may still be in the processor's cache.
         let found = fits.and_then(|lines| self.pop(lines, Vec::pop));
-        self.live += found.as_ref().map_or(class, Vec::len);
-        self.most = self.most.max(self.live);
+        self.live += found.as_ref().map_or(class, Lines::len);
+        self.wanted += class;
+        self.most = self.most.max(self.wanted);
         if found.is_none() {
             self.shrink(self.most + self.most / 8);
         }
@@ -76,11 +121,7 @@ impl Pool {
     }
 
     /// One of the buffers of so many lines.
-    fn pop(
-        &mut self,
-        lines: usize,
-        pick: impl FnOnce(&mut Idle) -> Option<(u64, Vec<Line>)>,
-    ) -> Option<Vec<Line>> {
+    fn pop(&mut self, lines: usize, pick: impl FnOnce(&mut Idle) -> Option<(u64, Lines)>) -> Option<Lines> {
         let list = self.free.get_mut(&lines)?;
         let (_, found) = pick(list)?;
         if list.is_empty() {
@@ -90,7 +131,9 @@ impl Pool {
         Some(found)
     }
 
-    fn give(&mut self, lines: Vec<Line>) {
+    /// Takes back what was given for `class`.
+    fn give(&mut self, lines: Lines, class: usize) {
+        self.wanted -= class;
         self.live -= lines.len();
         self.idle += lines.len();
         self.time += 1;
@@ -103,9 +146,7 @@ impl Buf {
     pub fn new(len: usize) -> Buf {
         let class = size_class(len.div_ceil(16));
         let reused = pool().take(class);
-        // SAFETY: all zeros are a valid Line. Memory fresh from the system is zero and need not be touched for that.
-        let fresh = || unsafe { Box::new_zeroed_slice(class).assume_init() }.into_vec();
-        Buf { lines: reused.unwrap_or_else(fresh), len }
+        Buf { lines: reused.unwrap_or_else(|| Lines::zeros(class)), len }
     }
 
     /// A buffer of `len` zeros.
@@ -125,22 +166,23 @@ impl Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        pool().give(std::mem::take(&mut self.lines));
+        let lines = std::mem::replace(&mut self.lines, Lines::Heap(Box::default()));
+        pool().give(lines, size_class(self.len.div_ceil(16)));
     }
 }
 
 impl Deref for Buf {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // SAFETY: a Line is 16 initialised floats without padding, and len <= 16 * lines.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        // SAFETY: the lines have at least `len` initialised floats, and nothing else points to them.
+        unsafe { std::slice::from_raw_parts(self.lines.ptr(), self.len) }
     }
 }
 
 impl DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above, and the borrow is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.lines.ptr_mut(), self.len) }
     }
 }
 
@@ -148,7 +190,7 @@ impl DerefMut for Buf {
 pub fn release_unused() {
     let mut pool = pool();
     pool.shrink(0);
-    pool.most = pool.live;
+    pool.most = pool.wanted;
 }
 
 #[cfg(test)]
@@ -166,9 +208,8 @@ mod tests {
     }
 
     /// Buffers for these numbers of lines, in use at once; what the pool does not give is made.
-    fn ask(pool: &mut Pool, classes: &[usize]) -> Vec<Vec<Line>> {
-        let made = |class: usize| vec![Line([0.0; 16]); class];
-        classes.iter().map(|&class| pool.take(class).unwrap_or_else(|| made(class))).collect()
+    fn ask(pool: &mut Pool, classes: &[usize]) -> Vec<Lines> {
+        classes.iter().map(|&class| pool.take(class).unwrap_or_else(|| Lines::zeros(class))).collect()
     }
 
     #[test]
@@ -180,11 +221,11 @@ mod tests {
                 assert!((class..=2 * class).contains(&buffer.len()), "{} for {class}", buffer.len());
             }
             assert!(pool.live + pool.idle <= pool.most + pool.most / 8, "{} and {}", pool.live, pool.idle);
-            buffers.into_iter().for_each(|b| pool.give(b));
+            std::iter::zip(buffers, batch).for_each(|(b, class)| pool.give(b, class));
         }
         assert_eq!((pool.live, pool.most), (0, 1150));
         let again = ask(&mut pool, &[500, 150, 500]);
-        assert_eq!(again.iter().map(Vec::len).collect::<Vec<_>>(), [500, 150, 500]);
+        assert_eq!(again.iter().map(Lines::len).collect::<Vec<_>>(), [500, 150, 500]);
         pool.shrink(0);
         assert_eq!((pool.idle, pool.live), (0, 1150), "what is in use stays");
     }
