@@ -97,7 +97,7 @@ impl Pool {
 
     /// A free buffer of at least `class` lines and at most twice that: batches differ in size from step to step, and what
     /// one step leaves should serve the next. Where there is none, one is to be made, and what has been free for longest goes back to the
-    /// system until all buffers together are within an eighth of the most that was in use at once.
+    /// system until all buffers together are within an eighth of the most that was asked for at once.
     fn take(&mut self, class: usize) -> Option<Lines> {
         let fits = self.free.range(class..=2 * class).next().map(|(&lines, _)| lines);
         // The one that was in use last may still be in the processor's cache.
