@@ -9,7 +9,7 @@ import json, math, os, re, sys
 DOCS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "docs")
 # What is measured, by bench/network.py's names: as people call it, parameters, tokens of a step.
 MODELS = {
-    "launch.toml pretrain": ("`launch`, 1.6 M", 1.6e6, 2048),
+    "launch.toml pretrain": ("`launch`, 1.5 M", 1.5e6, 2048),
     "network-135m.toml sft": ("SmolLM2, 135 M", 134.5e6, 512),
 }
 COLOURS = ["#2563eb", "#d97706"]

@@ -37,7 +37,7 @@ struct Cli {
 enum Command {
     /// Train, evaluate and report: from nothing to a small model that reasons.
     Launch(commands::run::Launch),
-    /// Perform a recipe.
+    /// Run a recipe.
     Run(commands::run::Run),
     /// Teach a model to answer a table of questions: a better model, with the gain measured.
     Teach(commands::teach::Teach),

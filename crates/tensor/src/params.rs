@@ -381,6 +381,11 @@ impl Params {
         let (data, start) = self.region_of(w);
         data.on(gpu).at(within(w, start, data.len()))
     }
+    /// Whether a weight begins with a pair of values of its region, so that it can be read in pairs.
+    pub(crate) fn is_in_pairs(&self, w: Weight) -> bool {
+        let (_, start) = self.region_of(w);
+        (w.offset - start).is_multiple_of(2)
+    }
     /// A weight on the GPU as a factor of products.
     pub(crate) fn factor_on(&self, gpu: &Gpu, w: Weight) -> Factor {
         self.factors_on(gpu, w.offset..w.offset + w.len())

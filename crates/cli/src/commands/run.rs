@@ -72,10 +72,10 @@ pub struct Run {
     /// Change a setting, e.g. --set seed=2 or --set stage.grpo.steps=50.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Perform these stages, and what they build on, instead of all.
+    /// Run only these stages and the ones they build on.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     stages: Vec<String>,
-    /// Print the whole recipe, defaults included, and what it would take; do nothing.
+    /// Print the whole recipe, defaults included, and its estimated cost, without running it.
     #[arg(long)]
     dry_run: bool,
 }

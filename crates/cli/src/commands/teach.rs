@@ -31,7 +31,7 @@ Examples:
 
 The table has a line of names at the top (CSV, TSV, a sheet of an XLSX or ODS workbook) or an object a line (JSONL) or is Parquet; it
 has a column for the question, one for the answer, and perhaps one with worked solutions; twenty rows with an answer are the least.
-Numbers, letters from A to E and texts are told apart by what is in the column. A fifth of the rows, at most 100, is kept for
+Numbers, letters from A to E and texts are told apart by what is in the column. A fifth of the rows, at most 100 and fewer when time is short, is kept for
 measuring and never trained on. Where some rows have a worked solution and others none, fine-tuning learns from the worked ones
 alone, and the others are for the rounds. Eight worked rows are enough to show the form.
 

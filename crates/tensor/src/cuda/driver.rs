@@ -22,6 +22,10 @@ pub(super) trait Driver: Send + Sync {
     fn alloc(&self, bytes: usize) -> Result<u64, GpuError>;
     /// Gives memory back.
     fn free(&self, ptr: u64);
+    /// Whether memory that is given back is worth keeping for whoever asks next.
+    fn pools(&self) -> bool {
+        true
+    }
     /// Host to device; `from` may change as soon as this returns.
     fn upload(&self, from: &[u8], to: u64) -> Result<(), GpuError>;
     /// Device to host; waits for all earlier work.
@@ -174,6 +178,7 @@ impl Cuda {
         let opened = unsafe {
             let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
             result::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
+            ENTERED.set(context as usize);
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
                 .map_err(failed("cuStreamCreate"))?;
             let shared = result::device::get_attribute(
@@ -256,8 +261,8 @@ impl Cuda {
         let module = self.module(sources::file_of(kernel))?;
         let name = CString::new(kernel).expect("a kernel's name");
         // SAFETY: a loaded module, which is never unloaded.
-        let function =
-            unsafe { result::module::get_function(module.0, name) }.map_err(failed("cuModuleGetFunction"))?;
+        let function = unsafe { result::module::get_function(module.0, name) }
+            .map_err(or_no_memory("cuModuleGetFunction"))?;
         let mut fixed = 0;
         // SAFETY: a loaded function.
         unsafe {
@@ -345,7 +350,7 @@ impl Driver for Cuda {
                 )
             };
         });
-        started.map_err(failed(kernel))
+        started.map_err(or_no_memory(kernel))
     }
     fn library(&self) -> Option<&Library> {
         self.enter().ok()?;

@@ -6,18 +6,30 @@ use super::gpu::{Arg, DeviceInfo};
 use libloading::Library;
 use std::alloc::Layout;
 use std::collections::HashMap;
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_uint, c_void};
 use std::path::Path;
 use std::sync::Mutex;
 
-type Emulate =
-    unsafe extern "C" fn(*const c_char, c_uint, c_uint, c_uint, c_uint, *const *mut c_void) -> c_int;
+/// Runs a kernel by name, over a grid of so many threads and bytes of shared memory; says what was wrong, if anything was.
+type Emulate = unsafe extern "C" fn(
+    *const c_char,
+    c_uint,
+    c_uint,
+    c_uint,
+    c_uint,
+    c_uint,
+    *const *mut c_void,
+) -> *const c_char;
+/// Tells that so many bytes of memory are there from an address on, or, if it is none, that they are no more.
+type Tell = unsafe extern "C" fn(usize, usize);
 
 /// A library that holds all kernels and `emulate`, which runs one. Memory of the device is memory of the host.
 pub(super) struct Emulated {
     info: DeviceInfo,
     /// One kernel at a time: the emulator has one set of fibers.
     emulate: Mutex<Emulate>,
+    /// There if the library checks every access (`emulator_checks.h`).
+    tell: Option<Tell>,
     sizes: Mutex<HashMap<u64, usize>>,
     _library: Library,
 }
@@ -40,6 +52,8 @@ impl Emulated {
         let library = unsafe { Library::new(library) }.map_err(failed)?;
         // SAFETY: the signature is the emulator's own.
         let emulate: Emulate = *unsafe { library.get(b"emulate") }.map_err(failed)?;
+        // SAFETY: as above.
+        let tell: Option<Tell> = unsafe { library.get(b"emulator_memory") }.ok().map(|symbol| *symbol);
         let info = DeviceInfo {
             name: "emulated GPU".into(),
             memory: mib_from_environment().unwrap_or(4 << 10) << 20,
@@ -48,7 +62,14 @@ impl Emulated {
             clock_khz: 0,
             driver: (0, 0),
         };
-        Ok(Emulated { info, emulate: Mutex::new(emulate), sizes: Mutex::default(), _library: library })
+        Ok(Emulated { info, emulate: Mutex::new(emulate), tell, sizes: Mutex::default(), _library: library })
+    }
+
+    fn tell(&self, ptr: u64, bytes: usize) {
+        let Some(tell) = self.tell else { return };
+        let _running = self.emulate.lock().expect(UNPOISONED);
+        // SAFETY: the library only keeps books.
+        unsafe { tell(ptr as usize, bytes) };
     }
 }
 
@@ -71,13 +92,19 @@ impl Driver for Emulated {
         unsafe { ptr.write_bytes(0xff, bytes) };
         let ptr = ptr as u64;
         self.sizes.lock().expect(UNPOISONED).insert(ptr, bytes);
+        self.tell(ptr, bytes);
         Ok(ptr)
     }
     fn free(&self, ptr: u64) {
-        if let Some(bytes) = self.sizes.lock().expect(UNPOISONED).remove(&ptr) {
+        let bytes = self.sizes.lock().expect(UNPOISONED).remove(&ptr);
+        if let Some(bytes) = bytes {
+            self.tell(ptr, 0);
             // SAFETY: made by `alloc` with this layout, and freed once.
             unsafe { std::alloc::dealloc(ptr as *mut u8, layout(bytes)) };
         }
+    }
+    fn pools(&self) -> bool {
+        self.tell.is_none()
     }
     fn upload(&self, from: &[u8], to: u64) -> Result<(), GpuError> {
         // SAFETY: `to` has room (caller).
@@ -107,18 +134,25 @@ impl Driver for Emulated {
         kernel: &'static str,
         grid: [u32; 3],
         threads: u32,
-        _shared: u32,
+        shared: u32,
         args: &[Arg],
     ) -> Result<(), GpuError> {
         let name = CString::new(kernel).expect("a kernel's name");
         let params: [*mut c_void; MAX_ARGS] = params(args);
         let emulate = self.emulate.lock().expect(UNPOISONED);
+        let [x, y, z] = grid;
         // SAFETY: arguments as the kernel declares them (checked by `Gpu::launch`).
-        let status = unsafe { emulate(name.as_ptr(), grid[0], grid[1], grid[2], threads, params.as_ptr()) };
-        if status == 0 {
-            Ok(())
-        } else {
-            Err(GpuError::Driver { call: kernel, reason: "the emulator does not have it".into() })
+        let wrong = unsafe { emulate(name.as_ptr(), x, y, z, threads, shared, params.as_ptr()) };
+        if wrong.is_null() {
+            return Ok(());
         }
+        // SAFETY: a string of the library, which nobody changes while `emulate` is locked.
+        let reason = unsafe { CStr::from_ptr(wrong) }.to_string_lossy().into_owned();
+        drop(emulate);
+        assert!(
+            self.tell.is_none(),
+            "{kernel}, grid {grid:?} of {threads} threads, {shared} bytes of shared memory: {reason}"
+        );
+        Err(GpuError::Driver { call: kernel, reason })
     }
 }

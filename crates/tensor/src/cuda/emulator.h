@@ -1,7 +1,7 @@
 // Runs the kernels on a processor: every thread of a block is a fiber, and a barrier or a shuffle hands over to the
-// next one. Blocks run one after another, so races between threads or blocks are not seen.
+// next one. Blocks run one after another, so a race shows only where it is looked for: -DCHECKED, see emulator_checks.h.
 //
-// Before the kernels: this file. Behind them: a table of `EMULATED(name)` entries (tests/common/emulator.rs writes it).
+// Before the kernels: this file. Behind them: a table of `EMULATED(name)` entries (`Gpu::emulator_source` writes it).
 #pragma once
 #define EMULATOR
 #include <cmath>
@@ -20,7 +20,13 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
+#ifdef CHECKED
+#define __shared__ static __attribute__((section("gpu_shared")))
+#define UNCHECKED __attribute__((no_sanitize("thread"), noinline))
+#else
 #define __shared__ static
+#define UNCHECKED inline
+#endif
 #define __grid_constant__
 #define KERNEL(name) static void name
 #define KERNEL_BOUNDED(name, threads, blocks) static void name
@@ -114,32 +120,88 @@ static void prepare(unsigned t) {
 static void resume(unsigned t) { swapcontext(&home, &fibers[t]); }
 #endif
 
+}  // namespace emulator
+
+#ifdef CHECKED
+#include "emulator_checks.h"
+#else
+namespace checks {
+static inline void begin_launch(unsigned) {}
+static inline void begin_block(unsigned) {}
+static inline void pass_barrier() {}
+static inline void arrive() {}
+static inline void leave() {}
+static inline void pass_warp() {}
+static inline void access(const void*, size_t, bool, size_t = 0, bool = false) {}
+static inline const char* verdict() { return nullptr; }
+}  // namespace checks
+#endif
+
+namespace emulator {
+// Copies that run on while the thread goes on (cp.async): they arrive as late as they may, when it waits for their group.
+struct Copy {
+    void* to;
+    const void* from;
+    unsigned bytes, zeros; // behind them
+    unsigned group;
+};
+const unsigned MOST_COPIES = 512;
+struct Copies {
+    Copy list[MOST_COPIES];
+    unsigned first, count, group;
+};
+static Copies copies[MAX_THREADS];
+
+static void start_copy(void* to, const void* from, unsigned bytes, unsigned zeros) {
+    Copies& mine = copies[now];
+    if (mine.count == MOST_COPIES) abort();
+    mine.list[(mine.first + mine.count++) % MOST_COPIES] = Copy{to, from, bytes, zeros, mine.group};
+    if (bytes) checks::access(from, bytes, false);
+    checks::access(to, bytes + zeros, true);
+}
+static void close_copies() { ++copies[now].group; }
+static void wait_for_all_but(unsigned groups) {
+    Copies& mine = copies[now];
+    for (; mine.count; --mine.count, mine.first = (mine.first + 1) % MOST_COPIES) {
+        const Copy& c = mine.list[mine.first];
+        if (c.group + groups >= mine.group) break;
+        memcpy(c.to, c.from, c.bytes);
+        memset((char*)c.to + c.bytes, 0, c.zeros);
+        checks::access(c.to, c.bytes + c.zeros, true);
+    }
+}
+
+static void run_block(unsigned threads) {
+    checks::begin_block(threads);
+    for (unsigned t = 0; t < threads; ++t) {
+        done[t] = false;
+        copies[t].first = copies[t].count = copies[t].group = 0;
+        prepare(t);
+    }
+    for (unsigned live = threads; live;) {
+        live = 0;
+        for (unsigned t = 0; t < threads; ++t) {
+            if (done[t]) continue;
+            now = t;
+            threadIdx = Dim3{t, 0, 0};
+            resume(t);
+            live += !done[t];
+        }
+        if (arrived == live) {
+            arrived = 0;
+            ++generation;
+            checks::pass_barrier();
+        }
+    }
+}
+
 static void run(Dim3 grid, unsigned threads) {
     if (!stacks) stacks = (char*)aligned_alloc(64, (size_t)MAX_THREADS * STACK);
     gridDim = grid;
     blockDim = Dim3{threads, 1, 1};
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
-            for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-                for (unsigned t = 0; t < threads; ++t) {
-                    done[t] = false;
-                    prepare(t);
-                }
-                for (unsigned live = threads; live;) {
-                    live = 0;
-                    for (unsigned t = 0; t < threads; ++t) {
-                        if (done[t]) continue;
-                        now = t;
-                        threadIdx = Dim3{t, 0, 0};
-                        resume(t);
-                        live += !done[t];
-                    }
-                    if (arrived == live) {
-                        arrived = 0;
-                        ++generation;
-                    }
-                }
-            }
+            for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block(threads);
 }
 
 template <class... A, size_t... I>
@@ -161,13 +223,20 @@ template <class... A> static void start(void (*kernel)(A...), Dim3 grid, unsigne
     run(grid, threads);
 }
 
+// The lanes of a warp meet: what each has done before, all others see behind it.
+static void meet() {
+    checks::arrive();
+    yield();
+    checks::leave();
+}
+
 // Every thread of the block (or of the warp) leaves a value, waits for the others, and takes one.
 template <class T> static T exchange(T v, unsigned from) {
     unsigned me = now;
     unsigned long long bits = 0;
     memcpy(&bits, &v, sizeof v);
     lanes[me] = bits;
-    yield();
+    meet();
     T r;
     memcpy(&r, &lanes[from], sizeof r);
     yield();
@@ -180,7 +249,21 @@ static inline void __syncthreads() {
     ++emulator::arrived;
     while (emulator::generation == before) emulator::yield();
 }
-static inline void __syncwarp(unsigned = 0) { emulator::yield(); }
+static inline int __syncthreads_or(int p) {
+    static int votes;
+    votes |= p != 0;
+    __syncthreads();
+    int any = votes;
+    __syncthreads();
+    votes = 0;
+    __syncthreads();
+    return any;
+}
+static inline void __syncwarp(unsigned = 0) {
+    emulator::meet();
+    checks::pass_warp();
+    emulator::yield();
+}
 template <class T> static inline T __shfl_sync(unsigned, T v, int lane, int width = 32) {
     unsigned me = emulator::now;
     return emulator::exchange(v, me / width * width + (unsigned)lane % width);
@@ -200,11 +283,19 @@ template <class T> static inline T __shfl_xor_sync(unsigned, T v, unsigned m, in
 static inline unsigned __ballot_sync(unsigned, int p) {
     unsigned me = emulator::now, first = me & ~31u, r = 0;
     emulator::lanes[me] = p != 0;
-    emulator::yield();
+    emulator::meet();
     for (unsigned i = 0; i < 32 && first + i < blockDim.x; ++i) r |= (unsigned)emulator::lanes[first + i] << i;
     emulator::yield();
     return r;
 }
+UNCHECKED static int atomicAdd(int* to, int n) {
+    checks::access(to, sizeof *to, true, 0, true);
+    int before;
+    memcpy(&before, to, sizeof before);
+    int after = before + n;
+    memcpy(to, &after, sizeof after);
+    return before;
+}
 
 // The table: name -> kernel.
-#define EMULATED(name) if (!strcmp(wanted, #name)) { emulator::start(name, grid, threads, args); return 0; }
+#define EMULATED(name) if (!strcmp(wanted, #name)) { emulator::start(name, grid, threads, args); return checks::verdict(); }

@@ -62,9 +62,9 @@ template <int W> DEVICE void start_copy(float* to, const float* from) {
 DEVICE void close_copies() { asm volatile("cp.async.commit_group;\n"); }
 template <int N> DEVICE void wait_for_all_but() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory"); }
 #else
-template <int W> DEVICE void start_copy(float* to, const float* from) { memcpy(to, from, W * 4); }
-DEVICE void close_copies() {}
-template <int N> DEVICE void wait_for_all_but() {}
+template <int W> DEVICE void start_copy(float* to, const float* from) { emulator::start_copy(to, from, W * 4, 0); }
+DEVICE void close_copies() { emulator::close_copies(); }
+template <int N> DEVICE void wait_for_all_but() { emulator::wait_for_all_but(N); }
 #endif
 
 DEVICE bool is_aligned(const float* p, int ld) { return (((size_t)p | (size_t)ld * 4) & 15) == 0; }

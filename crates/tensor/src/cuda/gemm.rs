@@ -1,6 +1,7 @@
 //! Products on a GPU: which kernel of `gemm.cu` suits a shape, or whether NVIDIA's library computes it. All of them give
 //! the same bits.
 
+use super::gpu::MOST_BLOCKS;
 use super::library::{self, Product};
 use super::{Gpu, Math, Ptr, Slab, args};
 
@@ -127,11 +128,19 @@ fn tiles_of(layout: Layout, math: Math) -> &'static [Tile] {
     }
 }
 
-/// The tile that finishes first by the cycles of a step; of equals the larger.
-fn choose<'t>(gpu: &Gpu, tiles: impl Iterator<Item = &'t Tile>, count: impl Fn(&Tile) -> usize) -> &'t Tile {
+/// The tile that finishes first by the cycles of a step; of equals the larger. `grid` says how many there are in each direction.
+fn choose<'t>(
+    gpu: &Gpu,
+    tiles: impl Iterator<Item = &'t Tile>,
+    grid: impl Fn(&Tile) -> [usize; 3],
+) -> &'t Tile {
     let processors = gpu.info().multiprocessors.max(1) as usize;
+    let count = |t: &Tile| grid(t).iter().product::<usize>();
     let cost = |t: &Tile| t.alone.max(count(t).div_ceil(processors) as f64 * t.crowded);
-    tiles.min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("every layout has kernels")
+    let startable = tiles.filter(|t| grid(t)[1..].iter().all(|&n| n <= MOST_BLOCKS));
+    startable
+        .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        .expect("a pass has fewer rows than the largest tiles take")
 }
 
 /// `C [m, n] (+)= A · B`, one chain over k for every output; `[lda, ldb, ldc]` are the values of a row. The factors are
@@ -156,10 +165,10 @@ pub(crate) fn product(
 /// A product by our own kernels.
 pub(super) fn own_product(gpu: &Gpu, p: &Product, at: Matrices) {
     let ([m, n, k], [lda, ldb, ldc]) = (p.sizes, p.strides);
-    let tile = choose(gpu, tiles_of(p.layout, p.math).iter(), |t| m.div_ceil(t.rows) * n.div_ceil(t.cols));
-    let grid = [n.div_ceil(tile.cols), m.div_ceil(tile.rows), 1];
+    let grid = |t: &Tile| [n.div_ceil(t.cols), m.div_ceil(t.rows), 1];
+    let tile = choose(gpu, tiles_of(p.layout, p.math).iter(), grid);
     let args = args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, p.accumulate];
-    gpu.launch_shared(tile.flat, grid, tile.threads, tile.shared, args);
+    gpu.launch_shared(tile.flat, grid(tile), tile.threads, tile.shared, args);
 }
 
 /// The same for every group: of rows (nt and nn; `m` rows in all, each group with its own `B`) or of steps of k (tn; `k`
@@ -183,7 +192,7 @@ pub(crate) fn grouped(
         false => [n.div_ceil(t.cols), m.div_ceil(t.rows), count],
     };
     let tiles = tiles_of(layout, gpu.math()).iter().filter(|t| t.grouped.is_some());
-    let tile = choose(gpu, tiles, |t| grid(t).iter().product());
+    let tile = choose(gpu, tiles, grid);
     let args =
         args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate, groups.starts, count, groups.stride];
     let kernel = tile.grouped.expect("filtered above");
@@ -201,7 +210,7 @@ pub(crate) fn batched(
 ) {
     let grid = |t: &Tile| [n.div_ceil(t.cols), m.div_ceil(t.rows), count];
     let tiles = NN.iter().filter(|t| t.batched.is_some());
-    let tile = choose(gpu, tiles, |t| grid(t).iter().product());
+    let tile = choose(gpu, tiles, grid);
     let strides = [m * lda, k * ldb, m * ldc].map(|s| s as i64);
     let args =
         args![at.a, at.b, at.c, m, n, k, lda, ldb, ldc, accumulate, strides[0], strides[1], strides[2]];
@@ -211,11 +220,8 @@ pub(crate) fn batched(
 /// `count` products `C [n, n] = X Xᵀ`, `X [n, k]`, one behind the other: half of each is computed and mirrored.
 pub(crate) fn symmetric(gpu: &Gpu, x: &Slab, c: &Slab, n: usize, k: usize, count: usize) {
     let tiles = NT.iter().filter(|t| t.symmetric.is_some());
-    let tile = choose(gpu, tiles, |t| {
-        let side = n.div_ceil(t.rows);
-        side * (side + 1) / 2 * count
-    });
-    let grid = [n.div_ceil(tile.cols), n.div_ceil(tile.rows), count];
+    let grid = |t: &Tile| [n.div_ceil(t.cols), n.div_ceil(t.rows), count];
+    let tile = choose(gpu, tiles, grid);
     let kernel = tile.symmetric.expect("filtered above");
-    gpu.launch_shared(kernel, grid, tile.threads, tile.shared, args![x, c, n, k, k, n]);
+    gpu.launch_shared(kernel, grid(tile), tile.threads, tile.shared, args![x, c, n, k, k, n]);
 }

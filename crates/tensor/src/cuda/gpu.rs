@@ -186,7 +186,13 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        self.gpu.inner.free.lock().expect(UNPOISONED).entry(self.class).or_default().push(self.ptr);
+        let inner = &self.gpu.inner;
+        if inner.driver.pools() {
+            inner.free.lock().expect(UNPOISONED).entry(self.class).or_default().push(self.ptr);
+        } else {
+            inner.held.fetch_sub(self.class, Relaxed);
+            inner.driver.free(self.ptr);
+        }
     }
 }
 
@@ -266,6 +272,9 @@ pub(crate) fn give_up(error: GpuError) -> ! {
     std::panic::panic_any(error)
 }
 
+/// Blocks of a grid in its second and in its third direction, at most.
+pub(super) const MOST_BLOCKS: usize = (1 << 16) - 1;
+
 /// Rounds up to one of eight sizes per power of two, at least 256 bytes.
 fn size_class(bytes: usize) -> usize {
     let bytes = bytes.max(256);
@@ -323,23 +332,25 @@ impl Gpu {
         Ok(Gpu::with(Box::new(Emulated::open(library)?)))
     }
 
-    /// All kernels as one C++ file for [`Gpu::emulated`]; `emulator` is the text of `emulator.h`.
+    /// All kernels as one C++ file for [`Gpu::emulated`].
     pub fn emulator_source() -> String {
-        let before = [include_str!("emulator.h"), sources::PRELUDE, sources::TENSOR_CORES];
+        let checks = include_str!("emulator_checks.h");
+        let emulator = include_str!("emulator.h").replace("#include \"emulator_checks.h\"", checks);
+        let before = [&emulator, sources::PRELUDE, sources::TENSOR_CORES];
         let mut text = before.join("\n");
         for (stem, file) in sources::FILES {
             text.push_str(&format!("#line 1 \"{stem}.cu\"\n{file}\n"));
         }
         text.push_str(
-            "extern \"C\" int emulate(const char* wanted, unsigned x, unsigned y, unsigned z, unsigned threads, \
-             void** args) {\n    Dim3 grid{x, y, z};\n",
+            "extern \"C\" const char* emulate(const char* wanted, unsigned x, unsigned y, unsigned z, unsigned threads, \
+             unsigned shared, void** args) {\n    Dim3 grid{x, y, z};\n    checks::begin_launch(shared);\n",
         );
         for (_, file) in sources::FILES {
             for (name, _) in signatures(file) {
                 text.push_str(&format!("    EMULATED({name})\n"));
             }
         }
-        text.push_str("    return 1;\n}\n");
+        text.push_str("    return \"the emulator does not have it\";\n}\n");
         text
     }
 
@@ -375,7 +386,7 @@ impl Gpu {
     /// Memory for `len` values of four bytes.
     pub(crate) fn alloc(&self, len: usize) -> Slab {
         let bytes = 4 * len;
-        let class = size_class(bytes);
+        let class = if self.inner.driver.pools() { size_class(bytes) } else { bytes.max(1) };
         let reused = {
             let mut free = self.inner.free.lock().expect(UNPOISONED);
             let fits = free.range_mut(class..=2 * class).find(|(_, list)| !list.is_empty());
@@ -385,10 +396,10 @@ impl Gpu {
         Slab { ptr, bytes, class, gpu: self.clone() }
     }
 
-    /// Memory from the driver; where it has none left, what lies idle in the pool is given back first.
-    fn fresh(&self, bytes: usize) -> u64 {
+    /// Does what may find no memory left; then, once more when the driver has got back what lies idle in the pool.
+    fn with_idle_memory<T>(&self, act: impl Fn(&dyn Driver) -> Result<T, GpuError>) -> Result<T, GpuError> {
         let inner = &self.inner;
-        let ptr = inner.driver.alloc(bytes).or_else(|error| {
+        act(&*inner.driver).or_else(|error| {
             if error != GpuError::NoMemory {
                 return Err(error);
             }
@@ -398,9 +409,14 @@ impl Gpu {
                 inner.held.fetch_sub(class * list.len(), Relaxed);
                 list.into_iter().for_each(|ptr| inner.driver.free(ptr));
             }
-            inner.driver.alloc(bytes)
-        });
-        inner.held.fetch_add(bytes, Relaxed);
+            act(&*inner.driver)
+        })
+    }
+
+    /// Memory from the driver.
+    fn fresh(&self, bytes: usize) -> u64 {
+        let ptr = self.with_idle_memory(|driver| driver.alloc(bytes));
+        self.inner.held.fetch_add(bytes, Relaxed);
         ptr.unwrap_or_else(|error| {
             if error != GpuError::NoMemory {
                 give_up(error)
@@ -413,7 +429,7 @@ impl Gpu {
 
     /// Memory to be given back soon, if there is enough.
     pub(super) fn scratch(&self, bytes: usize) -> Option<Scratch> {
-        let ptr = self.inner.driver.alloc(bytes).ok()?;
+        let ptr = self.with_idle_memory(|driver| driver.alloc(bytes)).ok()?;
         Some(Scratch { ptr, gpu: self.clone() })
     }
     /// What does the work.
@@ -503,9 +519,10 @@ impl Gpu {
         if grid.contains(&0) {
             return;
         }
-        assert!(grid[1..].iter().all(|&n| n < 1 << 16), "{kernel}: a grid of {grid:?}");
+        assert!(grid[1..].iter().all(|&n| n <= MOST_BLOCKS), "{kernel}: a grid of {grid:?}");
         let grid = grid.map(|n| u32::try_from(n).expect("grids fit 32 bits"));
-        let started = self.inner.driver.launch(kernel, grid, threads as u32, shared as u32, args);
+        let started =
+            self.with_idle_memory(|driver| driver.launch(kernel, grid, threads as u32, shared as u32, args));
         started.unwrap_or_else(|e| give_up(e));
     }
 }

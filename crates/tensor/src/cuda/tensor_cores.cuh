@@ -88,32 +88,31 @@ DEVICE Pair round_pair(float first, float second) {
 #else
 // The same in plain C++; a card rounds sums within multiply_add otherwise, so tests against it need a tolerance.
 DEVICE Address shared_memory() { return 0; }
+DEVICE unsigned char* at_address(Address at) { return emulator::dynamic_shared + at; }
 DEVICE void start_copy(Address to, const Bf16* from, int bytes = 16) {
-    memset(emulator::dynamic_shared + to, 0, 16);
-    if (bytes > 0) memcpy(emulator::dynamic_shared + to, from, bytes);
+    emulator::start_copy(at_address(to), from, bytes, 16 - bytes);
 }
 DEVICE void start_copy_of_value(Address to, const float* from, bool exists) {
-    const float x = exists ? *from : 0.0f;
-    memcpy(emulator::dynamic_shared + to, &x, 4);
+    emulator::start_copy(at_address(to), from, exists ? 4 : 0, exists ? 0 : 4);
 }
-DEVICE void close_copies() {}
-template <int N> DEVICE void wait_for_all_but() {}
-DEVICE void store_shared(Address to, const Pair (&x)[4]) { memcpy(emulator::dynamic_shared + to, x, 16); }
+DEVICE void close_copies() { emulator::close_copies(); }
+template <int N> DEVICE void wait_for_all_but() { emulator::wait_for_all_but(N); }
+DEVICE void store_shared(Address to, const Pair (&x)[4]) { memcpy(at_address(to), x, 16); }
 
-DEVICE void store_pair(Address to, Pair x) { memcpy(emulator::dynamic_shared + to, &x, 4); }
+DEVICE void store_pair(Address to, Pair x) { memcpy(at_address(to), &x, 4); }
 
 // What the lanes of every warp show each other.
 static Pair shown[emulator::MAX_THREADS][6];
 
 DEVICE Bf16 at_column(Address row, int column) {
     Bf16 v;
-    memcpy(&v, emulator::dynamic_shared + row + 2 * column, 2);
+    memcpy(&v, at_address(row) + 2 * column, 2);
     return v;
 }
 template <bool TURN> DEVICE void load_matrices(Address row, Pair (&x)[4]) {
     const unsigned me = emulator::now, warp = me / 32 * 32, i = me % 32 / 4, j = me % 4 * 2;
     shown[me][0] = row;
-    emulator::yield();
+    emulator::meet();
     for (unsigned m = 0; m < 4; ++m) {
         const unsigned first = warp + m * 8;
         x[m] = TURN ? at_column(shown[first + j][0], i) | (Pair)at_column(shown[first + j + 1][0], i) << 16
@@ -127,7 +126,7 @@ DEVICE void multiply_add(float (&sums)[4], const Pair (&a)[4], const Pair* b) {
     for (int i = 0; i < 4; ++i) shown[me][i] = a[i];
     shown[me][4] = b[0];
     shown[me][5] = b[1];
-    emulator::yield();
+    emulator::meet();
     for (int i = 0; i < 4; ++i) {
         const Pair(*of_row)[6] = shown + warp + me % 32 / 4 * 4;
         const Pair(*of_column)[6] = shown + warp + (me % 4 * 2 + i % 2) * 4;

@@ -39,7 +39,7 @@ pub fn gqa_heads<'p>(
 ) -> (Tensor, Tensor, Tensor) {
     let GqaHeads { heads, kv_heads, dim, norms, eps } = shape;
     let (wq, wk) = shape.widths();
-    let even = norms.is_none_or(|(q, k)| q.offset.is_multiple_of(2) && k.offset.is_multiple_of(2));
+    let even = norms.is_none_or(|(q, k)| [q, k].into_iter().all(|w| tape.params().is_in_pairs(w)));
     let suits = |_: &&Gpu| dim.is_multiple_of(4) && dim <= 256 && even;
     if let Some(gpu) = fast(tape.gpu()).filter(suits) {
         return fused(tape, gpu, qkv, shape, positions, table);
@@ -103,7 +103,7 @@ fn norm_weights(params: &Params, gpu: &Gpu, norms: Option<(Weight, Weight)>) -> 
     norms.map_or([Ptr::NULL; 2], |(q, k)| [q, k].map(|w| params.on(gpu, w)))
 }
 
-/// The projection's gradient; adds to those of the norms.
+/// The projection's gradient; adds to those of the norms, if they are trained.
 fn backward(
     gpu: &Gpu,
     params: &Params,
@@ -130,7 +130,8 @@ fn backward(
         args![x, dq, dk, dv, rstd, to, sums, at, cos, sin, q_norm, k_norm, n, heads, kv_heads, half, turned];
     gpu.launch_shared("fast_elementwise_heads_backward", [blocks, 1, 1], 256, 32 * dim, args);
     if let (Some(partial), Some((q_norm, k_norm))) = (&partial, norms) {
-        for (i, w) in [q_norm, k_norm].into_iter().enumerate() {
+        let norms = [q_norm, k_norm].into_iter().enumerate();
+        for (i, w) in norms.filter(|&(_, w)| params.trains(w)) {
             let args = args![partial.at(i * blocks * dim), params.grad_on(gpu, w), blocks, dim];
             gpu.launch("elementwise_bias_gradient", [dim.div_ceil(32), 1, 1], 256, args);
         }

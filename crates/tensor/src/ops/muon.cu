@@ -102,22 +102,17 @@ DEVICE void muon_momentum_transposed(const float* g, float* m, float* x, int row
 // any [batch] = whether a matrix's gradient, of `size` elements, has one that is not zero. Most have it in front.
 // Grid batch, exact, 256 threads.
 KERNEL(muon_any)(const float* g, const int* offsets, int* any, int size) {
-    __shared__ int found;
     g += (unsigned)offsets[blockIdx.x];
-    if (threadIdx.x == 0) found = 0;
-    for (long long at = 0; at < size; at += 16 * MUON_THREADS) {
-        __syncthreads();
-        if (found) break;
+    int found = 0;
+    for (long long at = 0; at < size && !found; at += 16 * MUON_THREADS) {
         bool mine = false;
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
             long long i = at + j * MUON_THREADS + threadIdx.x;
             mine = mine || (i < size && g[i] != 0.0f);
         }
-        __syncthreads();
-        if (mine) found = 1;
+        found = __syncthreads_or(mine);
     }
-    __syncthreads();
     if (threadIdx.x == 0) any[blockIdx.x] = found;
 }
 

@@ -48,7 +48,7 @@ pub fn grouped_rms_norm(tape: &Tape, x: &Tensor, w: Weight, eps: f32) -> Tensor 
 fn forward(tape: &Tape, x: &Data, n: usize, w: Weight, eps: f32) -> (Data, Data) {
     let h = w.len();
     let mut rstd = Data::new(tape.gpu(), n);
-    if let Some(gpu) = fast(tape.gpu()).filter(|_| suits_fast(w)) {
+    if let Some(gpu) = fast(tape.gpu()).filter(|_| suits_fast(tape, w)) {
         let y = Data::halves(gpu, n * h);
         fast_forward(gpu, tape.params().on(gpu, w), eps, (x, None), (&y, rstd.on_mut(gpu)), [n, h]);
         return (y, rstd);
@@ -81,8 +81,8 @@ fn forward(tape: &Tape, x: &Data, n: usize, w: Weight, eps: f32) -> (Data, Data)
 }
 
 /// Whether a row and its weight can be read in pairs.
-fn suits_fast(w: Weight) -> bool {
-    w.len().is_multiple_of(2) && w.offset.is_multiple_of(2)
+fn suits_fast(tape: &Tape, w: Weight) -> bool {
+    w.len().is_multiple_of(2) && tape.params().is_in_pairs(w)
 }
 
 /// `y` and `rstd` in fast mode, from `a` or, with `(b, s)`, from `s = a + b`, which is written.
@@ -106,7 +106,7 @@ pub fn add_rms_norm(tape: &Tape, a: &Tensor, b: &Tensor, w: Weight, eps: f32) ->
     let n = a.rows();
     let gpu = tape.gpu();
     let (mut s, mut rstd) = (Data::new(gpu, n * h), Data::new(gpu, n));
-    let halves = fast(gpu).filter(|_| suits_fast(w)).map(|gpu| Data::halves(gpu, n * h));
+    let halves = fast(gpu).filter(|_| suits_fast(tape, w)).map(|gpu| Data::halves(gpu, n * h));
     let is_fast = halves.is_some();
     let mut y = halves.unwrap_or_else(|| Data::new(gpu, n * h));
     match gpu {

@@ -1,6 +1,7 @@
-//! Every op on a GPU gives the processor's bits. Without a GPU the kernels run in the emulator, which sees neither races
-//! nor the machine's own arithmetic; `bench/gpu/check` does the same on a card.
+//! Every op on a GPU gives the processor's bits. Without a GPU the kernels run in the emulator, which does not have the card's own
+//! arithmetic, and sees races only if told to check for them (`SHOESTRING_TEST_CHECKED`); `bench/gpu/check` does the same on a card.
 
+mod checks;
 #[path = "../common/mod.rs"]
 mod common;
 mod families;
