@@ -23,7 +23,7 @@ type Emulate = unsafe extern "C" fn(
 /// Tells that so many bytes of memory are there from an address on, or, if it is none, that they are no more.
 type Tell = unsafe extern "C" fn(usize, usize);
 
-/// A library that holds all kernels and `emulate`, which runs one. Memory of the device is memory of the host.
+/// A library that holds all kernels and `emulate_kernel`, which runs one. Memory of the device is memory of the host.
 pub(super) struct Emulated {
     info: DeviceInfo,
     /// One kernel at a time: the emulator has one set of fibers.
@@ -51,7 +51,7 @@ impl Emulated {
         // SAFETY: a library that the caller has made of our kernels and of nothing else.
         let library = unsafe { Library::new(library) }.map_err(failed)?;
         // SAFETY: the signature is the emulator's own.
-        let emulate: Emulate = *unsafe { library.get(b"emulate") }.map_err(failed)?;
+        let emulate: Emulate = *unsafe { library.get(b"emulate_kernel") }.map_err(failed)?;
         // SAFETY: as above.
         let tell: Option<Tell> = unsafe { library.get(b"emulator_memory") }.ok().map(|symbol| *symbol);
         let info = DeviceInfo {

@@ -133,6 +133,7 @@ static inline void arrive() {}
 static inline void leave() {}
 static inline void pass_warp() {}
 static inline void access(const void*, size_t, bool, size_t = 0, bool = false) {}
+static inline void at_multiple(const void*, size_t) {}
 static inline const char* verdict() { return nullptr; }
 }  // namespace checks
 #endif
@@ -156,7 +157,11 @@ static void start_copy(void* to, const void* from, unsigned bytes, unsigned zero
     Copies& mine = copies[now];
     if (mine.count == MOST_COPIES) abort();
     mine.list[(mine.first + mine.count++) % MOST_COPIES] = Copy{to, from, bytes, zeros, mine.group};
-    if (bytes) checks::access(from, bytes, false);
+    if (bytes) {
+        checks::at_multiple(from, bytes + zeros);
+        checks::access(from, bytes, false);
+    }
+    checks::at_multiple(to, bytes + zeros);
     checks::access(to, bytes + zeros, true);
 }
 static void close_copies() { ++copies[now].group; }

@@ -161,6 +161,11 @@ EXEMPT static void access(const void* address, size_t bytes, bool writes, size_t
     for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) touch(cells[i], writes, atomic, shared, pc);
 }
 
+static const char UNALIGNED[] = "moves at once what does not lie at a multiple of its size";
+EXEMPT static void at_multiple(const void* address, size_t bytes) {
+    if ((size_t)address % bytes) complain(0, UNALIGNED);
+}
+
 EXEMPT static void begin_launch(unsigned shared) {
     ++launch;
     first_of_launch = interval + 1;
@@ -207,7 +212,7 @@ ANNOUNCED __tsan_read_range(void* at, size_t bytes) { checks::access(at, bytes, 
 ANNOUNCED __tsan_write_range(void* at, size_t bytes) { checks::access(at, bytes, true, (size_t)__builtin_return_address(0)); }
 // A pointer to what has to lie at a multiple of more (-fsanitize=alignment).
 ANNOUNCED __ubsan_handle_type_mismatch_v1(void*, void*) {
-    checks::complain((size_t)__builtin_return_address(0), "moves at once what does not lie at a multiple of its size");
+    checks::complain((size_t)__builtin_return_address(0), checks::UNALIGNED);
 }
 ANNOUNCED __tsan_init() {}
 ANNOUNCED __tsan_func_entry(void*) {}

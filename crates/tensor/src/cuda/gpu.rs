@@ -342,7 +342,7 @@ impl Gpu {
             text.push_str(&format!("#line 1 \"{stem}.cu\"\n{file}\n"));
         }
         text.push_str(
-            "extern \"C\" const char* emulate(const char* wanted, unsigned x, unsigned y, unsigned z, unsigned threads, \
+            "extern \"C\" const char* emulate_kernel(const char* wanted, unsigned x, unsigned y, unsigned z, unsigned threads, \
              unsigned shared, void** args) {\n    Dim3 grid{x, y, z};\n    checks::begin_launch(shared);\n",
         );
         for (_, file) in sources::FILES {

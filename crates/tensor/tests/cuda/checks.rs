@@ -43,6 +43,7 @@ const KERNELS: &[(&str, &str, &str)] = &[
         "multiple of its size",
         "if (t == 0) { Float4 v = *(Float4*)(x + 1); y = v.v[0] + v.v[3]; }",
     ),
+    ("unaligned_copy", "multiple of its size", "if (t == 0) emulator::start_copy(s, x + 2, 16, 0);"),
     ("half_a_warp", "not all lanes", "if (t < 16) y = __shfl_sync(FULL_WARP, y, 0);"),
     ("atomics", "", "atomicAdd((int*)s, 1);"),
     (
