@@ -11,6 +11,7 @@ use ground::seeds::{FNV, fnv};
 use std::cell::UnsafeCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -214,15 +215,16 @@ pub(crate) enum Kind {
     Long,
 }
 
-/// A kernel's argument: its value in the low bytes, as the kernel reads it.
-pub(crate) struct Arg {
+/// A kernel's argument: its value in the low bytes, as the kernel reads it. A slab that is one stays until the launch.
+pub(crate) struct Arg<'a> {
     bits: UnsafeCell<u64>,
     kind: Kind,
+    slab: PhantomData<&'a Slab>,
 }
 
-impl Arg {
-    fn new(bits: u64, kind: Kind) -> Arg {
-        Arg { bits: UnsafeCell::new(bits), kind }
+impl Arg<'_> {
+    fn new(bits: u64, kind: Kind) -> Self {
+        Arg { bits: UnsafeCell::new(bits), kind, slab: PhantomData }
     }
     /// Where the value lies.
     pub(super) fn place(&self) -> *mut c_void {
@@ -230,33 +232,33 @@ impl Arg {
     }
 }
 
-impl From<&Slab> for Arg {
-    fn from(slab: &Slab) -> Arg {
+impl<'a> From<&'a Slab> for Arg<'a> {
+    fn from(slab: &'a Slab) -> Arg<'a> {
         Arg::new(slab.ptr, Kind::Pointer)
     }
 }
-impl From<Ptr> for Arg {
-    fn from(ptr: Ptr) -> Arg {
+impl From<Ptr> for Arg<'_> {
+    fn from(ptr: Ptr) -> Self {
         Arg::new(ptr.0, Kind::Pointer)
     }
 }
-impl From<usize> for Arg {
-    fn from(n: usize) -> Arg {
+impl From<usize> for Arg<'_> {
+    fn from(n: usize) -> Self {
         Arg::new(i32::try_from(n).expect("sizes of kernels fit 31 bits") as u64, Kind::Int)
     }
 }
-impl From<bool> for Arg {
-    fn from(b: bool) -> Arg {
+impl From<bool> for Arg<'_> {
+    fn from(b: bool) -> Self {
         Arg::new(u64::from(b), Kind::Int)
     }
 }
-impl From<f32> for Arg {
-    fn from(x: f32) -> Arg {
+impl From<f32> for Arg<'_> {
+    fn from(x: f32) -> Self {
         Arg::new(u64::from(x.to_bits()), Kind::Float)
     }
 }
-impl From<i64> for Arg {
-    fn from(n: i64) -> Arg {
+impl From<i64> for Arg<'_> {
+    fn from(n: i64) -> Self {
         Arg::new(n as u64, Kind::Long)
     }
 }

@@ -37,7 +37,8 @@ pub fn pick_rows(params: &Params, x: &Tensor, rows: &[u32]) -> Tensor {
     let mut out = Data::new(params.gpu(), n * cols);
     match params.gpu() {
         Some(gpu) => {
-            let args = args![x.data.on(gpu), &gpu.upload_ints(rows), out.on_mut(gpu), cols];
+            let rows = gpu.upload_ints(rows);
+            let args = args![x.data.on(gpu), &rows, out.on_mut(gpu), cols];
             gpu.launch("elementwise_gather_rows", row_grid(n, cols), ROW_THREADS, args);
         }
         None => {
