@@ -220,8 +220,12 @@ pub(crate) fn batched(
 /// `count` products `C [n, n] = X Xᵀ`, `X [n, k]`, one behind the other: half of each is computed and mirrored.
 pub(crate) fn symmetric(gpu: &Gpu, x: &Slab, c: &Slab, n: usize, k: usize, count: usize) {
     let tiles = NT.iter().filter(|t| t.symmetric.is_some());
-    let grid = |t: &Tile| [n.div_ceil(t.cols), n.div_ceil(t.rows), count];
-    let tile = choose(gpu, tiles, grid);
+    // Blocks above the diagonal end at once.
+    let tile = choose(gpu, tiles, |t| {
+        let side = n.div_ceil(t.rows);
+        [side * (side + 1) / 2, 1, count]
+    });
+    let grid = [n.div_ceil(tile.cols), n.div_ceil(tile.rows), count];
     let kernel = tile.symmetric.expect("filtered above");
-    gpu.launch_shared(kernel, grid(tile), tile.threads, tile.shared, args![x, c, n, k, k, n]);
+    gpu.launch_shared(kernel, grid, tile.threads, tile.shared, args![x, c, n, k, k, n]);
 }

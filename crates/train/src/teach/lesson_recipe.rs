@@ -16,9 +16,7 @@ const SHARE_OF_START: f64 = 0.2;
 /// that (a fifth of it learnt half as much in as many steps; both LOG.md).
 fn learning_rate(b: &Budget) -> f64 {
     let whole = (1e-4 * (135e6 / b.parameters).sqrt()).clamp(1e-5, 1e-3);
-    let rate = if b.lora.is_some() { (10.0 * whole).min(1e-3) } else { whole };
-    // Two digits are enough to read and to write.
-    format!("{rate:.1e}").parse().expect("a number")
+    if b.lora.is_some() { (10.0 * whole).min(1e-3) } else { whole }
 }
 
 /// What a recipe is written from. Paths are absolute, so that it runs from anywhere.
